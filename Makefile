@@ -1,0 +1,30 @@
+# Every target sets up what it needs in .venv; nothing else has to be installed but Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+NAME ?=
+
+.PHONY: demo test check bench clean
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
+	@echo "setting up .venv (a few minutes the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,s3]'
+	@touch $@
+
+demo: .venv/ready  ## train 6 products with the embedded model, render them, publish, report
+	@$(BIN)/perfusion demo
+
+test: .venv/ready  ## every test, under 15 minutes on 2 cores
+	@$(BIN)/python -m pytest
+
+check: .venv/ready  ## lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+bench: .venv/ready  ## make bench NAME=render | train
+	@$(BIN)/python -m benchmarks $(NAME)
+
+clean:
+	rm -rf .venv demo .bench

@@ -1,0 +1,1 @@
+"""What a person runs: the spec file and the `perfusion` command."""

@@ -1,0 +1,62 @@
+"""Settings of the method: frozen models whose JSON form is part of every content key.
+
+Defaults follow the published recipe (section 4 and the supplement of arXiv 2305.01644, and the reference
+implementations of it); the embedded base overrides what differs at its size in its own `perfusion.json`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Bias = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
+Lock = Literal["local", "global", "trained"]
+Scheduler = Literal["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"]
+
+
+class Frozen(BaseModel):
+    """Immutable settings; an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MetricConfig(Frozen):
+    """How the metric C is estimated (arXiv 2305.01644, supplement C; token choice is ours, see `docs/method.md`)."""
+
+    captions: int = Field(100_000, ge=100, le=10_000_000, description="captions drawn from the built-in generator")
+    captions_uri: str | None = Field(None, description="a text file of captions, one a line, instead of the generator")
+    tokens: Literal["masked", "content", "all"] = Field(
+        "masked", description="masked: start to first end token; content: neither of them; all: padding too"
+    )
+    ridge: float = Field(1e-7, ge=0.0, le=1e-2, description="added to the diagonal, as a share of C's largest eigenvalue")
+
+
+class TrainingConfig(Frozen):
+    """One concept's training (arXiv 2305.01644 section 4.4 and supplement; lr and batch as in the reference code)."""
+
+    steps: int = Field(400, ge=1, le=100_000, description="optimiser steps")
+    batch: int = Field(16, ge=1, le=1024, description="rows per concept and step")
+    lr_value: float = Field(0.03, gt=0, le=10, description="Adam step of the value target o_V")
+    lr_embedding: float = Field(0.006, gt=0, le=10, description="Adam step of the word embedding v*")
+    bias: Bias = 0.75
+    temperature: Temperature = 0.1
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the target input i*, once per optimiser step")
+    lock: Literal["local", "trained"] = Field("local", description="trained: also learn the key target (an ablation)")
+    flip: bool = Field(False, description="mirror half of the rows; only for symmetric products")
+    fit: Literal["crop", "pad"] = Field("crop", description="how a photo is made square; padding is masked out")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class SamplingConfig(Frozen):
+    """Defaults of a render; each may be overridden by a column of the prompts manifest."""
+
+    steps: int = Field(50, ge=1, le=1000)
+    guidance: float = Field(6.0, ge=0, le=50, allow_inf_nan=False, description="classifier-free guidance scale")
+    scheduler: Scheduler = "ddim"
+    width: int | None = Field(None, ge=8, le=4096, description="pixels; the base model's own size when absent")
+    height: int | None = Field(None, ge=8, le=4096, description="pixels; the base model's own size when absent")
+    bias: Bias = 0.6
+    temperature: Temperature = 0.15
+    lock: Lock = "local"
+    negative_prompt: str = ""
+    edit_unconditional: bool = Field(False, description="apply the concepts to the unconditional rows as well")

@@ -1,0 +1,83 @@
+"""The plan's own database: a DuckDB file on local scratch that spills instead of growing.
+
+Tables, and who fills them:
+
+- `concepts`, `prompts`: one row per manifest row, checked (`pipeline.manifests`). `row` counts from 1 in the order
+  read. `code` is null for a good row; `column_name` and `message` say what is wrong otherwise.
+- `concepts_extra`, `prompts_extra`: `row` and every other column of the manifest under its own name and type.
+- `concept_keys`, `requests`, `done`: filled by `pipeline.plan`.
+"""
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import duckdb
+
+_SCHEMA = """
+CREATE TABLE concepts (
+    row BIGINT NOT NULL,
+    concept_id VARCHAR,
+    superclass VARCHAR,
+    images STRUCT(uri VARCHAR, sha256 VARCHAR)[],
+    masks STRUCT(uri VARCHAR, sha256 VARCHAR)[],
+    train VARCHAR,              -- JSON object of the row's overrides of TrainingConfig
+    code VARCHAR, column_name VARCHAR, message VARCHAR
+);
+CREATE TABLE prompts (
+    row BIGINT NOT NULL,
+    prompt VARCHAR,
+    where_expr VARCHAR,
+    seed BIGINT,
+    num_images INTEGER,
+    negative_prompt VARCHAR,
+    bias DOUBLE, temperature DOUBLE, lock VARCHAR,
+    width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
+    code VARCHAR, column_name VARCHAR, message VARCHAR
+);
+-- one row per concepts row that is good: its key and its complete training settings
+CREATE TABLE concept_keys (row BIGINT NOT NULL, concept_id VARCHAR, concept_key VARCHAR, training VARCHAR);
+-- one row per picture asked for, and one per prompts row that asks for none because it is bad
+CREATE TABLE requests (
+    prompt_row BIGINT NOT NULL,
+    image_index INTEGER NOT NULL,
+    concept_ids VARCHAR[],
+    concept_keys VARCHAR[],
+    render_key VARCHAR,
+    prompt VARCHAR,             -- as in the manifest, with {product} replaced by {concept id}
+    task_prompt VARCHAR,        -- with {0}, {1}, ... for the concepts
+    negative_prompt VARCHAR,    -- likewise, with numbers
+    seed BIGINT,
+    bias DOUBLE, temperature DOUBLE, lock VARCHAR,
+    width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
+    code VARCHAR, column_name VARCHAR, message VARCHAR
+);
+-- objects that exist already: outcomes of earlier work whose object is there
+CREATE TABLE done (
+    kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT, accelerator_s DOUBLE, loss DOUBLE
+);
+"""
+
+
+class PlanDB:
+    """A DuckDB connection with the plan's tables, on a scratch file that goes away with it."""
+
+    def __init__(self, *, memory_limit: str = "1GB", threads: int | None = None, scratch: str | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="perfusion-plan-", dir=scratch)
+        self.connection = duckdb.connect(str(Path(self._folder.name) / "plan.duckdb"))
+        self.connection.execute(f"SET memory_limit = '{memory_limit}'")
+        self.connection.execute("SET preserve_insertion_order = false")
+        if threads is not None:
+            self.connection.execute(f"SET threads = {threads}")
+        self.connection.execute(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the connection and delete the file."""
+        self.connection.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> "PlanDB":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
