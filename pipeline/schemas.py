@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 METADATA = {b"perfusion.schema_version": str(SCHEMA_VERSION).encode()}
 
 _TIME = pa.timestamp("us", tz="UTC")
+# The path says run_id too, and Arrow's dataset reader takes it from there as a dictionary: any other type would clash.
+_RUN_ID = pa.dictionary(pa.int32(), pa.string())
 
 # The fields of `pipeline.units.Outcome`, one row per finished task.
 PART = pa.schema(
@@ -54,7 +56,7 @@ _BASE = [("base", pa.string()), ("base_digest", pa.string())]
 
 CONCEPTS = pa.schema(
     [
-        ("run_id", pa.string()),
+        ("run_id", _RUN_ID),
         ("manifest_row", pa.int64()),
         ("concept_id", pa.string()),
         ("concept_key", pa.string()),
@@ -70,7 +72,7 @@ CONCEPTS = pa.schema(
 
 RENDERS = pa.schema(
     [
-        ("run_id", pa.string()),
+        ("run_id", _RUN_ID),
         ("manifest_row", pa.int64()),
         ("image_index", pa.int32()),
         ("concept_id", pa.string()),
@@ -122,10 +124,17 @@ def check_extra_columns(concepts: list[str], prompts: list[str]) -> None:
         prompts: names of the prompts manifest's extra columns.
 
     Raises:
-        ManifestError: a reserved name, or a name that stands in both manifests.
+        ManifestError: a reserved name, or a name that stands twice in one manifest or in both.
     """
     for manifest, names in (("concepts", concepts), ("prompts", prompts)):
+        seen: set[str] = set()
         for name in names:
+            if name.lower() in seen:
+                raise ManifestError(
+                    f"column {name!r} stands twice in the {manifest} manifest when upper and lower case are not told "
+                    "apart: rename one of the two"
+                )
+            seen.add(name.lower())
             if name.lower() in RESERVED_COLUMNS:
                 raise ManifestError(
                     f"column {name!r} of the {manifest} manifest has the name of a result column: "

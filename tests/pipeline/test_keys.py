@@ -1,0 +1,149 @@
+"""Keys mean the same in Python and in SQL, and only what matters is in them."""
+
+import inspect
+import json
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfusion_ops.config import MetricConfig, TrainingConfig
+from pipeline import keys
+
+CHECK = settings(deadline=None, max_examples=80)
+# DuckDB's text holds what UTF-8 can: no lone surrogates.
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+DIGEST = st.text("0123456789abcdef", min_size=8, max_size=8)
+FLOAT = st.floats(allow_nan=False, allow_infinity=False)
+RENDER = st.fixed_dictionaries(
+    {
+        "base_digest": DIGEST,
+        "concepts": st.lists(DIGEST, max_size=3),
+        "prompt": TEXT,
+        "negative_prompt": TEXT,
+        "steps": st.integers(1, 1000),
+        "guidance": FLOAT,
+        "scheduler": st.sampled_from(["ddim", "euler"]),
+        "width": st.none() | st.integers(8, 4096),
+        "height": st.none() | st.integers(8, 4096),
+        "bias": FLOAT,
+        "temperature": FLOAT,
+        "lock": st.sampled_from(["local", "global"]),
+        "edit_unconditional": st.booleans(),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def sql():
+    connection = duckdb.connect()
+    keys.install(connection)
+    yield lambda expression, *values: connection.execute(f"SELECT {expression}", values).fetchone()[0]
+    connection.close()
+
+
+@CHECK
+@given(value=FLOAT)
+def test_floats_have_one_decimal_form(sql, value):
+    assert sql("CAST(?::DOUBLE AS VARCHAR)", value) == repr(value)
+
+
+@CHECK
+@given(
+    base=DIGEST,
+    metric=DIGEST,
+    superclass=TEXT,
+    images=st.lists(st.tuples(DIGEST, st.none() | DIGEST), max_size=4),
+    lr=st.floats(1e-9, 10),
+)
+def test_concept_key_is_the_same_in_sql(sql, base, metric, superclass, images, lr):
+    training = TrainingConfig(lr_value=lr)
+    expected = keys.concept_key(
+        base_digest=base, metric_key=metric, training=training, superclass=superclass, images=images
+    )
+    given_masks = [mask for _, mask in images]
+    got = sql(
+        "concept_key(?, ?, ?, ?, ?::VARCHAR[], ?::VARCHAR[])",
+        *(base, metric, keys.settings_json(training), superclass),
+        *([image for image, _ in images], given_masks if any(given_masks) else None),
+    )
+    assert got == expected
+
+
+@CHECK
+@given(fields=RENDER, seed=st.integers(0, 2**63 - 1), base_seed=st.integers(0, 2**63 - 1), index=st.integers(0, 999))
+def test_render_key_and_seed_are_the_same_in_sql(sql, fields, seed, base_seed, index):
+    material = keys.render_material(**fields)
+    assert (
+        sql(
+            "render_material(?, ?::VARCHAR[], ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(fields[name] for name in inspect.signature(keys.render_material).parameters),
+        )
+        == material
+    )
+    assert sql("render_key(?, ?)", material, seed) == keys.render_key(material, seed)
+    derived = keys.default_seed(material, base_seed, index)
+    assert sql("default_seed(?, ?, ?)", material, base_seed, index) == derived
+    assert 0 <= derived < 2**31
+
+
+@CHECK
+@given(one=RENDER, other=RENDER)
+def test_different_renders_have_different_texts(one, other):
+    assert (keys.render_material(**one) == keys.render_material(**other)) == (one == other)
+
+
+def test_neighbouring_fields_do_not_run_into_each_other():
+    fields = {
+        "base_digest": "b", "concepts": [], "steps": 1, "guidance": 1.0, "scheduler": "ddim", "width": None,
+        "height": None, "bias": 0.0, "temperature": 1.0, "lock": "local", "edit_unconditional": False,
+    }  # fmt: skip
+    texts = [("a", "b"), ("ab", ""), ("", "ab"), ("a1:b", ""), ("1:a", "b"), ("-", ""), ("", "-")]
+    materials = {keys.render_material(prompt=p, negative_prompt=n, **fields) for p, n in texts}
+    assert len(materials) == len(texts)
+    one = keys.render_material(**(fields | {"concepts": ["a", "b"], "prompt": "", "negative_prompt": ""}))
+    two = keys.render_material(**(fields | {"concepts": ["a1:b"], "prompt": "", "negative_prompt": ""}))
+    assert one != two
+
+
+def test_order_of_images_and_white_space_do_not_matter_but_the_rest_does():
+    common = {"base_digest": "b", "metric_key": "m", "training": TrainingConfig()}
+    images = [("1", None), ("2", "x"), ("3", None)]
+    key = keys.concept_key(superclass="teddy bear", images=images, **common)
+    assert key == keys.concept_key(superclass=" teddy\u00a0\tbear ", images=images[::-1], **common)
+    others = [
+        keys.concept_key(superclass="teddybear", images=images, **common),
+        keys.concept_key(superclass="teddy bear", images=images[:2], **common),
+        keys.concept_key(superclass="teddy bear", images=[("1", "x"), ("2", None), ("3", None)], **common),
+        keys.concept_key(superclass="teddy bear", images=images, **(common | {"training": TrainingConfig(steps=1)})),
+        keys.concept_key(superclass="teddy bear", images=images, **(common | {"base_digest": "c"})),
+        keys.concept_key(superclass="teddy bear", images=images, **(common | {"metric_key": "n"})),
+    ]
+    assert len({key, *others}) == 7
+
+
+def test_settings_are_complete_and_canonical():
+    text = keys.settings_json(TrainingConfig(bias=-0.0, steps=7))
+    assert json.loads(text) == TrainingConfig(bias=0.0, steps=7).model_dump()
+    assert text == keys.settings_json(TrainingConfig(steps=7, bias=0.0))
+
+
+def test_metric_key_follows_base_settings_and_captions():
+    some = {
+        keys.metric_key(base_digest="b", metric=MetricConfig()),
+        keys.metric_key(base_digest="c", metric=MetricConfig()),
+        keys.metric_key(base_digest="b", metric=MetricConfig(ridge=0.0)),
+        keys.metric_key(base_digest="b", metric=MetricConfig(), captions_sha256="d"),
+    }
+    assert len(some) == 4
+
+
+def test_a_key_never_changes_by_accident():
+    """Objects are stored under these digests: a change here orphans every object made so far."""
+    material = keys.render_material(
+        base_digest="b", concepts=["k"], prompt="a {0}", negative_prompt="", steps=50, guidance=6.0, scheduler="ddim",
+        width=None, height=512, bias=0.6, temperature=0.15, lock="local", edit_unconditional=False,
+    )  # fmt: skip
+    assert material == "1:b1[1:k]5:a {0}0:2:503:6.04:ddim-3:5123:0.64:0.155:local5:false"
+    assert keys.render_key(material, 3) == "7e02461e482c7753b95a8f0649e226e2b2877c75d85d2bd22e7448acb33cc515"
