@@ -1,0 +1,146 @@
+"""A product seen from a viewpoint, as a small cut-out with a soft edge.
+
+Only the box around the product is drawn, three times as fine as the picture, and averaged down: that is what makes the
+edge soft and the renderer fast. Parts outside the picture are cut off.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from perfusion_ops.mini.colors import darken
+from perfusion_ops.mini.drawings import Layer, drawing
+from perfusion_ops.mini.products import Product
+
+_FINE = 3  # sub-pixels along each side of a pixel
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a product stands in the picture and how the light falls on it.
+
+    Attributes:
+        x: Centre from the left, in 64ths of the picture's width.
+        y: Centre from the top, in 64ths of the picture's height.
+        scale: Half the product's height, in 64ths of the picture.
+        angle: Turned clockwise, radians.
+        mirrored: Whether left and right change places.
+        light: Gain of brightness per unit of the product to the right and downwards.
+        brightness: Gain of the whole product.
+    """
+
+    x: float
+    y: float
+    scale: float
+    angle: float = 0.0
+    mirrored: bool = False
+    light: tuple[float, float] = (0.0, 0.0)
+    brightness: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A cut-out whose upper left pixel belongs at (top, left) of the picture.
+
+    Attributes:
+        top: Row of the picture.
+        left: Column of the picture.
+        color: (h, w, 3) float32, 0..255.
+        alpha: (h, w) float32, 0..1: the share of each pixel that the product covers.
+    """
+
+    top: int
+    left: int
+    color: np.ndarray
+    alpha: np.ndarray
+
+
+def sprite(product: Product, view: View, size: int) -> Sprite:
+    """Cut `product`, seen as `view` says, for a picture of `size` x `size` pixels; empty when it is wholly outside."""
+    unit = size / 64
+    x, y, scale = view.x * unit, view.y * unit, view.scale * unit
+    cosine, sine = np.cos(view.angle) * scale, np.sin(view.angle) * scale
+    mirror = -1 if view.mirrored else 1
+    matrix = np.array([[cosine * mirror, -sine], [sine * mirror, cosine]])
+
+    layers = drawing(product)
+    corners = np.concatenate([layer.points for layer in layers]) @ matrix.T + (x, y)
+    left, top = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, size).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, size).tolist()
+    if left == right or top == bottom:
+        return Sprite(0, 0, np.zeros((0, 0, 3), np.float32), np.zeros((0, 0), np.float32))
+
+    ends = np.cumsum([len(layer.points) for layer in layers])
+    outlines = np.split((corners - (left, top)) * _FINE, ends[:-1])
+    shapes = [(layer, outline.ravel().tolist()) for layer, outline in zip(layers, outlines, strict=True)]
+    canvas = ((right - left) * _FINE, (bottom - top) * _FINE)
+    pattern = _pattern(product, np.linalg.inv(matrix), (x - left, y - top), canvas)
+    colored, covered = _paint(product, shapes, pattern, canvas, max(2, int(scale * 0.09)))
+
+    color = np.asarray(colored.reduce(_FINE), np.float32)
+    across = (np.arange(left, right, dtype=np.float32) - x) / scale
+    down = (np.arange(top, bottom, dtype=np.float32) - y) / scale
+    gain = view.brightness * (1 + 0.22 * (view.light[0] * across[None, :] + view.light[1] * down[:, None]))
+    color = np.clip(color * np.clip(gain, 0.45, 1.4)[:, :, None], 0, 255).astype(np.float32)
+    return Sprite(top, left, color, np.asarray(covered.reduce(_FINE), np.float32) / 255)
+
+
+def _pattern(
+    product: Product, inverse: np.ndarray, origin: tuple[float, float], canvas: tuple[int, int]
+) -> Image.Image | None:
+    """Where the body takes the secondary colour: a mask of 0 and 255, or None for a body of one colour."""
+    kind, frequency = product.look.pattern, product.frequency
+    if kind not in ("striped", "dotted", "checked"):
+        return None
+    dx = ((np.arange(canvas[0], dtype=np.float32) + 0.5) / _FINE - origin[0])[None, :]
+    dy = ((np.arange(canvas[1], dtype=np.float32) + 0.5) / _FINE - origin[1])[:, None]
+    u = inverse[0, 0] * dx + inverse[0, 1] * dy
+    v = inverse[1, 0] * dx + inverse[1, 1] * dy
+    phase_u, phase_v = product.phase
+    if kind == "striped":
+        along = u * np.sin(product.angle) + v * np.cos(product.angle)
+        marked = np.sin(2 * np.pi * (frequency * along + phase_u)) > 0
+    elif kind == "dotted":
+        cell_u, cell_v = u * frequency * 1.2 + phase_u, v * frequency * 1.2 + phase_v
+        marked = (cell_u % 1 - 0.5) ** 2 + (cell_v % 1 - 0.5) ** 2 < 0.085
+    else:
+        cell_u, cell_v = np.floor(u * frequency * 1.5 + phase_u), np.floor(v * frequency * 1.5 + phase_v)
+        marked = (cell_u + cell_v) % 2 > 0
+    return Image.fromarray(marked.astype(np.uint8) * 255)
+
+
+def _paint(
+    product: Product,
+    shapes: list[tuple[Layer, list[float]]],
+    pattern: Image.Image | None,
+    canvas: tuple[int, int],
+    line: int,
+) -> tuple[Image.Image, Image.Image]:
+    """The colours and the coverage of a product.
+
+    Args:
+        product: What is drawn.
+        shapes: Its layers from back to front, each with its polygon as x0, y0, x1, y1, ... in sub-pixels.
+        pattern: Where the body takes the secondary colour.
+        canvas: Width and height in sub-pixels.
+        line: Width of the body's outline in sub-pixels.
+    """
+    # Beside the product the canvas has its main colour: averaging at the edge then mixes in no foreign one.
+    colored, covered = Image.new("RGB", canvas, product.primary), Image.new("L", canvas, 0)
+    brush, cover = ImageDraw.Draw(colored), ImageDraw.Draw(covered)
+    for layer, polygon in shapes:
+        brush.polygon(polygon, fill=layer.fill or product.primary)
+        if layer.emblem:
+            continue
+        cover.polygon(polygon, fill=255)
+        closed = polygon + polygon[:2]
+        if layer.fill is None:
+            if pattern is not None:
+                body = Image.new("L", canvas, 0)
+                ImageDraw.Draw(body).polygon(polygon, fill=255)
+                colored.paste(product.secondary, (0, 0), ImageChops.darker(body, pattern))
+            brush.line(closed, fill=darken(product.primary, 0.55), width=line)
+        elif len(layer.points) > 8:  # parts with fewer corners are so small that they would be all outline
+            brush.line(closed, fill=darken(layer.fill, 0.6), width=max(1, line - 1))
+    return colored, covered

@@ -1,0 +1,83 @@
+"""The words of the product world: what exists in it and what it is called.
+
+Pure data without numpy, so that captions can be written without a renderer. The embedded base model was trained on
+these names: a new name is a new base model.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CATEGORIES = ("mug", "chair", "teddy", "bottle", "shoe", "bag", "lamp", "hat", "clock", "car")
+PATTERNS = ("plain", "striped", "dotted", "checked", "star", "heart")
+EMBLEMS = frozenset({"star", "heart"})
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
+
+# Each context with every way of saying where the product is.
+CONTEXTS: dict[str, tuple[str, ...]] = {
+    "beach": ("on the beach", "on a beach", "at the beach"),
+    "snow": ("in the snow", "on the snow"),
+    "grass": ("on the grass", "in a green field", "on green grass"),
+    "city": ("in the city at night", "in a city at night"),
+    "wood": ("on a wooden table", "on a wooden floor"),
+    "brick": ("in front of a brick wall", "against a brick wall"),
+    "forest": ("in the forest", "in a forest"),
+    "desert": ("in the desert", "on a sand dune in the desert"),
+    "underwater": ("underwater", "under the sea"),
+    "kitchen": ("in the kitchen", "in a kitchen"),
+    "space": ("in space", "in outer space"),
+}
+STUDIO_COLORS = ("red", "blue", "green", "yellow", "white", "purple", "gray")
+STUDIO_PREFIX = "studio-"
+BACKGROUNDS = (*CONTEXTS, *(STUDIO_PREFIX + color for color in STUDIO_COLORS))
+
+Framing = Literal["mid", "big", "small", "pair"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What words can say about a product: its category, three distinct colours and a pattern."""
+
+    category: str
+    primary: str
+    secondary: str
+    accent: str
+    pattern: str
+
+    @property
+    def emblem_color(self) -> str:
+        """Colour in which a star or heart is drawn: the one that stands out where the category carries it."""
+        if self.category == "bottle":
+            return self.accent
+        return self.primary if self.category == "clock" else self.secondary
+
+
+@dataclass(frozen=True)
+class Description:
+    """What words can say about a scene.
+
+    Attributes:
+        looks: The products in the order drawn; with `wears_hat` the last one is the hat that the first one wears.
+        background: One of BACKGROUNDS.
+        framing: How large the first product stands; `pair` for two products side by side.
+        wears_hat: Whether the last look is a hat on the first.
+        first_is_left: Of a pair, whether the first stands to the left.
+    """
+
+    looks: tuple[Look, ...]
+    background: str
+    framing: Framing = "mid"
+    wears_hat: bool = False
+    first_is_left: bool = True
+
+
+def superclass(category: str) -> str:
+    """The words that captions use for a category: "teddy bear" for teddy, otherwise the category itself."""
+    return "teddy bear" if category == "teddy" else category
+
+
+def phrases(background: str) -> tuple[str, ...]:
+    """Every way of saying that a product stands before `background` (one of BACKGROUNDS)."""
+    if background.startswith(STUDIO_PREFIX):
+        color = background.removeprefix(STUDIO_PREFIX)
+        return (f"on a {color} background", f"in front of a {color} background", f"in a {color} studio")
+    return CONTEXTS[background]
