@@ -11,6 +11,7 @@ Tables, and who fills them:
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import duckdb
 
@@ -46,7 +47,8 @@ CREATE TABLE requests (
     render_key VARCHAR,
     prompt VARCHAR,             -- as in the manifest, with {product} replaced by {concept id}
     task_prompt VARCHAR,        -- with {0}, {1}, ... for the concepts
-    negative_prompt VARCHAR,    -- likewise, with numbers
+    negative_prompt VARCHAR,    -- as prompt
+    task_negative_prompt VARCHAR,  -- as task_prompt, with the same numbers
     seed BIGINT,
     bias DOUBLE, temperature DOUBLE, lock VARCHAR,
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
@@ -54,9 +56,24 @@ CREATE TABLE requests (
 );
 -- objects that exist already: outcomes of earlier work whose object is there
 CREATE TABLE done (
-    kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT, accelerator_s DOUBLE, loss DOUBLE
+    kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT,
+    accelerator_s DOUBLE, loss DOUBLE
 );
 """
+
+
+def quoted(name: str) -> str:
+    """A column's name as SQL writes it, whatever characters it holds."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def extra_columns(connection: duckdb.DuckDBPyConnection, manifest: str) -> list[str]:
+    """Names of a manifest's extra columns in their order; `manifest` is concepts or prompts."""
+    rows = connection.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND column_name <> 'row' ORDER BY column_index",
+        [f"{manifest}_extra"],
+    ).fetchall()
+    return [name for (name,) in rows]
 
 
 class PlanDB:
@@ -76,8 +93,10 @@ class PlanDB:
         self.connection.close()
         self._folder.cleanup()
 
-    def __enter__(self) -> "PlanDB":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -146,3 +146,14 @@ def check_extra_columns(concepts: list[str], prompts: list[str]) -> None:
             f"column {both[0]!r} stands in both manifests, and a render's row carries the columns of both: "
             "rename it in one of them"
         )
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with exactly the columns of `schema`: cast where the type differs, null where an older file lacks one."""
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

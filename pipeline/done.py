@@ -1,0 +1,91 @@
+"""Which objects exist already: the outcomes of all earlier runs, believed only where storage lists the object.
+
+Storage is listed once and joined in SQL, so the cost is one listing however many rows are planned. A row of a table or
+a part whose object is gone, or has another size than the one recorded, does not count: the work is done again.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from pipeline.layout import image_path, weights_path
+from pipeline.parts import read_tables
+from pipeline.plandb import PlanDB
+from pipeline.schemas import CONCEPTS, PART, RENDERS
+from pipeline.storage import Storage
+
+_ROWS_PER_INSERT = 50_000
+_OBJECTS = pa.schema([("kind", pa.string()), ("key", pa.string()), ("uri", pa.string()), ("bytes", pa.int64())])
+# What of each record is kept: its schema, and as SQL its kind, key, loss and time in seconds.
+_PART = (PART, "kind", "key", "loss", "finished_at")
+_CONCEPT = (CONCEPTS, "'concept'", "concept_key", "loss", "epoch_us(finished_at) / 1e6")
+_RENDER = (RENDERS, "'render'", "render_key", "NULL", "epoch_us(finished_at) / 1e6")
+
+
+def load_done(db: PlanDB, storage: Storage) -> int:
+    """Fill `done` from every published table and every staged part; returns the number of objects.
+
+    Raises:
+        StorageError: storage cannot be listed, or a table or part cannot be read.
+    """
+    connection = db.connection
+    connection.execute("DELETE FROM done")
+    connection.execute("CREATE OR REPLACE TEMP TABLE objects (kind VARCHAR, key VARCHAR, uri VARCHAR, bytes BIGINT)")
+    connection.execute("""
+        CREATE OR REPLACE TEMP TABLE records (
+            kind VARCHAR, key VARCHAR, sha256 VARCHAR, bytes BIGINT,
+            accelerator_s DOUBLE, loss DOUBLE, finished_at DOUBLE
+        )
+    """)
+    objects, any_object = _objects(storage), False
+    while page := list(islice(objects, _ROWS_PER_INSERT)):
+        any_object = True
+        rows = pa.Table.from_arrays(
+            [pa.array(values, field.type) for values, field in zip(zip(*page, strict=True), _OBJECTS, strict=True)],
+            schema=_OBJECTS,
+        )
+        connection.register("rows_read", rows)
+        connection.execute("INSERT INTO objects SELECT * FROM rows_read")
+    for path, (schema, kind, key, loss, finished_at) in _sources(storage) if any_object else ():
+        for _, rows in read_tables(storage, [path], schema):
+            connection.register("rows_read", rows)
+            connection.execute(
+                f"INSERT INTO records SELECT {kind}, {key}, sha256, bytes, accelerator_s, {loss}, {finished_at} "
+                "FROM rows_read WHERE status = 'ok'"
+            )
+    # The newest record of the object that is there: an object made again may have another size.
+    connection.execute("""
+        INSERT INTO done BY NAME
+        SELECT kind, key, any_value(uri) AS uri, any_value(bytes) AS bytes, unnest(arg_max(
+            {'sha256': sha256, 'accelerator_s': accelerator_s, 'loss': loss}, (coalesce(finished_at, 0), sha256)
+        ))
+        FROM records JOIN objects USING (kind, key, bytes) GROUP BY kind, key
+    """)
+    connection.execute("DROP TABLE objects; DROP TABLE records")
+    connection.unregister("rows_read")
+    [(count,)] = connection.execute("SELECT count(*) FROM done").fetchall()
+    return count
+
+
+def _objects(storage: Storage) -> Iterator[tuple[str, str, str, int]]:
+    for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path)):
+        for path, size in storage.list(folder):
+            key = PurePosixPath(path).stem
+            if spell(key) == path:
+                yield kind, key, storage.uri(path), size
+
+
+def _sources(storage: Storage) -> Iterator[tuple[str, tuple[pa.Schema, str, str, str, str]]]:
+    """Every staged part and published table, with what is kept of it; a published run's parts say nothing new."""
+    # Runs are listed before tables: a run that is published in between is read twice, never missed.
+    runs = [PurePosixPath(path) for path, _ in storage.list("runs")]
+    published = {path.parent for path in runs if path.name == "published.json"}
+    for path in runs:
+        if path.match("runs/*/parts/*.parquet") and path.parent.parent not in published:
+            yield str(path), _PART
+    for folder, kept in (("tables/concepts", _CONCEPT), ("tables/renders", _RENDER)):
+        for path, _ in storage.list(folder):
+            if path.endswith(".parquet"):
+                yield path, kept

@@ -1,0 +1,138 @@
+"""Staged outcomes: what a run has finished so far, in small Parquet objects that only ever get added.
+
+Each object is created exclusively under the number of the lease that its writer holds, so an attempt that lost its
+lease can add but never overwrite. A row counts once its part is written; an object without a row is made again.
+Where a key stands in several parts, ok wins over anything else, then the later lease, then the later part.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.layout import part_path, run_path
+from pipeline.schemas import PART, conform
+from pipeline.storage import Storage, StorageError
+from pipeline.units import Outcome
+
+_ROWS_PER_READ = 65_536
+
+
+class PartWriter:
+    """Collects outcomes and writes them in parts; one per attempt, used from one thread.
+
+    A failed flush loses nothing: the part is kept and written first at the next flush.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        run_id: str,
+        lease: int,
+        *,
+        rows_per_part: int = 50_000,
+        seconds_per_part: float = 60.0,
+        clock: Callable[[], float],
+    ) -> None:
+        """Start with part 0 of this lease.
+
+        Args:
+            storage: where the run lies.
+            run_id: the run.
+            lease: number of the lease that the caller holds.
+            rows_per_part: a part is written when this many rows wait.
+            seconds_per_part: a part is written when the first waiting row is this old.
+            clock: seconds that never go back.
+        """
+        self._storage, self._run_id, self._lease = storage, run_id, lease
+        self._rows_per_part, self._seconds_per_part, self._clock = rows_per_part, seconds_per_part, clock
+        self._rows: list[Outcome] = []
+        self._oldest = 0.0
+        self._encoded: bytes | None = None
+        self._sequence = 0
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Take outcomes and write a part when one is due; call it with none now and then to keep the clock honoured.
+
+        Raises:
+            StorageError: as `flush`.
+        """
+        if not self._rows:
+            self._oldest = self._clock()
+        self._rows.extend(outcomes)
+        waited = self._clock() - self._oldest
+        if len(self._rows) >= self._rows_per_part or (self._rows and waited >= self._seconds_per_part):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything that waits; returns when it is in storage.
+
+        Raises:
+            StorageError: storage could not be written, or another attempt writes under the same lease.
+        """
+        self._write_encoded()
+        if self._rows:
+            self._encoded, self._rows = _encode(self._rows), []
+            self._write_encoded()
+
+    def _write_encoded(self) -> None:
+        if self._encoded is None:
+            return
+        path = part_path(self._run_id, self._lease, self._sequence)
+        # A lost answer makes our own part look like another's: its bytes tell.
+        if not self._storage.create(path, self._encoded) and self._storage.read(path) != self._encoded:
+            raise StorageError(
+                f"{self._storage.uri(path)} was written by another attempt of run {self._run_id} under the same lease "
+                f"({self._lease}): stop one of the two and run the command again"
+            )
+        self._encoded = None
+        self._sequence += 1
+
+
+def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str) -> None:
+    """Fill the temporary table `outcomes`: one row per key that the run has finished, columns as in `schemas.PART`.
+
+    Raises:
+        StorageError: a part cannot be read.
+    """
+    paths = [path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet")]
+    connection.register("rows_read", PART.empty_table())
+    connection.execute("CREATE OR REPLACE TEMP TABLE staged AS SELECT *, '' AS part FROM rows_read")
+    for path, rows in read_tables(storage, paths, PART):
+        connection.register("rows_read", rows)
+        connection.execute("INSERT INTO staged SELECT *, ? FROM rows_read", [path])
+    connection.unregister("rows_read")
+    # Zero-padded lease and sequence numbers make the order of paths theirs.
+    connection.execute("""
+        CREATE OR REPLACE TEMP TABLE outcomes AS SELECT * EXCLUDE (part) FROM staged
+        QUALIFY row_number() OVER (PARTITION BY kind, key ORDER BY status = 'ok' DESC, part DESC) = 1
+    """)
+    connection.execute("DROP TABLE staged")
+
+
+def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of Parquet objects, some tens of thousands at a time, with exactly the columns of `schema`.
+
+    Raises:
+        StorageError: an object is not whole Parquet.
+    """
+    for path in paths:
+        try:
+            with storage.filesystem.open(storage.full(path), "rb") as source, pq.ParquetFile(source) as file:
+                names = [name for name in schema.names if name in file.schema_arrow.names]
+                for batch in file.iter_batches(_ROWS_PER_READ, columns=names):
+                    yield path, conform(pa.Table.from_batches([batch]), schema)
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(
+                f"{storage.uri(path)} cannot be read ({error}): restore it, or delete it to have its rows done again"
+            ) from error
+
+
+def _encode(outcomes: Sequence[Outcome]) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=PART)
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
