@@ -33,7 +33,7 @@ from pipeline.storage import Storage
 MIN_BYTES = 500_000  # the page without any picture stays below this, whatever the tables hold
 MAX_COMBINED = 24  # pictures of several concepts
 EXAMPLES = 3  # rows shown per error code
-SLOWEST = 10  # rows shown
+SLOWEST = 6  # pictures and concepts shown
 SETTINGS = 60  # lines of the spec shown
 BINS = 24
 
@@ -155,7 +155,7 @@ def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
         "totals": {table: _totals(connection, table) for table in TABLES},
         "failures": _failures(connection),
         "histograms": {table: _histogram(connection, table) for table in TABLES},
-        "slowest": rows(connection, _SLOWEST, [SLOWEST]),
+        "slowest": rows(connection, _SLOWEST, {"limit": SLOWEST}),
         "concepts_total": _count(connection, "SELECT count(DISTINCT concept_id) FROM concepts"),
         "combined_total": _count(connection, "SELECT count(*) FROM renders WHERE len(concept_ids) > 1"),
         "pattern": {table: storage.uri(f"tables/{table}/*/run_id={run_id}/*.parquet") for table in TABLES},
@@ -412,12 +412,16 @@ _NOT_OK = """
 """
 
 _SLOWEST = """
-    SELECT * FROM (
-        SELECT 'concept' AS kind, manifest_row, 0 AS image_index, concept_id, superclass AS what, status, accelerator_s,
-            batch, attempts, worker
-        FROM concepts WHERE origin IS DISTINCT FROM 'reused' AND accelerator_s > 0
-        UNION ALL
-        SELECT 'picture', manifest_row, image_index, concept_id, prompt, status, accelerator_s, batch, attempts, worker
+    FROM (
+        SELECT 'picture' AS kind, manifest_row, image_index, concept_id, prompt AS what, status, accelerator_s, batch,
+            attempts
         FROM renders WHERE origin IS DISTINCT FROM 'reused' AND accelerator_s > 0
-    ) ORDER BY accelerator_s DESC, kind, manifest_row, image_index LIMIT ?
+        ORDER BY accelerator_s DESC, manifest_row, image_index LIMIT $limit
+    )
+    UNION ALL FROM (
+        SELECT 'concept', manifest_row, 0, concept_id, superclass, status, accelerator_s, batch, attempts
+        FROM concepts WHERE origin IS DISTINCT FROM 'reused' AND accelerator_s > 0
+        ORDER BY accelerator_s DESC, manifest_row LIMIT $limit
+    )
+    ORDER BY kind DESC, accelerator_s DESC, manifest_row, image_index
 """

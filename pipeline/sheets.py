@@ -16,7 +16,7 @@ import duckdb
 from PIL import Image, ImageOps
 
 from pipeline.errors import Status
-from pipeline.storage import Storage, open_filesystem
+from pipeline.storage import Storage, absolute_uri, open_filesystem
 
 THUMBNAIL_PX = 256  # longest side of an inlined picture
 CRISP_PX = 128  # pictures up to this side are kept pixel for pixel and enlarged without smoothing
@@ -94,6 +94,7 @@ class PictureReader:
             return list(pool.map(self.read, uris))
 
     def _fetch(self, uri: str) -> bytes:
+        uri = absolute_uri(uri)
         protocol = uri.partition("://")[0]
         if protocol not in _PROTOCOLS:
             raise _NotShownError(f"Pictures behind {protocol[:20]}:// are not fetched for a report.")
@@ -203,7 +204,7 @@ def combined_renders(
         yield Render(row, pictures[-1] if _has_picture(row) else Picture(), tuple(pictures[: len(photos)]))
 
 
-def rows(connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+def rows(connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
     """All rows of a query as dictionaries by column name; for results that are small by construction."""
     cursor = connection.execute(sql, values)
     names = [column[0] for column in cursor.description or []]
