@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pytest
+import torch
 from safetensors import safe_open
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
@@ -38,9 +40,18 @@ def test_own_settings_are_valid_and_readable_by_its_tokenizer():
         assert all(f"{word}</w>" in vocabulary for word in template.replace("{}", "mug").split())
 
 
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other on busy cores make these small tensors many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_draws_the_place_that_the_prompt_names(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import torch
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), safety_checker=None)
