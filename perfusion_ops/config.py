@@ -28,7 +28,9 @@ class MetricConfig(Frozen):
     tokens: Literal["masked", "content", "all"] = Field(
         "masked", description="masked: start to first end token; content: neither of them; all: padding too"
     )
-    ridge: float = Field(1e-7, ge=0.0, le=1e-2, description="added to the diagonal, as a share of C's largest eigenvalue")
+    ridge: float = Field(
+        1e-7, ge=0.0, le=1e-2, description="added to the diagonal, as a share of C's largest eigenvalue"
+    )
 
 
 class TrainingConfig(Frozen):

@@ -1,0 +1,160 @@
+"""A trained concept and its file: about 30 KB on SD 1.5, safetensors, bound to its base model and metric.
+
+Stored in float16: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key
+target is W_K i_super and is recomputed; only the trained-key ablation stores its own.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from perfusion_ops.projection import KeyValueStack
+
+FORMAT = "perfusion-concept-1"
+# A real header is under 1 KB; safetensors itself would accept 100 MB.
+_MAX_HEADER_BYTES = 1 << 20
+
+
+class ConceptFileError(ValueError):
+    """The file is not a concept that may be used here; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept, float32.
+
+    Attributes:
+        superclass: one or more words.
+        embedding: v*, (E,).
+        target_input: i*, (D,).
+        superclass_input: i_super, (D,).
+        value_target: o_V of all layers, (R / 2,).
+        key_target: o_K of all layers, (R / 2,), only where keys were trained.
+        lock: how the keys were trained.
+        base_digest: the base model it was trained on.
+        metric_digest: the metric it was trained with.
+    """
+
+    superclass: str
+    embedding: Tensor
+    target_input: Tensor
+    superclass_input: Tensor
+    value_target: Tensor
+    key_target: Tensor | None
+    lock: Literal["local", "trained"]
+    base_digest: str
+    metric_digest: str
+
+    def outputs(self, stack: KeyValueStack) -> Tensor:
+        """o_K | o_V, (R,) float32: what the gated edit adds; locked keys are W_K i_super (section 4.2)."""
+        device = stack.weight.device
+        keys = stack.keys.float() @ self.superclass_input.to(device) if self.key_target is None else self.key_target
+        return torch.cat([keys.to(device), self.value_target.to(device)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name."""
+        stored = {
+            "embedding": self.embedding,
+            "superclass_input": self.superclass_input,
+            "target_input": self.target_input,
+            "value_target": self.value_target,
+        }
+        return stored if self.key_target is None else {**stored, "key_target": self.key_target}
+
+
+def write_concept(concept: Concept, *, dtype: torch.dtype = torch.float16) -> bytes:
+    """Serialise a concept.
+
+    Raises:
+        ConceptFileError: a value does not fit the type (float16 ends at 65,504) or is not finite.
+    """
+    stored: dict[str, Tensor] = {}
+    for name, tensor in concept.tensors().items():
+        stored[name] = tensor.detach().cpu().to(dtype).contiguous()
+        if not bool(torch.isfinite(stored[name]).all()):
+            raise ConceptFileError(f"{name} of the concept has values that {dtype} cannot hold; training went astray")
+    metadata = {
+        "format": FORMAT,
+        "superclass": concept.superclass,
+        "lock": concept.lock,
+        "base_digest": concept.base_digest,
+        "metric_digest": concept.metric_digest,
+    }
+    return safetensors.torch.save(stored, metadata)
+
+
+def read_concept(
+    data: bytes, *, base_digest: str, metric_digest: str, embedding_width: int, text_width: int, value_width: int
+) -> Concept:
+    """Read and check a concept file; nothing in it is trusted.
+
+    Raises:
+        ConceptFileError: damaged, of another shape or type, not finite, or of another base model or metric.
+    """
+    metadata = _metadata(data)
+    if metadata.get("format") != FORMAT:
+        raise ConceptFileError(f"not a concept file: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    for name, mine in (("base_digest", base_digest), ("metric_digest", metric_digest)):
+        theirs = metadata.get(name, "")
+        if theirs != mine:
+            what = "base model" if name == "base_digest" else "metric"
+            raise ConceptFileError(
+                f"the concept was trained with another {what} ({theirs[:12]}..., this run has {mine[:12]}...): "
+                "train it again, or run with the one it belongs to"
+            )
+    lock: Literal["local", "trained"] = "trained" if metadata.get("lock") == "trained" else "local"
+    shapes = {
+        "embedding": embedding_width,
+        "superclass_input": text_width,
+        "target_input": text_width,
+        "value_target": value_width,
+    }
+    if lock == "trained":
+        shapes["key_target"] = value_width
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ConceptFileError(f"the concept file is damaged: {error}") from error
+    if set(tensors) != set(shapes):
+        raise ConceptFileError(f"the concept file holds {sorted(tensors)}, expected {sorted(shapes)}")
+    for name, width in shapes.items():
+        tensor = tensors[name]
+        if tensor.dtype not in (torch.float16, torch.float32) or tuple(tensor.shape) != (width,):
+            raise ConceptFileError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected float16 or float32 of ({width},)"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConceptFileError(f"{name} holds values that are not finite")
+    return Concept(
+        superclass=metadata.get("superclass", ""),
+        embedding=tensors["embedding"].float(),
+        target_input=tensors["target_input"].float(),
+        superclass_input=tensors["superclass_input"].float(),
+        value_target=tensors["value_target"].float(),
+        key_target=tensors["key_target"].float() if lock == "trained" else None,
+        lock=lock,
+        base_digest=base_digest,
+        metric_digest=metric_digest,
+    )
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    if len(data) < 8:
+        raise ConceptFileError(f"the concept file has {len(data)} bytes: it is empty or cut off")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise ConceptFileError(f"the concept file claims a header of {length} bytes; it is damaged or not a concept")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        metadata = header["__metadata__"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConceptFileError("the file has no readable header; it is damaged or not a concept") from error
+    if not isinstance(metadata, dict):
+        raise ConceptFileError("the file's metadata is not a table of texts; it is damaged or not a concept")
+    return metadata

@@ -1,0 +1,118 @@
+"""From prompts with concepts to the pre-projected conditioning a denoiser takes: the whole edit for a mixed batch.
+
+Every row brings its own concepts, biases, temperatures and lock. Rows without concepts, and unconditional rows unless
+asked otherwise, pass through exactly as the unmodified model would project them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perfusion_ops.base import Base
+from perfusion_ops.concept import Concept
+from perfusion_ops.config import Lock
+from perfusion_ops.edit import gate_and_remove, project, solve_targets
+from perfusion_ops.metric import Metric
+from perfusion_ops.text import Tokens, encode, pieces, substitute, tokenize
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt and how its concepts act.
+
+    Attributes:
+        prompt: text with `{0}`, `{1}`, ... where concepts stand.
+        concepts: the concepts by number.
+        bias: the paper's beta, per concept of the row.
+        temperature: the paper's tau, per concept of the row.
+        lock: local or global key-locking; `trained` uses keys a concept learned.
+        edited: False leaves the encodings alone even where concepts stand.
+    """
+
+    prompt: str
+    concepts: tuple[Concept, ...] = ()
+    bias: tuple[float, ...] = ()
+    temperature: tuple[float, ...] = ()
+    lock: Lock = "local"
+    edited: bool = True
+
+
+@dataclass(frozen=True)
+class _Plan:
+    tokens: tuple[Tokens, ...]
+    plain: dict[int, tuple[Tokens, tuple[int, ...]]]  # rows under global lock: superclass prompt and alignment
+
+
+def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
+    plain = {
+        index: substitute(base.tokenizer, row.prompt, [concept.superclass for concept in row.concepts])
+        for index, row in enumerate(rows)
+        if row.lock == "global" and row.edited and row.concepts
+    }
+    return _Plan(tuple(tokenize(base.tokenizer, row.prompt) for row in rows), plain)
+
+
+def check_prompt(base: Base, row: PromptRow) -> None:
+    """Raise PromptTooLongError if the row's prompt does not fit, before any work is done for it."""
+    _plan(base, [row])
+
+
+@torch.no_grad()
+def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
+    """Keys and values of B prompts for all layers (Eqs. 3 and 4), local, global or trained lock.
+
+    Args:
+        base: the base model.
+        metric: its metric, on any device.
+        rows: B rows; each has as many biases and temperatures as concepts.
+
+    Returns:
+        (B, N, R) in the denoiser's type: what it takes as encoder_hidden_states.
+
+    Raises:
+        PromptTooLongError: a prompt does not fit the text encoder.
+        ValueError: two concepts of one row cannot be told apart, or a prompt names a concept number that is absent.
+    """
+    plan = _plan(base, rows)
+    distinct = {id(concept): concept for row in rows for concept in row.concepts}
+    order = {key: index for index, key in enumerate(distinct)}
+    slots = max((len(row.concepts) for row in rows), default=0)
+    for row in rows:
+        if max(pieces(row.prompt)[1], default=-1) >= len(row.concepts):
+            raise ValueError(f"{row.prompt!r} names a concept number that its {len(row.concepts)} concepts do not have")
+    if slots == 0:
+        return encode(base.text_encoder, plan.tokens).to(base.dtype) @ base.stack.weight.mT
+    device = base.device
+    index = torch.zeros(len(rows), slots, dtype=torch.long)
+    used = torch.zeros(len(rows), slots, dtype=torch.bool)
+    bias, temperature = torch.zeros(len(rows), slots), torch.ones(len(rows), slots)
+    for b, row in enumerate(rows):
+        for j, concept in enumerate(row.concepts):
+            index[b, j] = order[id(concept)]
+            used[b, j] = row.edited
+            bias[b, j], temperature[b, j] = row.bias[j], row.temperature[j]
+    index, used, bias, temperature = index.to(device), used.to(device), bias.to(device), temperature.to(device)
+    concepts = list(distinct.values())
+    embeddings = torch.stack([concept.embedding for concept in concepts]).to(device)[index]
+    inputs = torch.stack([concept.target_input for concept in concepts]).to(device)[index]
+    outputs = torch.stack([concept.outputs(base.stack) for concept in concepts])[index]
+    encodings = encode(base.text_encoder, plan.tokens, embeddings)
+    targets = solve_targets(inputs, used, metric.inverse.to(device))
+    kept, gates = gate_and_remove(encodings, targets, bias, temperature)
+    # A row without an edit keeps the encoder's own encodings, so that it equals the unmodified model's to the bit.
+    kept = torch.where(used.any(1)[:, None, None], kept, encodings)
+    result = project(kept, gates, outputs, base.stack.weight)
+    if plan.plain:
+        _lock_globally(base, plan, result)
+    return result
+
+
+def _lock_globally(base: Base, plan: _Plan, result: Tensor) -> None:
+    """Overwrite the keys of global rows by those of the superclass prompt, in place (section 4.3, global locking)."""
+    encodings = encode(base.text_encoder, [tokens for tokens, _ in plan.plain.values()])
+    align = torch.tensor([positions for _, positions in plan.plain.values()], device=encodings.device)
+    aligned = encodings.gather(1, align[..., None].expand(-1, -1, encodings.shape[-1]))
+    rows = torch.tensor(list(plan.plain), device=result.device)
+    result[rows, :, : base.stack.key_rows] = aligned.to(base.dtype) @ base.stack.keys.mT

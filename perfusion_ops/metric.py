@@ -1,0 +1,199 @@
+"""The metric of the edit: C, the uncentred second moment of text encodings (arXiv 2305.01644, supplement C).
+
+C belongs to one text encoder and one choice of tokens; a metric of another encoder silently ruins every gate, so an
+estimate is tested on captions it has not seen: with token-normalised C, mean e^T C^-1 e is D there. Its digest is
+stored in every concept.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from perfusion_ops.config import MetricConfig
+
+_BATCH = 256
+_SORTED_WINDOW = 32 * _BATCH
+# A share of D. Beyond it the held-out captions are not of the distribution C was estimated on.
+_VALID = (0.5, 1.5)
+
+
+class MetricError(ValueError):
+    """The metric cannot be used with this base model or these captions."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric ready for use.
+
+    Attributes:
+        second_moment: C, (D, D) float64, without the ridge.
+        inverse: (C + ridge * lambda_max * 1)^-1, (D, D) float64.
+        ridge: share of the largest eigenvalue that was added.
+        base_digest: the base model it belongs to.
+        held_out: mean e^T C^-1 e over held-out captions, as a share of D; 1.0 is perfect.
+        digest: sha256 over C and the ridge.
+    """
+
+    second_moment: Tensor
+    inverse: Tensor
+    ridge: float
+    base_digest: str
+    held_out: float
+    digest: str
+
+    def to_bytes(self) -> bytes:
+        """The metric as a safetensors file."""
+        metadata = {
+            "format": "perfusion-metric-1",
+            "base_digest": self.base_digest,
+            "ridge": repr(self.ridge),
+            "held_out": repr(self.held_out),
+        }
+        return safetensors.torch.save({"second_moment": self.second_moment.cpu().contiguous()}, metadata)
+
+    def to(self, device: torch.device) -> "Metric":
+        """The same metric with its tensors on another device."""
+        return Metric(
+            self.second_moment.to(device),
+            self.inverse.to(device),
+            self.ridge,
+            self.base_digest,
+            self.held_out,
+            self.digest,
+        )
+
+
+def metric_from_moment(second_moment: Tensor, *, ridge: float, base_digest: str, held_out: float = 1.0) -> Metric:
+    """Invert a second moment (D, D) by Cholesky in float64.
+
+    Raises:
+        MetricError: it is not finite, or not positive definite even with the ridge.
+    """
+    moment = second_moment.double()
+    moment = 0.5 * (moment + moment.mT)
+    if not bool(torch.isfinite(moment).all()):
+        raise MetricError("the second moment of the text encodings is not finite; is the text encoder damaged?")
+    largest = torch.linalg.eigvalsh(moment)[-1]
+    regular = moment + ridge * largest * torch.eye(len(moment), dtype=torch.float64, device=moment.device)
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if bool(failed):
+        raise MetricError(f"the metric is singular with ridge {ridge:g}: use more captions or a larger metric.ridge")
+    digest = hashlib.sha256(moment.cpu().contiguous().numpy().tobytes() + repr(ridge).encode()).hexdigest()
+    return Metric(moment, torch.cholesky_inverse(factor), ridge, base_digest, held_out, digest)
+
+
+def read_metric(data: bytes, *, base_digest: str) -> Metric:
+    """Read `Metric.to_bytes`.
+
+    Raises:
+        MetricError: damaged, or of another base model.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        moment, ridge, held_out = tensors["second_moment"], float(metadata["ridge"]), float(metadata["held_out"])
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise MetricError(f"the stored metric is damaged ({error}); delete it and it is estimated anew") from error
+    if metadata.get("base_digest") != base_digest:
+        raise MetricError("the stored metric belongs to another base model")
+    return metric_from_moment(moment, ridge=ridge, base_digest=base_digest, held_out=held_out)
+
+
+@torch.no_grad()
+def token_encodings(
+    text_encoder: Any, tokenizer: Any, captions: Iterable[str], *, tokens: str, batch: int = _BATCH
+) -> Iterator[Tensor]:
+    """Encodings of the chosen tokens of many captions, a batch at a time: (n, D).
+
+    A causal encoder does not look ahead, so unless padding itself is wanted each batch is cut to its longest caption.
+    """
+    device = text_encoder.get_input_embeddings().weight.device
+    source = iter(captions)
+    while window := list(islice(source, _SORTED_WINDOW)):
+        window.sort(key=len)
+        for start in range(0, len(window), batch):
+            padded = tokenizer(
+                window[start : start + batch],
+                padding="max_length" if tokens == "all" else "longest",
+                truncation=True,
+                return_tensors="pt",
+            )
+            ids, mask = padded["input_ids"].to(device), padded["attention_mask"].to(device).bool()
+            if tokens == "all":
+                mask = torch.ones_like(mask)
+            elif tokens == "content":
+                ends = mask.sum(1) - 1
+                mask = mask.clone()
+                mask[:, 0] = False
+                mask[torch.arange(len(mask), device=device), ends] = False
+            yield text_encoder(ids).last_hidden_state[mask]
+
+
+def second_moment(batches: Iterable[Tensor]) -> tuple[Tensor, int]:
+    """Stream (n, D) batches into C = E[e e^T] in float64, and the number of encodings."""
+    total: Tensor | None = None
+    count = 0
+    for batch in batches:
+        exact = batch.double()
+        contribution = exact.mT @ exact
+        total = contribution if total is None else total.add_(contribution)
+        count += len(exact)
+    if total is None or count == 0:
+        raise MetricError("no caption has a token to estimate the metric from")
+    return total / count, count
+
+
+def held_out_share(metric: Metric, batches: Iterable[Tensor]) -> float:
+    """Mean of e^T C^-1 e over unseen encodings, divided by D: near 1 when the metric fits the encoder."""
+    total, count = 0.0, 0
+    inverse = metric.inverse
+    for batch in batches:
+        exact = batch.double().to(inverse.device)
+        total += float(((exact @ inverse) * exact).sum())
+        count += len(exact)
+    return total / max(count, 1) / len(inverse)
+
+
+def estimate(
+    text_encoder: Any,
+    tokenizer: Any,
+    captions: Iterable[str],
+    *,
+    held_out: Iterable[str],
+    config: MetricConfig,
+    base_digest: str,
+) -> Metric:
+    """Estimate the metric of a text encoder and test it.
+
+    Args:
+        text_encoder: CLIPTextModel.
+        tokenizer: its tokenizer.
+        captions: what C is estimated from; read once, never held in memory as a whole.
+        held_out: captions that are not among them.
+        config: tokens and ridge.
+        base_digest: the base model the result is bound to.
+
+    Raises:
+        MetricError: the estimate does not describe the held-out captions.
+    """
+    moment, count = second_moment(token_encodings(text_encoder, tokenizer, captions, tokens=config.tokens))
+    width = len(moment)
+    if count < width:
+        raise MetricError(f"{count} tokens cannot determine a {width} x {width} metric: use more captions")
+    metric = metric_from_moment(moment, ridge=config.ridge, base_digest=base_digest)
+    share = held_out_share(metric, token_encodings(text_encoder, tokenizer, held_out, tokens=config.tokens))
+    if not _VALID[0] <= share <= _VALID[1]:
+        raise MetricError(
+            f"mean e^T C^-1 e on held-out captions is {share:.2f} of D = {width}, not near 1: "
+            "the captions are too few or too uniform for this text encoder"
+        )
+    return metric_from_moment(moment, ridge=config.ridge, base_digest=base_digest, held_out=share)

@@ -1,0 +1,90 @@
+"""All cross-attention key and value projections of a denoiser as one stacked matrix.
+
+Text encodings enter every `attn2` layer unchanged, so the rows of all `to_k` and `to_v` form one matrix W (R x D), keys
+first. `install` replaces each projection by a view into conditioning that was multiplied by W beforehand: the denoiser
+then runs unmodified, knows nothing of concepts, and computes keys and values once per prompt instead of once per step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class ColumnSlice(nn.Module):
+    """Stands in for one `to_k` or `to_v`: takes its own columns out of pre-projected conditioning."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__()
+        self.start = start
+        self.stop = stop
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """(B, N, R) -> (B, N, stop - start), a view."""
+        return conditioning[..., self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class KeyValueStack:
+    """The stacked projections of one denoiser.
+
+    Attributes:
+        weight: W, (R, D), rows of every to_k in module order, then of every to_v in the same order.
+        widths: output width of each layer, so that R = 2 * sum(widths).
+    """
+
+    weight: Tensor
+    widths: tuple[int, ...]
+
+    @property
+    def key_rows(self) -> int:
+        """Number of rows that are keys: the first half."""
+        return sum(self.widths)
+
+    @property
+    def keys(self) -> Tensor:
+        """W_K, (R / 2, D), a view."""
+        return self.weight[: self.key_rows]
+
+    @property
+    def values(self) -> Tensor:
+        """W_V, (R / 2, D), a view."""
+        return self.weight[self.key_rows :]
+
+
+def install(denoiser: nn.Module) -> KeyValueStack:
+    """Take the key and value projections out of every `attn2` of a diffusers denoiser, in place.
+
+    Args:
+        denoiser: a UNet whose text cross-attention modules are named `...attn2`.
+
+    Returns:
+        The stack, detached, in the denoiser's type and on its device.
+
+    Raises:
+        ValueError: there is no cross-attention, it has biases, or text widths differ between layers.
+        TypeError: a projection is no plain linear layer.
+    """
+    layers = [(name, module) for name, module in denoiser.named_modules() if name.rsplit(".", 1)[-1] == "attn2"]
+    if not layers:
+        raise ValueError(f"{type(denoiser).__name__} has no cross-attention (attn2) to edit")
+    pairs: list[tuple[nn.Linear, nn.Linear]] = []
+    for name, module in layers:
+        to_k, to_v = module.to_k, module.to_v
+        if not (isinstance(to_k, nn.Linear) and isinstance(to_v, nn.Linear)):
+            raise TypeError(f"{name} holds {type(to_k).__name__}, not nn.Linear: is the denoiser patched already?")
+        if to_k.bias is not None or to_v.bias is not None:
+            raise ValueError(f"{name} projects keys and values with a bias, which a rank-one edit does not cover")
+        if to_k.weight.shape != to_v.weight.shape:
+            raise ValueError(f"{name} has keys and values of different shapes")
+        pairs.append((to_k, to_v))
+    if len({to_k.in_features for to_k, _ in pairs}) != 1:
+        raise ValueError("the cross-attention layers expect text encodings of different widths")
+    widths = tuple(to_k.out_features for to_k, _ in pairs)
+    weight = torch.cat([to_k.weight for to_k, _ in pairs] + [to_v.weight for _, to_v in pairs]).detach().clone()
+    start = 0
+    for projection in ("to_k", "to_v"):
+        for (_, module), width in zip(layers, widths, strict=True):
+            setattr(module, projection, ColumnSlice(start, start + width))
+            start += width
+    return KeyValueStack(weight, widths)

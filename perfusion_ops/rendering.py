@@ -1,0 +1,110 @@
+"""Rendering of mixed rows through an unmodified diffusers pipeline, one seeded generator per row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perfusion_ops.base import Base
+from perfusion_ops.conditioning import PromptRow, condition
+from perfusion_ops.config import Scheduler
+from perfusion_ops.metric import Metric
+
+
+@dataclass(frozen=True)
+class RenderRow:
+    """One picture: its prompt, its negative prompt (a row of its own kind) and its seed."""
+
+    positive: PromptRow
+    negative: PromptRow
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What the rows of one batch share: sizes in pixels, denoising steps, guidance scale, scheduler."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    scheduler: Scheduler
+
+
+def make_pipeline(base: Base, scheduler: Scheduler) -> Any:
+    """An unmodified StableDiffusionPipeline over the base's parts; cheap, nothing is copied."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=None,  # pyright: ignore[reportArgumentType]
+        tokenizer=None,  # pyright: ignore[reportArgumentType]
+        unet=base.unet,
+        scheduler=_scheduler(scheduler, base.scheduler.config),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _scheduler(name: Scheduler, config: Any) -> Any:
+    import diffusers
+
+    classes = {
+        "ddim": "DDIMScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler_a": "EulerAncestralDiscreteScheduler",
+        "pndm": "PNDMScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+    return getattr(diffusers, classes[name]).from_config(config)
+
+
+@torch.no_grad()
+def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampler) -> list[NDArray[np.uint8] | None]:
+    """Render B pictures in one batch.
+
+    Args:
+        base: the base model.
+        metric: its metric.
+        rows: B rows with any concepts, biases, temperatures and locks.
+        sampler: what they share.
+
+    Returns:
+        B arrays (H, W, 3) uint8; None where a picture came out not finite, which concerns that row alone.
+
+    Raises:
+        PromptTooLongError, ValueError: as `condition`.
+    """
+    guided = sampler.guidance > 1.0
+    positive = condition(base, metric, [row.positive for row in rows])
+    negative = _unconditional(base, metric, [row.negative for row in rows]) if guided else None
+    pipe = make_pipeline(base, sampler.scheduler)
+    images = pipe(
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        width=sampler.width,
+        height=sampler.height,
+        num_inference_steps=sampler.steps,
+        guidance_scale=sampler.guidance,
+        # CPU generators: the same seed gives the same noise on every device.
+        generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+        output_type="pt",
+    ).images
+    finite = torch.isfinite(images).flatten(1).all(1).tolist()
+    pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
+
+
+def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> torch.Tensor:
+    """Conditioning of the negative rows; equal ones, usually all of them, are computed once."""
+    distinct = list(dict.fromkeys(row for row in rows if not row.concepts))
+    if len(distinct) == 1 and all(not row.concepts for row in rows):
+        return condition(base, metric, distinct).expand(len(rows), -1, -1)
+    return condition(base, metric, rows)

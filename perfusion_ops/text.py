@@ -1,0 +1,140 @@
+"""Prompts with concepts in them: token ids, where each concept stands, and encodings through the frozen text encoder.
+
+A prompt holds `{0}`, `{1}`, ... for its concepts. Each concept is ONE position whose word embedding v* replaces the
+looked-up one, so the tokenizer and the encoder's vocabulary stay as they are. Positions are found while tokenising,
+never by counting spaces.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SLOT = re.compile(r"\{(\d+)\}")
+
+
+class PromptTooLongError(ValueError):
+    """The prompt has more tokens than the text encoder takes; cutting it would drop words silently."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt as the text encoder takes it.
+
+    Attributes:
+        ids: N token ids, padded.
+        slots: N numbers: which concept stands at the position, or -1.
+        length: tokens up to and including the first end token.
+    """
+
+    ids: tuple[int, ...]
+    slots: tuple[int, ...]
+    length: int
+
+
+def pieces(prompt: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Split at `{0}`, `{1}`, ...: the k + 1 texts around the k concept numbers."""
+    parts = _SLOT.split(prompt)
+    return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
+
+
+def words(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text without start, end or padding."""
+    return (
+        list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        if text.strip()
+        else []
+    )
+
+
+def tokenize(tokenizer: Any, prompt: str) -> Tokens:
+    """Tokenise a prompt whose concepts stand as single tokens.
+
+    Raises:
+        PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
+    """
+    texts, numbers = pieces(prompt)
+    ids, slots = [tokenizer.bos_token_id], [-1]
+    for index, text in enumerate(texts):
+        tokens = words(tokenizer, text)
+        ids += tokens
+        slots += [-1] * len(tokens)
+        if index < len(numbers):
+            # Its embedding is replaced, so any id would do that is never mistaken for an end or a pad.
+            ids.append(tokenizer.bos_token_id)
+            slots.append(numbers[index])
+    return _padded(tokenizer, prompt, ids, slots)
+
+
+def substitute(tokenizer: Any, prompt: str, superclasses: Sequence[str]) -> tuple[Tokens, tuple[int, ...]]:
+    """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt)`.
+
+    Returns:
+        The tokens, and for each of the N positions of the concept prompt the position here that corresponds to it: a
+        concept corresponds to the last sub-token of its superclass, because a causal encoder has read all of it there.
+
+    Raises:
+        PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
+    """
+    texts, numbers = pieces(prompt)
+    ids, align = [tokenizer.bos_token_id], [0]
+    for index, text in enumerate(texts):
+        for token in words(tokenizer, text):
+            align.append(len(ids))
+            ids.append(token)
+        if index < len(numbers):
+            ids += words(tokenizer, superclasses[numbers[index]])
+            align.append(len(ids) - 1)
+    tokens = _padded(tokenizer, prompt, ids, [-1] * len(ids))
+    maximum = len(tokens.ids)
+    tail = range(len(ids), len(ids) + maximum - len(align))
+    return tokens, (*align, *(min(position, maximum - 1) for position in tail))
+
+
+def _padded(tokenizer: Any, prompt: str, ids: list[int], slots: list[int]) -> Tokens:
+    maximum = int(tokenizer.model_max_length)
+    length = len(ids) + 1
+    if length > maximum:
+        raise PromptTooLongError(
+            f"the prompt has {length} tokens with start and end, the text encoder takes {maximum}: shorten {prompt!r}"
+        )
+    padding = maximum - length
+    return Tokens(
+        ids=(*ids, tokenizer.eos_token_id, *([tokenizer.pad_token_id] * padding)),
+        slots=(*slots, *([-1] * (padding + 1))),
+        length=length,
+    )
+
+
+def encode(text_encoder: nn.Module, tokens: Sequence[Tokens], embeddings: Tensor | None = None) -> Tensor:
+    """Encodings e of B prompts: the encoder's last hidden state, as diffusers feeds it to SD 1.x and 2.x.
+
+    Args:
+        text_encoder: a frozen CLIPTextModel.
+        tokens: B tokenised prompts of equal N.
+        embeddings: v*, (B, J, E): the word embeddings of each row's concepts; gradients flow through the encoder to it.
+
+    Returns:
+        (B, N, D) in the encoder's type.
+    """
+    table: Any = text_encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    device = table.weight.device
+    ids = torch.tensor([row.ids for row in tokens], device=device)
+    if embeddings is None:
+        return text_encoder(ids).last_hidden_state
+    slots = torch.tensor([row.slots for row in tokens], device=device)
+    chosen = embeddings.to(table.weight.dtype).gather(
+        1, slots.clamp(min=0)[..., None].expand(-1, -1, embeddings.shape[-1])
+    )
+
+    def replace(_module: nn.Module, _inputs: tuple[Tensor, ...], looked_up: Tensor) -> Tensor:
+        return torch.where((slots >= 0)[..., None], chosen, looked_up)
+
+    hook = table.register_forward_hook(replace)
+    try:
+        return text_encoder(ids).last_hidden_state
+    finally:
+        hook.remove()

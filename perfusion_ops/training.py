@@ -1,0 +1,363 @@
+"""Training of G concepts in one batch (arXiv 2305.01644, section 4.4 and algorithm 1).
+
+Learned per concept: the word embedding v* and the value target o_V of every layer. Frozen: denoiser, text encoder
+and keys. The target input i* is a running mean of the concept's own encodings, i* <- ema i* + (1 - ema) e, once per
+optimiser step whatever the number of micro-batches, without gradient.
+
+Concepts share the denoiser's batch and nothing else: every concept has its own random stream, its own Adam moments
+and a loss of its own, so that training G together equals G trainings alone, and one that diverges ends alone.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perfusion_ops.base import Base
+from perfusion_ops.concept import Concept
+from perfusion_ops.config import TrainingConfig
+from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
+from perfusion_ops.metric import Metric
+from perfusion_ops.text import Tokens, encode, tokenize, words
+
+_LOSS_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one concept is trained on.
+
+    Attributes:
+        superclass: one or more words.
+        latents: (n, C, h, w) float32, scaled; encoded once.
+        masks: (n, 1, h, w) float32 in 0..1, each with its maximum at 1; how much a latent position counts.
+        config: the concept's settings.
+    """
+
+    superclass: str
+    latents: Tensor
+    masks: Tensor
+    config: TrainingConfig
+
+
+@dataclass
+class ConceptState:
+    """A concept in training: everything a checkpoint needs to go on exactly.
+
+    Attributes:
+        embedding, value_target, key_target: parameters, float32; key_target only where keys are trained.
+        target_input, superclass_input: (D,).
+        generator: the concept's own random stream, on the CPU.
+        step: optimiser steps done.
+        losses: the latest losses, at most 50.
+        problem: a sentence once the concept has diverged.
+    """
+
+    embedding: nn.Parameter
+    value_target: nn.Parameter
+    key_target: nn.Parameter | None
+    target_input: Tensor
+    superclass_input: Tensor
+    generator: torch.Generator
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    problem: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean of the latest losses."""
+        return sum(self.losses) / max(len(self.losses), 1)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Learned parameters by name."""
+        learned = {"embedding": self.embedding, "value_target": self.value_target}
+        return learned if self.key_target is None else {**learned, "key_target": self.key_target}
+
+    def concept(self, example: Example, base: Base, metric: Metric) -> Concept:
+        """The concept as trained so far."""
+        return Concept(
+            superclass=example.superclass,
+            embedding=self.embedding.detach().cpu().clone(),
+            target_input=self.target_input.cpu().clone(),
+            superclass_input=self.superclass_input.cpu().clone(),
+            value_target=self.value_target.detach().cpu().clone(),
+            key_target=None if self.key_target is None else self.key_target.detach().cpu().clone(),
+            lock=example.config.lock,
+            base_digest=base.folder.digest,
+            metric_digest=metric.digest,
+        )
+
+
+def loss_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Soft masks (n, 1, H, W) reduced to latent size by area, each divided by its own maximum.
+
+    Raises:
+        ValueError: a mask is zero everywhere at latent size.
+    """
+    small = nn.functional.interpolate(masks.float(), size=(height, width), mode="area")
+    peaks = small.amax(dim=(1, 2, 3), keepdim=True)
+    if bool((peaks <= 1e-3).any()):
+        raise ValueError("a mask is empty at the size the model works at: the product in it is too small")
+    return small / peaks
+
+
+@torch.no_grad()
+def start(base: Base, example: Example) -> ConceptState:
+    """Initial state: v* and the targets start at the superclass.
+
+    v* is the mean of the superclass's sub-token embeddings; i_super is the encoding of its last sub-token, averaged
+    over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked.
+    """
+    table = base.text_encoder.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+    subtokens = words(base.tokenizer, example.superclass)
+    if not subtokens:
+        raise ValueError(f"the superclass {example.superclass!r} has no token")
+    rows, ends = [], []
+    for template in base.folder.settings.templates:
+        before, after = template.split("{}")
+        ids = [base.tokenizer.bos_token_id, *words(base.tokenizer, before), *subtokens]
+        ends.append(len(ids) - 1)
+        ids += [*words(base.tokenizer, after), base.tokenizer.eos_token_id]
+        padding = [base.tokenizer.pad_token_id] * (base.tokenizer.model_max_length - len(ids))
+        rows.append(Tokens((*ids, *padding), (-1,) * (len(ids) + len(padding)), len(ids)))
+    encodings = encode(base.text_encoder, rows)
+    superclass_input = encodings[torch.arange(len(rows)), torch.tensor(ends)].mean(0)
+    working = superclass_input.dtype
+    values = base.stack.values.to(working) @ superclass_input
+    keys = base.stack.keys.to(working) @ superclass_input
+    return ConceptState(
+        embedding=nn.Parameter(table[subtokens].mean(0).clone()),
+        value_target=nn.Parameter(values),
+        key_target=nn.Parameter(keys) if example.config.lock == "trained" else None,
+        target_input=superclass_input.clone(),
+        superclass_input=superclass_input,
+        generator=torch.Generator().manual_seed(example.config.seed),
+    )
+
+
+def make_optimizer(states: Sequence[ConceptState], examples: Sequence[Example]) -> torch.optim.Adam:
+    """Adam over every concept's parameters, each with its own step size and moments; no weight decay."""
+    groups: list[dict[str, Any]] = []
+    for state, example in zip(states, examples, strict=True):
+        for name, parameter in state.parameters().items():
+            rate = example.config.lr_embedding if name == "embedding" else example.config.lr_value
+            groups.append({"params": [parameter], "lr": rate})
+    return torch.optim.Adam(groups)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The random choices of one row."""
+
+    concept: int
+    image: int
+    template: int
+    timestep: int
+    flip: bool
+    noise: Tensor
+
+
+@contextlib.contextmanager
+def _attention_for_training(base: Base) -> Iterator[None]:
+    """On a CPU the fused attention's backward pass takes twice as long as matrix products; use those meanwhile."""
+    if base.device.type != "cpu":
+        yield
+        return
+    from diffusers.models.attention_processor import AttnProcessor
+
+    processors = base.unet.attn_processors
+    base.unet.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        base.unet.set_attn_processor(processors)
+
+
+class Trainer:
+    """Trains a group of concepts step by step; each concept stops at its own number of steps.
+
+    Args:
+        base: the base model.
+        metric: its metric.
+        examples: G concepts.
+        states: where to go on from; fresh ones by default.
+        micro_batch: rows the denoiser sees at a time; gradients and the running mean accumulate over them, so it
+            changes memory and speed, never the result.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        metric: Metric,
+        examples: Sequence[Example],
+        *,
+        states: Sequence[ConceptState] | None = None,
+        micro_batch: int = 64,
+    ) -> None:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        self.base = base
+        self.examples = tuple(examples)
+        self.states = tuple(states) if states is not None else tuple(start(base, example) for example in examples)
+        self.optimizer = make_optimizer(self.states, self.examples)
+        self.micro_batch = micro_batch
+        self._metric_inverse = metric.inverse.to(base.device)
+        self._noise: Any = DDPMScheduler.from_config(base.scheduler.config)
+        self._templates = tuple(
+            tokenize(base.tokenizer, template.format("{0}")) for template in base.folder.settings.templates
+        )
+        self._positions = torch.tensor([tokens.slots.index(0) for tokens in self._templates])
+
+    def active(self) -> list[int]:
+        """Concepts that have steps left and have not diverged."""
+        return [
+            index
+            for index, (state, example) in enumerate(zip(self.states, self.examples, strict=True))
+            if state.problem is None and state.step < example.config.steps
+        ]
+
+    def run(self, on_step: Callable[["Trainer"], None] | None = None) -> None:
+        """Train until every concept is finished or has diverged; `on_step` is called after each optimiser step."""
+        with _attention_for_training(self.base):
+            while self.active():
+                self.step()
+                if on_step is not None:
+                    on_step(self)
+
+    def step(self) -> None:
+        """One optimiser step of every active concept."""
+        active = self.active()
+        draws = [draw for index in active for draw in self._draw(index)]
+        targets = self._targets(active)
+        sums: dict[int, Tensor] = {}
+        losses: dict[int, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for begin in range(0, len(draws), self.micro_batch):
+            self._accumulate(draws[begin : begin + self.micro_batch], active, targets, sums, losses)
+        self._blame(active, losses)
+        self.optimizer.step()
+        for index in active:
+            state, config = self.states[index], self.examples[index].config
+            if state.problem is None:
+                encoding = sums[index] / config.batch
+                state.target_input = config.ema * state.target_input + (1 - config.ema) * encoding
+                state.losses = [*state.losses[1 - _LOSS_WINDOW :], float(losses[index])]
+                state.step += 1
+
+    def _draw(self, index: int) -> Iterator[_Draw]:
+        example, generator = self.examples[index], self.states[index].generator
+        count, shape = len(example.latents), example.latents.shape[1:]
+        if example.config.flip:
+            count //= 2
+        rows = example.config.batch
+        images = torch.randint(count, (rows,), generator=generator).tolist()
+        templates = torch.randint(len(self._templates), (rows,), generator=generator).tolist()
+        timesteps = torch.randint(self._noise.config.num_train_timesteps, (rows,), generator=generator).tolist()
+        flips = torch.randint(2, (rows,), generator=generator).tolist()
+        noise = torch.randn((rows, *shape), generator=generator)
+        for row in range(rows):
+            flip = example.config.flip and bool(flips[row])
+            yield _Draw(index, images[row], templates[row], timesteps[row], flip, noise[row])
+
+    def _targets(self, active: Sequence[int]) -> Targets:
+        inputs = torch.stack([self.states[index].target_input for index in active])[:, None]
+        used = torch.ones(len(active), 1, dtype=torch.bool, device=inputs.device)
+        return solve_targets(inputs, used, self._metric_inverse)
+
+    def _outputs(self, index: int) -> Tensor:
+        state = self.states[index]
+        keys = state.key_target
+        if keys is None:
+            keys = self.base.stack.keys.to(state.superclass_input.dtype) @ state.superclass_input
+        return torch.cat([keys, state.value_target])
+
+    def _accumulate(
+        self,
+        draws: Sequence[_Draw],
+        active: Sequence[int],
+        targets: Targets,
+        sums: dict[int, Tensor],
+        losses: dict[int, Tensor],
+    ) -> None:
+        """Forward and backward of some rows; adds to gradients, encoding sums and losses."""
+        device = self.base.device
+        # Rows that share concept and template share their text encoding and conditioning.
+        pairs = {(draw.concept, draw.template): 0 for draw in draws}
+        pairs = {pair: number for number, pair in enumerate(pairs)}
+        conditioning, encodings = self._conditioning(list(pairs), active, targets)
+        row_pair = torch.tensor([pairs[draw.concept, draw.template] for draw in draws], device=device)
+        images = [self._image(draw) for draw in draws]
+        latents = torch.stack([latent for latent, _ in images]).to(device)
+        masks = torch.stack([mask for _, mask in images]).to(device)
+        noise = torch.stack([draw.noise for draw in draws]).to(latents)
+        timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
+        noisy = self._noise.add_noise(latents, noise, timesteps).to(self.base.dtype)
+        predicted = self.base.unet(noisy, timesteps, conditioning[row_pair]).sample.to(latents.dtype)
+        errors = (predicted - self._wanted(latents, noise, timesteps)).square().mean(1, keepdim=True)
+        per_row = (errors * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+        batch = torch.tensor([self.examples[draw.concept].config.batch for draw in draws], device=device)
+        (per_row / batch).sum().backward()
+        for number, draw in enumerate(draws):
+            pair = pairs[draw.concept, draw.template]
+            share = per_row[number].detach() / self.examples[draw.concept].config.batch
+            losses[draw.concept] = losses[draw.concept] + share if draw.concept in losses else share
+            encoding = encodings[pair]
+            sums[draw.concept] = sums[draw.concept] + encoding if draw.concept in sums else encoding
+
+    def _conditioning(
+        self, pairs: Sequence[tuple[int, int]], active: Sequence[int], targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (P, N, R) of P (concept, template) pairs, and the concept's own encodings (P, D) detached."""
+        device = self.base.device
+        concepts = [concept for concept, _ in pairs]
+        tokens = [self._templates[template] for _, template in pairs]
+        where = self._positions[[template for _, template in pairs]].to(device)
+        embeddings = torch.stack([self.states[concept].embedding for concept in concepts])[:, None]
+        encodings = encode(self.base.text_encoder, tokens, embeddings)
+        place = {concept: number for number, concept in enumerate(active)}
+        chosen = torch.tensor([place[concept] for concept in concepts], device=device)
+        rows = targets.rows(chosen)
+        configs = [self.examples[concept].config for concept in concepts]
+        bias = torch.tensor([[config.bias] for config in configs], device=device)
+        temperature = torch.tensor([[config.temperature] for config in configs], device=device)
+        kept, gates = gate_and_remove(encodings, rows, bias, temperature)
+        by_concept = {concept: self._outputs(concept) for concept in dict.fromkeys(concepts)}
+        outputs = torch.stack([by_concept[concept] for concept in concepts])[:, None]
+        own = encodings.detach()[torch.arange(len(pairs), device=device), where]
+        return project(kept, gates, outputs, self.base.stack.weight), own
+
+    def _image(self, draw: _Draw) -> tuple[Tensor, Tensor]:
+        example = self.examples[draw.concept]
+        # Mirrored latents are stored behind the others: mirroring a latent is not encoding a mirrored picture.
+        index = draw.image + (len(example.latents) // 2 if draw.flip else 0)
+        return example.latents[index], example.masks[index]
+
+    def _wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        kind = self._noise.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            return self._noise.get_velocity(latents, noise, timesteps)
+        if kind == "sample":
+            return latents
+        raise ValueError(f"the base model predicts {kind!r}, which training does not know")
+
+    def _blame(self, active: Sequence[int], losses: dict[int, Tensor]) -> None:
+        """End concepts whose loss or gradient is not finite; their last finite weights stay untouched."""
+        finite = [torch.isfinite(losses[index]) for index in active]
+        for position, index in enumerate(active):
+            for parameter in self.states[index].parameters().values():
+                if parameter.grad is not None:
+                    finite[position] = finite[position] & torch.isfinite(parameter.grad).all()
+        for index, good in zip(active, torch.stack(finite).tolist(), strict=True):
+            if not good:
+                state = self.states[index]
+                state.problem = (
+                    f"training diverged at step {state.step + 1}: the loss or its gradient is not finite; "
+                    "lower train.lr_value, or look at the product's pictures"
+                )
+                for parameter in state.parameters().values():
+                    parameter.grad = None
