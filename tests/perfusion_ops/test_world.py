@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.mini.backgrounds import background
+from perfusion_ops.mini.colors import shade
 from perfusion_ops.mini.products import HELD_OUT, TRAINING_INSTANCES, product
-from perfusion_ops.mini.scene import Placed, Scene, portrait, render, sample_scene
+from perfusion_ops.mini.scene import Placed, Scene, portrait, render, sample_scene, sample_view
 from perfusion_ops.mini.sprites import View
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, PATTERNS
+from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS
 
 SEEDS = st.integers(0, 2**40)
 MIDDLE = View(32, 36, 20)
@@ -40,6 +41,18 @@ BACKGROUND_MEANS = {
     "studio-white": (218, 218, 218),
     "studio-purple": (123, 68, 155),
     "studio-gray": (123, 123, 125),
+}
+COLOR_MEANS = {
+    "red": (216, 33, 42),
+    "orange": (241, 123, 23),
+    "yellow": (245, 220, 35),
+    "green": (38, 157, 59),
+    "blue": (42, 99, 216),
+    "purple": (133, 64, 172),
+    "pink": (247, 142, 191),
+    "brown": (121, 74, 42),
+    "white": (245, 241, 235),
+    "black": (34, 36, 40),
 }
 # Share of the picture that each category covers, seen as MIDDLE, on average over twenty products.
 CATEGORY_AREAS = {
@@ -87,6 +100,19 @@ def test_backgrounds_keep_the_look_that_the_base_was_trained_on(place):
     assert drawn[0].shape == (64, 64, 3)
     assert np.mean(drawn, axis=(0, 1, 2)) == pytest.approx(BACKGROUND_MEANS[place], abs=1)
     assert not np.array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_colors_keep_the_shades_that_the_base_was_trained_on(color):
+    shades = [shade(color, np.random.default_rng(seed)) for seed in range(200)]
+    assert np.mean(shades, axis=0) == pytest.approx(COLOR_MEANS[color], abs=1)
+    assert len(set(shades)) > 100
+
+
+def test_pairs_stand_apart():
+    rng = np.random.default_rng(0)
+    views = [(sample_view(rng, "pair").x, sample_view(rng, "pair", right=True).x) for _ in range(50)]
+    assert all(left < 20 and right > 44 for left, right in views)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
