@@ -1,0 +1,286 @@
+"""From requests and outcomes to the published tables: every manifest row exactly once, then the word that it is so.
+
+The order makes a crash between any two steps harmless. Finished files are first staged under runs/ by their digest;
+an intent created exclusively names them, and from then on the run's tables are fixed: publishing again copies exactly
+those bytes to tables/, each created exclusively, and at last puts the intent's own bytes as published.json. Whoever
+comes second ends with the same tables.
+
+Every row of a run has `finished_at`: when its work ended, or when it was published if no work was done for it.
+`accelerator_s` is what this run spent: zero where an object was reused, also from an equal row of the same run.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.layout import TABLES, run_path, table_path
+from pipeline.parts import read_parts
+from pipeline.plandb import PlanDB, extra_columns, quoted
+from pipeline.schemas import METADATA, PUBLISHED, check_extra_columns, conform
+from pipeline.storage import Storage, StorageError
+
+_ROWS_PER_GROUP = (
+    65_536  # a lookup of one concept reads one group: larger groups make it slower, smaller ones no faster
+)
+_GROUPS_PER_FILE = 15  # 983,040 rows
+_NAMED_KEYS = 5
+_KEYS = {"concepts": "concept_key", "renders": "render_key"}
+
+
+class UnaccountedError(RuntimeError):
+    """Some rows have no outcome: the run is not over, and publishing it would lose them."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of a published table; `path` is relative to the root."""
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published: rows by status and by error code per table, and the files."""
+
+    run_id: str
+    run_date: str
+    base: str
+    base_digest: str
+    statuses: dict[str, dict[str, int]]
+    codes: dict[str, dict[str, int]]
+    files: tuple[PublishedFile, ...]
+
+    def rows(self, table: str) -> int:
+        """Rows of one table."""
+        return sum(self.statuses[table].values())
+
+    def uris(self, storage: Storage) -> list[str]:
+        """Where the files are."""
+        return [storage.uri(file.path) for file in self.files]
+
+    def to_json(self) -> bytes:
+        """The content of published.json."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Published":
+        """The inverse of `to_json`."""
+        values = json.loads(data)
+        return cls(**{**values, "files": tuple(PublishedFile(**file) for file in values["files"])})
+
+
+def publish(
+    db: PlanDB,
+    storage: Storage,
+    *,
+    run_id: str,
+    run_date: str,
+    base: str,
+    base_digest: str,
+    clock: Callable[[], float] = time.time,
+    rows_per_group: int = _ROWS_PER_GROUP,
+) -> Published:
+    """Publish a run whose work is over; a run that is published already is only read back.
+
+    Args:
+        db: planned, with the `done` that the run started from.
+        storage: where the run's parts lie and the tables go.
+        run_id: the run.
+        run_date: YYYY-MM-DD, the partition.
+        base: name of the base model.
+        base_digest: its digest.
+        clock: seconds since 1970.
+        rows_per_group: rows per Parquet row group.
+
+    Raises:
+        UnaccountedError: a row has no outcome.
+        ManifestError: the manifests' extra columns clash.
+        StorageError: storage failed; call again.
+    """
+    done = run_path(run_id, "published.json")
+    if storage.exists(done):
+        return Published.from_json(storage.read(done))
+    intent = run_path(run_id, "publish/intent.json")
+    if not storage.exists(intent):
+        read_parts(db.connection, storage, run_id)
+        db.connection.execute(_RESULTS)
+        common = {"run_id": run_id, "base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
+        statuses, codes, files = {}, {}, []
+        for table in TABLES:
+            _prepare(db, table, common)
+            statuses[table], codes[table] = _counts(db)
+            files += _stage(db, storage, table, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group)
+        db.connection.execute("DROP TABLE outcomes; DROP TABLE results; DROP TABLE final")
+        published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files))
+        storage.create(intent, published.to_json())
+    # Read back even by its author: another attempt may have been first.
+    decided = storage.read(intent)
+    published = Published.from_json(decided)
+    for file in published.files:
+        _place(storage, run_id, file)
+    storage.create(done, decided)
+    for file in published.files:
+        storage.delete(_staged(run_id, file.sha256))
+    return published
+
+
+def _prepare(db: PlanDB, table: str, common: dict[str, Any]) -> None:
+    """Fill the table `final` with the rows of `table`, and account for every one of them."""
+    connection = db.connection
+    concepts, prompts = extra_columns(connection, "concepts"), extra_columns(connection, "prompts")
+    check_extra_columns(concepts, prompts)
+    select = _CONCEPTS if table == "concepts" else _RENDERS
+    columns, joins = "", ""
+    if concepts:
+        columns += "".join(f", ce.{quoted(name)}" for name in concepts)
+        joins += " LEFT JOIN concepts_extra ce ON ce.row = extras_row"
+    if prompts and table == "renders":
+        columns += "".join(f", pe.{quoted(name)}" for name in prompts)
+        joins += " LEFT JOIN prompts_extra pe ON pe.row = manifest_row"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE final AS SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins}",
+        common,
+    )
+    _account(db, table)
+
+
+def _account(db: PlanDB, table: str) -> None:
+    key, connection = _KEYS[table], db.connection
+    lost = connection.execute(
+        f"SELECT DISTINCT {key} FROM final WHERE status IS NULL ORDER BY 1 LIMIT {_NAMED_KEYS}"
+    ).fetchall()
+    if lost:
+        [(count,)] = connection.execute("SELECT count(*) FROM final WHERE status IS NULL").fetchall()
+        raise UnaccountedError(
+            f"{count} rows of {table} have no outcome, among them keys {', '.join(name for (name,) in lost)}: "
+            "the run is not over; run the same command again to finish it"
+        )
+    manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
+    [counts] = connection.execute(f"""
+        SELECT (SELECT count(*) FROM final), (SELECT count(*) FROM {planned}),
+            (SELECT count(DISTINCT manifest_row) FROM final), (SELECT count(*) FROM {manifest})
+    """).fetchall()
+    if counts[0] != counts[1] or counts[2] != counts[3]:
+        raise UnaccountedError(
+            f"{table} would have {counts[0]} rows for {counts[1]} planned and {counts[2]} manifest rows for {counts[3]}"
+        )
+
+
+def _counts(db: PlanDB) -> tuple[dict[str, int], dict[str, int]]:
+    statuses = db.connection.execute("SELECT status, count(*) FROM final GROUP BY 1 ORDER BY 1").fetchall()
+    codes = db.connection.execute(
+        "SELECT error_code, count(*) FROM final WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return dict(statuses), dict(codes)
+
+
+def _stage(
+    db: PlanDB, storage: Storage, table: str, *, run_id: str, run_date: str, rows_per_group: int
+) -> list[PublishedFile]:
+    """Write the rows of `final` in order to files named by their digest."""
+    fixed = PUBLISHED[table]
+    key = _KEYS[table]
+    index = ", image_index" if table == "renders" else ""
+    ordered = f"FROM final ORDER BY concept_id NULLS LAST, {key} NULLS LAST, manifest_row{index}"
+    batches = iter(db.connection.sql(f"SELECT * {ordered}").to_arrow_reader(rows_per_group))
+    files = []
+    while first := next(batches, None):
+        schema = pa.schema([*fixed, *list(first.schema)[len(fixed) :]], metadata=METADATA)
+        sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
+        with tempfile.TemporaryDirectory(prefix="perfusion-publish-") as scratch:
+            local = Path(scratch) / "part.parquet"
+            rows = 0
+            with pq.ParquetWriter(
+                local, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
+            ) as writer:
+                for batch in _chain(first, islice(batches, _GROUPS_PER_FILE - 1)):
+                    writer.write_table(conform(pa.Table.from_batches([batch]), schema), rows_per_group)
+                    rows += batch.num_rows
+            data = local.read_bytes()
+        path = table_path(table, run_date, run_id, len(files))
+        file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())
+        storage.write(_staged(run_id, file.sha256), data)
+        files.append(file)
+    return files
+
+
+def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
+    """Put a staged file where readers look."""
+    if storage.size(file.path) == file.bytes:
+        return
+    data = storage.read(_staged(run_id, file.sha256))
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise StorageError(f"{storage.uri(_staged(run_id, file.sha256))} is damaged: restore it and run again")
+    if not storage.create(file.path, data) and storage.read(file.path) != data:
+        raise StorageError(f"{storage.uri(file.path)} holds something else: published tables are never overwritten")
+
+
+def _staged(run_id: str, sha256: str) -> str:
+    return run_path(run_id, f"publish/{sha256}.parquet")
+
+
+def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest
+
+
+# One row per key: what this run made, else what was there before, else how it failed.
+_RESULTS = """
+CREATE OR REPLACE TEMP TABLE results AS
+SELECT * FROM outcomes WHERE status = 'ok'
+UNION ALL BY NAME
+SELECT kind, key, 'ok' AS status, 0 AS attempts, 'reused' AS origin, uri, sha256, bytes, 0.0 AS accelerator_s, loss
+FROM done ANTI JOIN (SELECT kind, key FROM outcomes WHERE status = 'ok') USING (kind, key)
+UNION ALL BY NAME
+SELECT * FROM outcomes ANTI JOIN done USING (kind, key) WHERE status <> 'ok'
+"""
+
+# Of equal rows the first is the one that was worked for. An invalid row says where; a failed one has no column.
+_RESULT_COLUMNS = """
+    CASE WHEN {bad}.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
+    coalesce({bad}.code, r.code) AS error_code, {bad}.column_name AS error_column,
+    coalesce({bad}.message, r.message) AS error_message,
+    CASE WHEN repeated AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
+    CASE WHEN repeated AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
+    CASE WHEN repeated THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
+"""
+_WORK_COLUMNS = """
+    r.batch, r.worker,
+    make_timestamp(coalesce(CAST(nullif(r.finished_at, 0.0) * 1e6 AS BIGINT), $now_us)) AS finished_at,
+    $base AS base, $base_digest AS base_digest
+"""
+
+_CONCEPTS = f"""
+SELECT $run_id AS run_id, c.row AS manifest_row, c.concept_id, c.concept_key, c.superclass,
+    CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
+    c.row AS extras_row
+FROM (
+    SELECT c.*, k.concept_key, row_number() OVER (PARTITION BY k.concept_key ORDER BY c.row) > 1 AS repeated
+    FROM concepts c LEFT JOIN concept_keys k USING (row)
+) c LEFT JOIN results r ON r.kind = 'concept' AND r.key = c.concept_key
+"""
+
+_RENDERS = f"""
+SELECT $run_id AS run_id, q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
+    q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
+    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
+    k.row AS extras_row
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY render_key ORDER BY prompt_row, image_index) > 1 AS repeated FROM requests
+) q
+LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
+LEFT JOIN concept_keys k ON k.concept_id = q.concept_ids[1]
+"""
