@@ -1,0 +1,121 @@
+"""The pictures and masks of one concept: every one located, read, inspected, and referred to by address and digest.
+
+A picture that the manifest carries as bytes is stored once, under its own digest, and then referred to like any other.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pipeline.cells import show
+from pipeline.errors import Code, RowError, RowProblem
+from pipeline.inputs import InputCache, InputLimits, Inspected, decode_mask, examine, inspect, redact, resolve
+from pipeline.layout import input_path
+from pipeline.storage import Storage
+
+Role = Literal["image", "mask"]
+Picture = dict[str, str]
+
+_ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must show the same frame
+
+
+class ImageReader:
+    """Reads the `images` and `masks` cells of rows; several threads may share it."""
+
+    def __init__(
+        self,
+        folder: str,
+        storage: Storage,
+        limits: InputLimits,
+        cache: InputCache,
+        storage_options: Mapping[str, object] | None,
+    ) -> None:
+        """Bind what all rows share; `folder` is the URI that relative paths start from."""
+        self._folder = folder
+        self._storage = storage
+        self._limits = limits
+        self._cache = cache
+        self._storage_options = storage_options
+
+    def read(
+        self, images: object, masks: object, problems: list[RowProblem]
+    ) -> tuple[list[Picture] | None, list[Picture] | None]:
+        """References to a row's pictures and masks; None for a cell with a problem, which is added to `problems`.
+
+        Raises:
+            StorageError: a picture given as bytes cannot be stored.
+        """
+        before = len(problems)
+        photos = self._column("images", "image", images, problems)
+        drawn = self._column("masks", "mask", masks, problems) if masks is not None else None
+        if len(problems) == before and photos is not None and drawn is not None:
+            problems.extend(_mismatches([found for _, found in photos], [found for _, found in drawn]))
+        if len(problems) > before:
+            return None, None
+        return [it for it, _ in photos or ()], None if drawn is None else [it for it, _ in drawn]
+
+    def _column(
+        self, column: str, role: Role, cell: object, problems: list[RowProblem]
+    ) -> list[tuple[Picture, Inspected]] | None:
+        try:
+            items = _items(column, cell, self._limits.max_images)
+        except RowError as error:
+            problems.append(RowProblem(error.code, column, str(error)))
+            return None
+        found = []
+        for number, item in enumerate(items, 1):
+            try:
+                found.append(self._one(role, item))
+            except RowError as error:
+                name = (
+                    redact(item) if isinstance(item, str) else f"{len(item)} bytes" if isinstance(item, bytes) else ""
+                )
+                label = f"{column}, number {number}" + (f" ({name})" if name and name not in str(error) else "")
+                problems.append(RowProblem(error.code, column, f"{label}: {error}"))
+        return found
+
+    def _one(self, role: Role, item: object) -> tuple[Picture, Inspected]:
+        if isinstance(item, str):
+            uri = resolve(item, self._folder)
+            found = examine(uri, role, self._limits, self._cache, self._storage_options)
+        elif isinstance(item, bytes):
+            found = inspect(item, self._limits)
+            if role == "mask":
+                decode_mask(item, self._limits)
+            path = input_path(found.sha256)
+            if not self._storage.exists(path):
+                self._storage.create(path, item)
+            uri = self._storage.uri(path)
+        elif item is None:
+            raise RowError(Code.MISSING_VALUE, "it is null: give a URI or remove it from the list")
+        else:
+            raise RowError(Code.WRONG_TYPE, f"it is {show(item)}: it must be a URI or the picture's bytes")
+        return {"uri": uri, "sha256": found.sha256}, found
+
+
+def _items(column: str, cell: object, most: int) -> Sequence[object]:
+    if cell is None:
+        raise RowError(Code.MISSING_VALUE, f"{column} has no value: list the URIs of the product's photos")
+    items: object = [cell] if isinstance(cell, str | bytes) else cell
+    if not isinstance(items, list):
+        raise RowError(Code.WRONG_TYPE, f"{column} is {show(cell)}: it must be a list of URIs or of bytes")
+    if not items and column == "images":
+        raise RowError(Code.NO_IMAGES, f"{column} is an empty list: three to six photos make a good concept")
+    if len(items) > most:
+        raise RowError(Code.TOO_MANY_IMAGES, f"{column} lists {len(items)} pictures: keep the best {most} or fewer")
+    return items
+
+
+def _mismatches(images: list[Inspected], masks: list[Inspected]) -> list[RowProblem]:
+    if len(images) != len(masks):
+        sentence = f"masks has {len(masks)} entries and images {len(images)}: give one mask for each picture, or none"
+        return [RowProblem(Code.MASKS_MISMATCH, "masks", sentence)]
+    return [
+        RowProblem(
+            Code.MASKS_MISMATCH,
+            "masks",
+            f"masks, number {number}: {mask.width} x {mask.height} pixels do not fit the picture's {image.width} x "
+            f"{image.height}: draw the mask on the whole picture",
+        )
+        for number, (image, mask) in enumerate(zip(images, masks, strict=True), 1)
+        if abs(mask.width * image.height - mask.height * image.width) > _ASPECT_TOLERANCE * mask.height * image.width
+    ]

@@ -1,0 +1,90 @@
+"""Where an input picture may lie: addresses made absolute, checked against the allowed prefixes, safe to print.
+
+An address is plain text from a manifest. It may not climb (`..`), chain file systems (`::`), carry credentials or leave
+the allowed prefixes, a local symbolic link included.
+"""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from pipeline.errors import Code, RowError
+from pipeline.storage import SCHEMES
+
+_OPEN_SCHEMES = ("file", "memory", "s3", "gs", "az")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_SECRET = re.compile(r"[?&](x-amz-signature|x-amz-credential|x-goog-signature|signature|sig|token)=", re.IGNORECASE)
+
+
+def redact(uri: str) -> str:
+    """`uri` for a message: without user information and query, control characters escaped, at most 200 characters."""
+    scheme, separator, rest = uri.partition("://")
+    netloc, slash, path = rest.partition("/")
+    plain = f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path.partition('?')[0]}" if separator else uri
+    plain = plain.encode("unicode_escape").decode()
+    return plain if len(plain) <= 200 else plain[:197] + "..."
+
+
+def resolve(uri: str, base: str) -> str:
+    """`uri` as an absolute URI; a relative one is taken from `base`, the URI of the manifest's folder.
+
+    Raises:
+        RowError: URI_NOT_ALLOWED for `..`, control characters, credentials, chained or unknown schemes.
+    """
+    if not uri.strip():
+        raise RowError(Code.MISSING_VALUE, "the address is empty: give a path or URI of a picture")
+    if _CONTROL.search(uri) or "::" in uri:
+        raise _refusal(uri, "it holds a control character or '::'", "give one plain path or URI")
+    if "://" not in uri:
+        if _SCHEME.match(uri):
+            raise _refusal(
+                uri, "it is neither a path nor a URI", f"use {', '.join(_OPEN_SCHEMES)}:// or a path ('./...')"
+            )
+        uri = f"file://{uri}" if uri.startswith("/") else f"{base.rstrip('/')}/{uri.removeprefix('./')}"
+    scheme, _, rest = uri.partition("://")
+    scheme = scheme.lower()
+    if scheme not in SCHEMES:
+        raise _refusal(uri, f"{scheme!r} is not a known scheme", f"use one of {', '.join(SCHEMES)}")
+    # A server may undo percent signs and turn backslashes before it looks for '..'.
+    if any(unquote(segment) == ".." for segment in re.split(r"[/\\]", rest)):
+        raise _refusal(uri, "it climbs with '..'", "write the path without it")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if (at and (scheme != "az" or ":" in user)) or _SECRET.search(rest):
+        raise _refusal(uri, "it carries credentials", "leave them out and set them in the environment")
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise _refusal(uri, "a file URI must be absolute", "write file:///folder/name or a relative path")
+        rest = os.path.normpath("/" + rest.lstrip("/"))
+    elif scheme == "memory":
+        rest = rest.lstrip("/")
+    return f"{scheme}://{rest}"
+
+
+def check_allowed(uri: str, allow: tuple[str, ...]) -> None:
+    """Refuse an absolute URI that lies under none of the prefixes (none given: any but http and https).
+
+    Raises:
+        RowError: URI_NOT_ALLOWED.
+    """
+    scheme = uri.partition("://")[0]
+    if not allow and scheme in _OPEN_SCHEMES:
+        return
+    if not allow:
+        raise _refusal(uri, f"{scheme} is off", "copy the picture to your storage or list its prefix in inputs.allow")
+    real = _real(uri)
+    if not any(real == prefix or real.startswith(prefix.rstrip("/") + "/") for prefix in map(_real, allow)):
+        raise _refusal(
+            uri, "it lies outside the allowed prefixes", f"move it under {' or '.join(allow)}, or allow its own"
+        )
+
+
+def _real(uri: str) -> str:
+    """A local URI with its links followed; any other as it is."""
+    scheme, _, rest = uri.partition("://")
+    return f"file://{Path(rest).resolve()}" if scheme == "file" and rest else uri
+
+
+def _refusal(uri: str, reason: str, remedy: str) -> RowError:
+    return RowError(Code.URI_NOT_ALLOWED, f"{redact(uri)!r} is not allowed: {reason}; {remedy}")
