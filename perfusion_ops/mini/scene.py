@@ -4,7 +4,7 @@ Scenes for training a base model come from `sample_scene(seed)`: 3 in 4 before o
 two products, 1 in 16 with a hat on top of something. `portrait` is a shop's own picture of one product.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -104,7 +104,7 @@ def hat_view(view: View) -> View:
     """Where a hat sits on a product seen as `view`: on its upper end, half its size, turned with it."""
     x = view.x + np.sin(view.angle) * view.scale * 1.05
     y = view.y - np.cos(view.angle) * view.scale * 1.12
-    return View(float(x), float(y), view.scale * 0.52, view.angle, view.mirrored, view.light, view.brightness)
+    return replace(view, x=float(x), y=float(y), scale=view.scale * 0.52)
 
 
 def sample_scene(seed: int) -> Scene:
@@ -132,7 +132,7 @@ def _sample_placed(rng: np.random.Generator) -> tuple[tuple[Placed, ...], Framin
     if kind > 0.93 and item.look.category != "hat":
         view = sample_view(rng)
         # Smaller and lower than otherwise, so that the hat stays inside the picture.
-        view = View(view.x, view.y + 5, rng.uniform(14, 18), view.angle, view.mirrored, view.light, view.brightness)
+        view = replace(view, y=view.y + 5, scale=rng.uniform(14, 18))
         return (Placed(item, view), Placed(draw("hat"), hat_view(view), worn=True)), "mid"
     framings: tuple[Framing, ...] = ("mid", "big", "small")
     framing = framings[rng.choice(3, p=(0.74, 0.14, 0.12))]
