@@ -276,8 +276,8 @@ FROM chunk c JOIN problems p USING (row)
 _REQUESTS = """
 INSERT INTO requests BY NAME
 WITH good AS (
-    SELECT c.*, n.keys FROM chunk c
-    JOIN (SELECT row, list(concept_key ORDER BY position) AS keys FROM names GROUP BY row) n USING (row)
+    SELECT c.*, coalesce(n.keys, []) AS keys FROM chunk c
+    LEFT JOIN (SELECT row, list(concept_key ORDER BY position) AS keys FROM names GROUP BY row) n USING (row)
     ANTI JOIN problems p ON p.row = c.row
 ),
 crossed AS (
