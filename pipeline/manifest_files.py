@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cells import show, storable
 from pipeline.errors import ManifestError
-from pipeline.storage import StorageError, absolute_uri, explain, open_filesystem
+from pipeline.storage import Storage, StorageError, absolute_uri, explain, open_filesystem
 
 _EXTENSIONS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BATCH_ROWS = 4096
@@ -79,14 +79,15 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
         raise ManifestError(f"the manifest {uri!r} cannot be opened: {error}") from error
     with _sentences(uri):
         path = str(filesystem._strip_protocol(uri))
-        kind = filesystem.info(path)["type"] if filesystem.exists(path) else None
+        kind = _kind_of(filesystem, path)
         if kind == "directory":
-            names, folder = [str(name) for name in filesystem.find(path)], uri
+            # Storage lists or fails; the file systems' own search leaves out folders that they may not read.
+            names, folder = [f"{path}/{name}" for name, _ in Storage(uri, options).list()], uri
         elif kind == "file":
             names, folder = [path], uri.rpartition("/")[0]
         else:
             names = [str(name) for name in filesystem.glob(path)] if re.search(r"[*?\[]", path) else []
-            names = [name for name in names if filesystem.isfile(name)]
+            names = [name for name in names if _kind_of(filesystem, name) == "file"]
             folder = re.split(r"[*?\[]", uri, maxsplit=1)[0].rpartition("/")[0]
     single = kind == "file"
     names = sorted(name for name in names if single or not name.rpartition("/")[2].startswith((".", "_")))
@@ -95,6 +96,14 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
             f"there is no manifest at {uri}: give a .parquet, .csv or .jsonl file, a folder or a glob of them"
         )
     return ManifestFiles(uri, folder, _formats(uri, names), filesystem)
+
+
+def _kind_of(filesystem: Any, path: str) -> str | None:
+    """What is there: file, directory or None; `exists` would call a refusal nothing."""
+    try:
+        return str(filesystem.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _formats(uri: str, names: list[str]) -> tuple[tuple[str, str], ...]:
@@ -312,5 +321,7 @@ def _sentences(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise ManifestError(f"there is no manifest at {name}: correct the address") from error
+    except StorageError as error:
+        raise ManifestError(f"the manifest {name} cannot be read: {error}") from error
     except Exception as error:
         raise ManifestError(explain(error, "read the manifest", name)) from error
