@@ -1,0 +1,123 @@
+"""The metric equals a naive second moment, knows when it does not fit, and survives storage."""
+
+import pytest
+import torch
+from small import small_base
+
+from perfusion_ops.base import load_base
+from perfusion_ops.captions import general_captions, vocabulary_words
+from perfusion_ops.config import MetricConfig
+from perfusion_ops.folder import describe
+from perfusion_ops.metric import (
+    MetricError,
+    estimate,
+    held_out_share,
+    metric_from_moment,
+    read_metric,
+    second_moment,
+    token_encodings,
+)
+from perfusion_ops.mini import base_folder, grammar
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_base(describe(base_folder()))
+
+
+CAPTIONS = ["a mug", "a red mug on the beach", "teddy bear in the snow", "a photo of a hat", "chair", "a car in space"]
+
+
+@pytest.mark.parametrize("tokens", ["masked", "content", "all"])
+def test_streams_what_a_naive_loop_computes(mini, tokens):
+    total, count = torch.zeros(128, 128, dtype=torch.float64), 0
+    for caption in CAPTIONS:
+        ids = mini.tokenizer(caption, padding="max_length", return_tensors="pt")["input_ids"]
+        encoding = mini.text_encoder(ids).last_hidden_state[0].double().detach()
+        length = len(mini.tokenizer(caption)["input_ids"])
+        chosen = {"masked": encoding[:length], "content": encoding[1 : length - 1], "all": encoding}[tokens]
+        for e in chosen:
+            total += torch.outer(e, e)
+            count += 1
+    moment, counted = second_moment(
+        token_encodings(mini.text_encoder, mini.tokenizer, CAPTIONS, tokens=tokens, batch=4)
+    )
+    assert counted == count
+    torch.testing.assert_close(moment, total / count, rtol=1e-5, atol=1e-5)
+
+
+def make(mini, seed=0, count=4000):
+    captions = list(grammar.captions(count + 400, seed=seed))
+    return estimate(
+        mini.text_encoder,
+        mini.tokenizer,
+        captions[:count],
+        held_out=captions[count:],
+        config=MetricConfig(),
+        base_digest=mini.folder.digest,
+    )
+
+
+def test_held_out_captions_confirm_the_estimate(mini):
+    metric = make(mini)
+    assert abs(metric.held_out - 1) < 0.05
+    eye = metric.inverse @ (
+        metric.second_moment + 1e-7 * torch.linalg.eigvalsh(metric.second_moment)[-1] * torch.eye(128).double()
+    )
+    torch.testing.assert_close(eye, torch.eye(128).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_metric_of_another_encoder_is_noticed(mini):
+    small = small_base()
+    encodings = list(token_encodings(mini.text_encoder, mini.tokenizer, CAPTIONS, tokens="masked"))
+    other = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0)).double())[0]
+    metric = make(mini)
+    wrong = metric_from_moment(other @ metric.second_moment @ other.T, ridge=1e-7, base_digest="")
+    assert held_out_share(wrong, encodings) > 10
+    assert small.text_width != mini.text_width
+
+
+def test_too_few_captions_are_refused(mini):
+    with pytest.raises(MetricError, match="use more captions"):
+        estimate(
+            mini.text_encoder,
+            mini.tokenizer,
+            CAPTIONS,
+            held_out=CAPTIONS,
+            config=MetricConfig(),
+            base_digest="",
+        )
+
+
+def test_uniform_captions_do_not_pass_the_test(mini):
+    with pytest.raises(MetricError, match="held-out captions"):
+        estimate(
+            mini.text_encoder,
+            mini.tokenizer,
+            ["a red mug on the beach"] * 40,
+            held_out=grammar.captions(200, seed=1),
+            config=MetricConfig(),
+            base_digest="",
+        )
+
+
+def test_storage_keeps_every_bit_and_the_binding(mini):
+    metric = make(mini)
+    again = read_metric(metric.to_bytes(), base_digest=mini.folder.digest)
+    assert torch.equal(again.second_moment, metric.second_moment)
+    assert torch.equal(again.inverse, metric.inverse)
+    assert (again.digest, again.held_out, again.ridge) == (metric.digest, metric.held_out, metric.ridge)
+    with pytest.raises(MetricError, match="another base model"):
+        read_metric(metric.to_bytes(), base_digest="x")
+    with pytest.raises(MetricError, match="damaged"):
+        read_metric(metric.to_bytes()[:100], base_digest=mini.folder.digest)
+
+
+def test_the_built_in_captions_are_distinct_and_a_prefix_of_a_longer_stream(mini):
+    captions = list(general_captions(20_000, seed=0))
+    assert len(set(captions)) == 20_000
+    assert list(general_captions(100, seed=0)) == captions[:100]
+    vocabulary = vocabulary_words(mini.tokenizer)
+    assert "beach" in vocabulary
+    with_words = list(general_captions(2_000, seed=0, vocabulary=["zebrafinch"]))
+    assert sum("zebrafinch" in caption for caption in with_words) > 500
