@@ -55,12 +55,13 @@ def load_done(db: PlanDB, storage: Storage) -> int:
                 f"INSERT INTO records SELECT {kind}, {key}, sha256, bytes, accelerator_s, {loss}, {finished_at} "
                 "FROM rows_read WHERE status = 'ok'"
             )
-    # The newest record of the object that is there: an object made again may have another size.
+    # The newest record of the object that is there: an object made again may have another size. Runs that reused it
+    # recorded no seconds of their own.
     connection.execute("""
         INSERT INTO done BY NAME
-        SELECT kind, key, any_value(uri) AS uri, any_value(bytes) AS bytes, unnest(arg_max(
-            {'sha256': sha256, 'accelerator_s': accelerator_s, 'loss': loss}, (coalesce(finished_at, 0), sha256)
-        ))
+        SELECT kind, key, any_value(uri) AS uri, any_value(bytes) AS bytes,
+            max(accelerator_s) AS accelerator_s,
+            unnest(arg_max({'sha256': sha256, 'loss': loss}, (coalesce(finished_at, 0), sha256)))
         FROM records JOIN objects USING (kind, key, bytes) GROUP BY kind, key
     """)
     connection.execute("DROP TABLE objects; DROP TABLE records")
