@@ -12,10 +12,11 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,12 +58,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class ManifestFile:
+    """One file: its name in the file system, its format, and the columns that folders named `season=SS26` give it."""
+
+    name: str
+    kind: str
+    partitions: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
 class ManifestFiles:
-    """A manifest's files as (name in the file system, format), and the URI of the folder that paths are relative to."""
+    """A manifest's files, and the URI of the folder that picture paths are relative to."""
 
     uri: str
     folder: str
-    files: tuple[tuple[str, str], ...]
+    files: tuple[ManifestFile, ...]
     filesystem: Any
 
 
@@ -95,7 +105,22 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
         raise ManifestError(
             f"there is no manifest at {uri}: give a .parquet, .csv or .jsonl file, a folder or a glob of them"
         )
-    return ManifestFiles(uri, folder, _formats(uri, names), filesystem)
+    top = str(filesystem._strip_protocol(folder))
+    kinds = _formats(uri, names)
+    files = tuple(
+        ManifestFile(name, kind, _partitions(name.removeprefix(top))) for name, kind in zip(names, kinds, strict=True)
+    )
+    return ManifestFiles(uri, folder, files, filesystem)
+
+
+def _partitions(path: str) -> dict[str, str | None]:
+    """What the folders in a path below the manifest's own say, as Hive, Spark and DuckDB write it."""
+    pairs = (segment.partition("=") for segment in path.split("/")[:-1])
+    return {
+        unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+        for name, separator, value in pairs
+        if separator and name
+    }
 
 
 def _kind_of(filesystem: Any, path: str) -> str | None:
@@ -106,16 +131,16 @@ def _kind_of(filesystem: Any, path: str) -> str | None:
         return None
 
 
-def _formats(uri: str, names: list[str]) -> tuple[tuple[str, str], ...]:
-    files = tuple((name, _EXTENSIONS.get(Path(name).suffix.lower(), "")) for name in names)
-    for name, kind in files:
+def _formats(uri: str, names: list[str]) -> list[str]:
+    kinds = [_EXTENSIONS.get(Path(name).suffix.lower(), "") for name in names]
+    for name, kind in zip(names, kinds, strict=True):
         if not kind:
             raise ManifestError(
                 f"{name} is no manifest by its name: convert it to .parquet, .csv or .jsonl, or choose files by a glob"
             )
-    if len({kind for _, kind in files}) > 1:
+    if len(set(kinds)) > 1:
         raise ManifestError(f"{uri} holds files of several formats: choose those of one format by a glob")
-    return files
+    return kinds
 
 
 @contextmanager
@@ -140,21 +165,33 @@ def local_copy(manifest: ManifestFiles, name: str) -> Iterator[tuple[Path, str]]
             raise ManifestError(f"{name} changed while it was read: run again when it is complete")
 
 
-def read_batches(path: Path, name: str, kind: str, columns: Columns) -> Iterator[Batch]:
-    """The rows of one local file in batches; `name` is what messages call it.
+def read_batches(path: Path, file: ManifestFile, columns: Columns) -> Iterator[Batch]:
+    """The rows of one file, whose bytes lie at `path`, in batches.
 
     Raises:
         ManifestError: an unreadable file, or columns missing, unnamed, twice there or differing by case only.
     """
-    read = {"parquet": _parquet, "csv": _csv, "jsonl": _json_lines}[kind]
+    name = file.name
+    read = {"parquet": _parquet, "csv": _csv, "jsonl": _json_lines}[file.kind]
     try:
-        yield from read(path, name, columns)
+        for batch in read(path, name, columns):
+            yield _with_partitions(batch, file, columns) if file.partitions else batch
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{name} cannot be read ({error}): write it again") from error
     except UnicodeDecodeError as error:
         raise ManifestError(f"{name} is not UTF-8 ({error}): save it as UTF-8") from error
     except csv.Error as error:
         raise ManifestError(f"{name} cannot be read as CSV ({error}): look for a quote that is not closed") from error
+
+
+def _with_partitions(batch: Batch, file: ManifestFile, columns: Columns) -> Batch:
+    extra, kinds = batch.extra, dict(batch.kinds)
+    check_names([*extra.column_names, *columns.known, *file.partitions], columns, file.name)
+    values = {column: pa.array([value] * len(batch.cells), pa.string()) for column, value in file.partitions.items()}
+    kinds.update({column: {"text"} for column in values})
+    return replace(
+        batch, extra=pa.table(dict(zip(extra.column_names, extra.columns, strict=True)) | values), kinds=kinds
+    )
 
 
 def check_names(names: list[str], columns: Columns, name: str) -> list[str]:

@@ -209,10 +209,10 @@ class _Reading:
         Raises:
             ManifestError: as soon as a file turns out to be unusable, or at the end when there was no row.
         """
-        for name, kind in self._manifest.files:
-            with local_copy(self._manifest, name) as (path, digest):
+        for file in self._manifest.files:
+            with local_copy(self._manifest, file.name) as (path, digest):
                 self._digests.append(digest)
-                for batch in read_batches(path, name, kind, self._columns):
+                for batch in read_batches(path, file, self._columns):
                     first = self._rows + 1
                     self._rows += len(batch.cells)
                     self._extra.append(first, len(batch.cells), batch.extra, batch.kinds)

@@ -40,6 +40,10 @@ class InputLimits(BaseModel):
     def _absolute(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(prefix if prefix.endswith("://") else absolute_uri(prefix) for prefix in allow)
 
+    def allowing(self, prefix: str) -> "InputLimits":
+        """The same limits with one more folder allowed: where pictures are kept that a manifest carried as bytes."""
+        return self.model_copy(update={"allow": (*self.allow, absolute_uri(prefix))}) if self.allow else self
+
 
 @dataclass(frozen=True)
 class Inspected:

@@ -319,6 +319,8 @@ def test_allowed_prefixes_are_whole_folders(tmp_path):
         check_allowed(uri, allow)
     for uri in ("s3://bucket/photos-secret/x.png", "s3://bucket/x", "https://cdn.example.evil/img/x", "file:///etc/x"):
         assert code_of(check_allowed, uri, allow) is Code.URI_NOT_ALLOWED
+    check_allowed("s3://root/inputs/ab/x", InputLimits(allow=allow).allowing("s3://root/inputs/").allow)
+    assert InputLimits().allowing("s3://root").allow == ()
     check_allowed("gs://anything/x", ())
     assert code_of(check_allowed, "http://cdn.example/x", ()) is Code.URI_NOT_ALLOWED
     check_allowed("http://any.where/x", ("http://",))

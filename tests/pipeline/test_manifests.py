@@ -464,6 +464,27 @@ def test_train_as_a_struct_and_columns_of_any_type_are_carried_through(db, photo
     ]
 
 
+@pytest.mark.parametrize("uri", ["p", "p/season=*/*/*.parquet"])
+def test_folders_named_like_columns_give_columns(db, uri, tmp_path):
+    for season, year in (("SS26", 2026), ("a%20b", 2025), ("__HIVE_DEFAULT_PARTITION__", 2024)):
+        folder = tmp_path / "x=1" / "p" / f"season={season}" / f"year={year}"
+        folder.mkdir(parents=True)
+        write_parquet(folder / "0.parquet", prompt=["{product}"], brand=["b"])
+    load_prompts(db, str(tmp_path / "x=1" / uri))
+    assert rows(db, "prompts_extra") == [
+        {"row": 1, "brand": "b", "season": "SS26", "year": 2026},
+        {"row": 2, "brand": "b", "season": None, "year": 2024},
+        {"row": 3, "brand": "b", "season": "a b", "year": 2025},
+    ]
+
+
+def test_a_folder_may_not_name_a_column_that_the_files_have(db, tmp_path):
+    (tmp_path / "p" / "brand=x").mkdir(parents=True)
+    write_parquet(tmp_path / "p" / "brand=x" / "0.parquet", prompt=["{product}"], brand=["b"])
+    with pytest.raises(ManifestError, match=r"'brand' stands in .* more than once"):
+        load_prompts(db, str(tmp_path / "p"))
+
+
 def write_parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
     return path
