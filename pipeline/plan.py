@@ -14,7 +14,8 @@ import pyarrow as pa
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline import keys
 from pipeline.errors import Code, ManifestError, RowError
-from pipeline.plandb import PlanDB
+from pipeline.plandb import PlanDB, extra_columns
+from pipeline.schemas import check_extra_columns
 from pipeline.where import Sandbox
 
 _PROMPTS_PER_CHUNK = 100_000
@@ -93,8 +94,12 @@ def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, see
         base_digest: digest of the base model.
         sampling: what a row's empty cells mean.
         seed: the run's base seed, from which rows without a seed derive theirs.
+
+    Raises:
+        ManifestError: an extra column clashes with a result column or stands in both manifests.
     """
     connection = db.connection
+    check_extra_columns(extra_columns(connection, "concepts"), extra_columns(connection, "prompts"))
     keys.install(connection)
     connection.execute("DELETE FROM requests")
     connection.execute(_BAD_CONCEPTS)

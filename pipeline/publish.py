@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.layout import TABLES, run_path, table_path
 from pipeline.parts import read_parts
 from pipeline.plandb import PlanDB, extra_columns, quoted
-from pipeline.schemas import METADATA, PUBLISHED, check_extra_columns, conform
+from pipeline.schemas import METADATA, PUBLISHED, conform
 from pipeline.storage import Storage, StorageError
 
 _ROWS_PER_GROUP = (
@@ -107,7 +107,6 @@ def publish(
 
     Raises:
         UnaccountedError: a row has no outcome.
-        ManifestError: the manifests' extra columns clash.
         StorageError: storage failed; call again.
     """
     done = run_path(run_id, "published.json")
@@ -141,7 +140,6 @@ def _prepare(db: PlanDB, table: str, common: dict[str, Any]) -> None:
     """Fill the table `final` with the rows of `table`, and account for every one of them."""
     connection = db.connection
     concepts, prompts = extra_columns(connection, "concepts"), extra_columns(connection, "prompts")
-    check_extra_columns(concepts, prompts)
     select = _CONCEPTS if table == "concepts" else _RENDERS
     columns, joins = "", ""
     if concepts:

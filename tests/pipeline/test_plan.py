@@ -69,7 +69,7 @@ def test_products_and_named_concepts_in_one_prompt():
 
 
 def test_render_keys_are_those_of_the_reference():
-    prompts = [{"prompt": "a {product} by {mug-1}", "bias": 0.1, "num_images": 2, "where": None}]
+    prompts = [{"prompt": "a {product} by {mug-1}", "bias": 0.1, "num_images": 2}]
     with planned(CONCEPTS, prompts, width=64, negative_prompt="no {mug-1}") as db:
         own = rows_by_key(db)
         got = requests(db, "render_key", "seed", "concept_keys")
@@ -172,6 +172,19 @@ def test_no_good_concept_at_all():
 def test_two_good_rows_of_one_id_are_refused():
     with pytest.raises(ManifestError, match="'mug-1'"):
         planned([CONCEPTS[0], CONCEPTS[0]], [])
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "word"),
+    [
+        ({"color": 1}, {"Color": 2}, "both manifests"),
+        ({"Status": 1}, {}, "my_Status"),
+        ({}, {"Images": 1}, "my_Images"),
+    ],
+)
+def test_extra_columns_that_would_clash_stop_the_plan(own, others, word):
+    with pytest.raises(ManifestError, match=word):
+        planned([concept("a", **own)], [{"prompt": "{a}", **others}])
 
 
 SAFE_PROMPTS = st.lists(

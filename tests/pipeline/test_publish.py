@@ -9,7 +9,6 @@ import pytest
 from small_plans import concept, made, planned
 
 from pipeline.done import load_done
-from pipeline.errors import ManifestError
 from pipeline.parts import PartWriter
 from pipeline.publish import Published, UnaccountedError, publish
 from pipeline.schemas import CONCEPTS, RENDERS
@@ -135,9 +134,10 @@ def test_the_next_run_reuses_what_is_there(tmp_path):
         ("a", "reused", 0.0, 0.25), ("b", "reused", 0.0, 0.25), ("twin", "reused", 0.0, 0.25), ("bad", None, 0.0, None),
         ("new", "trained", 1.5, 0.25),
     ]  # fmt: skip
-    uris = rows(storage, "renders", "DISTINCT uri, sha256", "1")
+    # Four pictures in the first run, a new one in the second; an invalid row has none.
+    uris = [uri for (uri,) in rows(storage, "renders", "DISTINCT uri") if uri]
     assert len(uris) == 5
-    assert all(storage.exists(uri.removeprefix(f"{storage.root}/")) for uri, _ in uris)
+    assert all(storage.exists(uri.removeprefix(f"{storage.root}/")) for uri in uris)
     with planned(grown, PROMPTS) as db:
         load_done(db, storage)
         spent = db.connection.execute("SELECT DISTINCT accelerator_s FROM done").fetchall()
@@ -157,9 +157,8 @@ def test_a_failed_concept_takes_its_renders_along_and_a_later_attempt_mends_it(t
     assert rows(storage, "renders", "concept_id, status, error_code, attempts", "manifest_row, concept_id")[:3] == [
         ("a", "ok", None, 0), ("b", "failed", "concept_failed", 0), ("twin", "ok", None, 0),
     ]  # fmt: skip
-    assert (
-        "it broke" in rows(storage, "renders", "error_message FILTER (concept_id = 'b')", "1")[0][0] if False else True
-    )
+    causes = set(rows(storage, "renders", "error_code, error_message"))
+    assert ("concept_failed", "concept 'b' was not made: it broke") in causes
     with run(storage, "r1", lease=2) as db:
         published = publish(db, storage, run_id="r1", **RUN)
     assert published.statuses["renders"] == {"invalid": 1, "ok": 6}
@@ -244,16 +243,6 @@ def test_a_run_that_is_not_over_is_not_published(tmp_path):
         with pytest.raises(UnaccountedError, match=key):
             publish(db, storage, run_id="r1", **RUN)
     assert tables(storage) == {}
-
-
-def test_extra_columns_that_clash(tmp_path):
-    for concepts, prompts, word in (
-        ([concept("a", color=1)], [{"prompt": "{a}", "Color": 2}], "both manifests"),
-        ([concept("a", Status=1)], [{"prompt": "{a}"}], "my_Status"),
-    ):
-        storage = Storage(str(tmp_path))
-        with run(storage, "r1", manifest=concepts, prompts=prompts) as db, pytest.raises(ManifestError, match=word):
-            publish(db, storage, run_id="r1", **RUN)
 
 
 def test_layout_of_a_large_table(tmp_path):
