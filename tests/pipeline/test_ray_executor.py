@@ -1,0 +1,228 @@
+"""Real actors of a real Ray: what comes back, and what happens when a worker is killed, hangs or cannot start."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray import cloudpickle
+
+from pipeline.clock import SystemClock
+from pipeline.errors import Code, Origin, Status
+from pipeline.executor import Failure
+from pipeline.policy import Policy
+from pipeline.ray_executor import RayExecutor, SlotResources, failure_of_ray, failure_of_worker
+from pipeline.scheduler import EngineError, run
+from pipeline.units import Outcome, RenderShape, RenderTask, RenderUnit
+
+pytestmark = pytest.mark.timeout(90)
+
+SHAPE = RenderShape(width=64, height=64, steps=1, guidance=1.0, scheduler="ddim")
+POLICY = Policy(poll_s=0.2, backoff_first_s=0.1, backoff_max_s=0.5)
+RESOURCES = SlotResources(num_cpus=0, threads=3)
+
+
+class Worker:
+    """Does what a task's prompt says; leaves a file in `folder` when it does so for the first time."""
+
+    def __init__(self, folder, setup_error=None):
+        self.folder = Path(folder)
+        self.setup_error = setup_error
+
+    def setup(self):
+        started = time.time()
+        if self.setup_error:
+            raise FileNotFoundError(self.setup_error)
+        (self.folder / f"setup-{os.getpid()}").write_text(f"{started} {time.time()}")
+
+    def run(self, unit):
+        return [self.one(task) for task in unit.tasks]
+
+    def one(self, task):
+        mark = self.folder / task.key
+        first = not mark.exists()
+        mark.write_text(str(os.getpid()))
+        if task.prompt == "hang" or (task.prompt == "hang once" and first):
+            threading.Event().wait()
+        if task.prompt == "memory":
+            raise MemoryError("no room for 12 GB")
+        if task.prompt == "raise":
+            raise KeyError("colour")
+        if task.prompt == "exit":
+            os._exit(7)
+        return Outcome(
+            "render",
+            task.key,
+            Status.OK,
+            origin=Origin.RENDERED,
+            message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
+            worker=str(os.getpid()),
+        )
+
+    def close(self):
+        (self.folder / "closed").write_text(str(os.getpid()))
+
+
+class Source:
+    def __init__(self, prompts, batch=2):
+        tasks = [RenderTask(f"r{i}", p, "", (), 0, 0.6, 0.15, "local", SHAPE) for i, p in enumerate(prompts)]
+        self.units = [RenderUnit(f"u{i}", tuple(tasks[i : i + batch])) for i in range(0, len(tasks), batch)]
+        self.open = {task.key for task in tasks}
+
+    def next(self):
+        return self.units.pop(0) if self.units else None
+
+    def record(self, outcomes):
+        self.open -= {outcome.key for outcome in outcomes}
+        return []
+
+    def finished(self):
+        return not self.open
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    made = []
+
+    def make(slots=1, setup_error=None, **options):
+        folder = str(tmp_path)
+        made.append(RayExecutor(lambda: Worker(folder, setup_error), slots=slots, resources=RESOURCES, **options))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def go(executor, prompts, policy=POLICY, batch=2):
+    outcomes = {}
+
+    def sink(rows):
+        for row in rows:
+            assert row.key not in outcomes
+            outcomes[row.key] = row
+
+    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=lambda: False)
+    return outcomes, summary
+
+
+def test_outcomes_come_back_from_every_slot_and_the_first_is_set_up_alone(pool, tmp_path):
+    executor = pool(slots=2, env_vars={"EXTRA": "!"})
+    assert executor.slots() == ()
+    assert executor.starting() == (0,)
+    while executor.slots() != (0, 1):
+        assert executor.wait(10) == []
+    outcomes, summary = go(executor, ["ok"] * 12)
+    assert len(outcomes) == summary.completed == 12
+    assert {row.message for row in outcomes.values()} == {"3!"}  # threads and the extra variable
+    assert {row.worker for row in outcomes.values()} == {str(executor.pid(0)), str(executor.pid(1))}
+    first, second = (
+        [float(moment) for moment in (tmp_path / f"setup-{executor.pid(slot)}").read_text().split()] for slot in (0, 1)
+    )
+    assert first[1] <= second[0]
+    executor.close()
+    assert (tmp_path / "closed").exists()
+
+
+def test_worker_killed_in_the_middle_of_a_unit_costs_nothing(pool, tmp_path):
+    executor = pool()
+
+    def kill_when_it_hangs():
+        while not ((tmp_path / "r3").exists() and (tmp_path / "r3").read_text()):
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "r3").read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_it_hangs, daemon=True)
+    killer.start()
+    outcomes, summary = go(executor, ["ok", "ok", "ok", "hang once", "ok", "ok"])
+    assert {row.status for row in outcomes.values()} == {Status.OK}
+    assert len(outcomes) == 6
+    assert summary.deaths == 1
+    assert outcomes["r3"].attempts == 2
+    assert outcomes["r5"].attempts == 1
+
+
+def test_failing_rows_are_told_apart(pool):
+    outcomes, summary = go(pool(slots=2), ["ok", "memory", "raise", "ok", "exit", "ok", "ok", "ok"], batch=4)
+    codes = {key: row.code for key, row in outcomes.items() if row.code}
+    assert codes == {"r1": Code.OUT_OF_MEMORY, "r2": Code.INTERNAL, "r4": Code.WORKER_DIED}
+    assert "no room for 12 GB" in outcomes["r1"].message
+    assert "KeyError: 'colour'" in outcomes["r2"].message
+    assert "test_ray_executor.py:" in outcomes["r2"].message
+    assert summary.deaths >= 2
+    assert all(len(row.message) < 900 for row in outcomes.values() if row.code)
+
+
+def test_unit_that_hangs_is_replaced(pool, tmp_path):
+    executor = pool()
+    outcomes, summary = go(executor, ["ok", "hang once", "ok"], POLICY.model_copy(update={"render_deadline_s": 2.0}))
+    assert {row.status for row in outcomes.values()} == {Status.OK}
+    assert summary.deaths == 1
+    assert summary.wasted_s >= 2.0
+    assert len(list(tmp_path.glob("setup-*"))) == 2
+
+
+def test_worker_that_cannot_start_is_reported_as_a_sentence(pool):
+    executor = pool(slots=2, setup_error="there is no model at s3://models/sdxl")
+    with pytest.raises(EngineError, match=r"cannot start: FileNotFoundError: there is no model at s3://models/sdxl"):
+        go(executor, ["ok"])
+
+
+def test_worker_that_cannot_be_unpickled_is_reported_as_well(tmp_path):
+    class Broken:
+        def __call__(self):
+            return Worker(tmp_path)
+
+        def __reduce__(self):
+            return (int, ("not a number",))
+
+    executor = RayExecutor(Broken(), slots=1, resources=RESOURCES)
+    try:
+        with pytest.raises(EngineError, match="invalid literal"):
+            go(executor, ["ok"])
+    finally:
+        executor.close()
+
+
+def test_errors_of_a_worker_are_told_apart():
+    class AcceleratorError(RuntimeError):
+        pass
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def kind(error):
+        return failure_of_worker(error).kind
+
+    assert kind(MemoryError()) == kind(OutOfMemoryError("CUDA out of memory")) == "out_of_memory"
+    assert kind(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")) == "out_of_memory"
+    assert kind(AcceleratorError("CUDA error: out of memory")) == "out_of_memory"
+    assert kind(AcceleratorError("unspecified launch failure")) == "died"
+    assert kind(RuntimeError("CUDA error: an illegal memory access was encountered")) == "died"
+    assert kind(ValueError("a shape")) == "raised"
+
+
+def test_errors_of_ray_are_told_apart():
+    errors = ray.exceptions
+    assert failure_of_ray(errors.ActorDiedError()).kind == "died"
+    assert failure_of_ray(errors.ActorUnavailableError("gone", None)).kind == "unavailable"
+    assert failure_of_ray(errors.NodeDiedError("gone")).infrastructure
+    assert failure_of_ray(errors.OutOfMemoryError("the node is full")) == Failure("died", "the node is full")
+    assert failure_of_ray(errors.RuntimeEnvSetupError("no wheel")).kind == "raised"
+
+
+def test_no_slots_is_an_error():
+    with pytest.raises(ValueError, match="slots is 0"):
+        RayExecutor(lambda: None, slots=0, resources=RESOURCES)
