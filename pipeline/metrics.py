@@ -1,0 +1,60 @@
+"""The metric of a base model, kept under the root: estimated once, by whoever needs it first."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import fsspec
+
+from perfusion_ops.base import Base
+from perfusion_ops.captions import general_captions, vocabulary_words
+from perfusion_ops.config import MetricConfig
+from perfusion_ops.metric import Metric, MetricError, estimate, read_metric
+from perfusion_ops.mini import grammar
+from pipeline.layout import metric_path
+from pipeline.storage import Storage
+
+_HELD_OUT = 1000
+_CAPTION_SEED = 0
+
+
+def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) -> Metric:
+    """Read the metric, or estimate and store it; when two do so at once, both use the first one stored.
+
+    Raises:
+        MetricError: captions and base model do not go together, or the stored file is damaged.
+        StorageError: the root cannot be read or written.
+    """
+    path = metric_path(key)
+    if not storage.exists(path):
+        held_out, captions = _captions(base, config)
+        metric = estimate(
+            base.text_encoder,
+            base.tokenizer,
+            captions,
+            held_out=held_out,
+            config=config,
+            base_digest=base.folder.digest,
+        )
+        storage.create(path, metric.to_bytes())
+    return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
+
+
+def _captions(base: Base, config: MetricConfig) -> tuple[list[str], Iterator[str]]:
+    """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
+    if config.captions_uri is not None:
+        source = _lines(config.captions_uri, config.captions)
+    elif base.folder.settings.captions == "mini":
+        source = grammar.captions(config.captions + _HELD_OUT, _CAPTION_SEED)
+    else:
+        words = vocabulary_words(base.tokenizer)
+        source = general_captions(config.captions + _HELD_OUT, seed=_CAPTION_SEED, vocabulary=words)
+    return list(islice(source, _HELD_OUT)), source
+
+
+def _lines(uri: str, count: int) -> Iterator[str]:
+    try:
+        with fsspec.open(uri, "rt", encoding="utf-8") as file:
+            lines = (line.strip() for line in file)
+            yield from islice((line for line in lines if line), count + _HELD_OUT)
+    except OSError as error:
+        raise MetricError(f"the captions file {uri} cannot be read: {error}") from error

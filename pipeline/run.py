@@ -1,0 +1,273 @@
+"""One run from manifests to published tables; running it again resumes it, and again reuses it.
+
+The order of writes is the guarantee: objects, then parts that record them, then the published tables, then
+`published.json`. Wherever the driver is killed, the same settings find the same run, take its lease over, believe only
+what was recorded and is there, and go on.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from perfusion_ops.folder import BaseFolder
+from pipeline.bases import find_base
+from pipeline.clock import Clock, SystemClock
+from pipeline.done import load_done
+from pipeline.executor import Executor
+from pipeline.input_cache import InputCache
+from pipeline.keys import metric_key, settings_json
+from pipeline.layout import run_path
+from pipeline.lease import Lease, acquire
+from pipeline.manifests import ManifestSummary, load_concepts, load_prompts
+from pipeline.parts import PartWriter
+from pipeline.plan import Pending, pending, plan_concepts, plan_requests
+from pipeline.plandb import PlanDB
+from pipeline.policy import Policy
+from pipeline.publish import Published, publish
+from pipeline.report import write_report
+from pipeline.scheduler import RunSummary
+from pipeline.scheduler import run as schedule
+from pipeline.settings import RunSettings
+from pipeline.storage import Storage
+from pipeline.units import Outcome
+from pipeline.worker_settings import WorkerSettings
+from pipeline.workqueue import Remaining, WorkQueue
+
+_INPUTS_SHOWN = 1000
+
+
+class Observer(Protocol):
+    """Learns how a run goes on; what it does with it is its own business."""
+
+    def stage(self, name: str, detail: str) -> None:
+        """A new stage has begun."""
+        ...
+
+    def planned(self, work: Pending) -> None:
+        """The plan stands."""
+        ...
+
+    def outcomes(self, outcomes: Sequence[Outcome], remaining: Remaining) -> None:
+        """Some tasks have ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it was made from."""
+
+    base: BaseFolder
+    concepts: ManifestSummary
+    prompts: ManifestSummary
+    work: Pending
+    worker: WorkerSettings
+    digest: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended; `published` is None when it was stopped before the end and can be resumed."""
+
+    run_id: str
+    resumed: bool
+    planned: Planned
+    summary: RunSummary
+    published: Published | None
+    report: str | None
+    seconds: float
+
+
+MakeExecutor = Callable[[WorkerSettings], AbstractContextManager[Executor]]
+
+
+def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Observer) -> Planned:
+    """Check both manifests whole, give everything its key, and find out what exists already.
+
+    Raises:
+        BaseError, ManifestError, StorageError: nothing can start, with the sentence for the user.
+    """
+    observer.stage("base", settings.base)
+    base = find_base(settings.base)
+    options = settings.storage_options or None
+    observer.stage("validate", settings.concepts)
+    concepts = load_concepts(
+        db,
+        settings.concepts,
+        storage=storage,
+        limits=settings.inputs,
+        cache=InputCache(storage),
+        storage_options=options,
+        threads=settings.engine.threads,
+    )
+    observer.stage("validate", settings.prompts)
+    prompts = load_prompts(db, settings.prompts, storage_options=options)
+    observer.stage("plan", settings.root)
+    key = metric_key(
+        base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings, options)
+    )
+    training, sampling = settings.training(base), settings.sampling(base)
+    plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
+    plan_requests(db, base_digest=base.digest, sampling=sampling, seed=settings.seed)
+    load_done(db, storage)
+    work = pending(db)
+    observer.planned(work)
+    meaning = [
+        concepts.digest,
+        prompts.digest,
+        base.digest,
+        key,
+        settings_json(training),
+        settings_json(sampling),
+        str(settings.seed),
+    ]
+    worker = WorkerSettings(
+        root=storage.root,
+        storage_options=options,
+        base=settings.base,
+        base_digest=base.digest,
+        metric=settings.metric,
+        metric_key=key,
+        limits=settings.inputs.allowing(storage.uri("inputs")),
+        device=settings.engine.device,
+        dtype=settings.engine.dtype,
+        micro_batch=settings.engine.micro_batch,
+        checkpoint_s=settings.engine.checkpoint_s,
+        edit_unconditional=sampling.edit_unconditional,
+    )
+    digest = hashlib.sha256("\n".join(meaning).encode()).hexdigest()
+    return Planned(base, concepts, prompts, work, worker, digest)
+
+
+def execute(
+    settings: RunSettings,
+    *,
+    make_executor: MakeExecutor,
+    observer: Observer,
+    stop: Callable[[], bool],
+    policy: Policy | None = None,
+    clock: Clock | None = None,
+) -> RunResult:
+    """Run, resume or reuse.
+
+    Args:
+        settings: the run.
+        make_executor: gives workers when there is work; not called when nothing is left to do.
+        observer: told of progress.
+        stop: true once the run is to drain.
+        policy: how hard to try.
+        clock: times.
+
+    Raises:
+        BaseError, ManifestError, StorageError, LeaseHeldError, EngineError: with the sentence for the user.
+    """
+    clock = clock or SystemClock()
+    began = clock.monotonic()
+    storage = Storage(settings.root, settings.storage_options or None)
+    with PlanDB(memory_limit=settings.engine.plan_memory) as db:
+        planned = make_plan(db, storage, settings, observer)
+        run_id, resumed = find_run(storage, planned.digest)
+        with _leased(storage, run_id, clock) as lease:
+            run_date = _begin(storage, run_id, settings, planned, clock)
+            writer = PartWriter(
+                storage, run_id, lease.number, seconds_per_part=settings.engine.flush_s, clock=clock.monotonic
+            )
+            queue = WorkQueue(db, group_size=settings.engine.group_size, render_batch=settings.engine.render_batch)
+            summary = RunSummary()
+
+            def sink(outcomes: Sequence[Outcome]) -> None:
+                writer.add(outcomes)
+                observer.outcomes(outcomes, queue.remaining())
+
+            try:
+                if not queue.finished():
+                    observer.stage("start", f"run {run_id}")
+                    with make_executor(planned.worker) as executor:
+                        summary = schedule(queue, executor, sink, policy=policy or Policy(), clock=clock, stop=stop)
+            finally:
+                writer.flush()
+            published, report = None, None
+            if queue.finished():
+                observer.stage("publish", f"run {run_id}")
+                published = publish(
+                    db,
+                    storage,
+                    run_id=run_id,
+                    run_date=run_date,
+                    base=planned.base.name,
+                    base_digest=planned.base.digest,
+                )
+                storage.write(run_path(run_id, "inputs.json"), _inputs_shown(db))
+                observer.stage("report", f"run {run_id}")
+                report = write_report(storage, run_id)
+    return RunResult(run_id, resumed, planned, summary, published, report, clock.monotonic() - began)
+
+
+def find_run(storage: Storage, digest: str) -> tuple[str, bool]:
+    """The run that this meaning belongs to: the unfinished one if there is one, else a new number.
+
+    The id depends on nothing but storage and meaning, so that two drivers started at once meet at one lease.
+    """
+    prefix = f"run-{digest[:12]}-"
+    numbers: dict[int, bool] = {}
+    for path, _ in storage.list("runs"):
+        parts = PurePosixPath(path).parts
+        if len(parts) > 2 and parts[1].startswith(prefix):
+            number = int(parts[1].removeprefix(prefix))
+            numbers[number] = numbers.get(number, False) or parts[2] == "published.json"
+    open_runs = [number for number, complete in numbers.items() if not complete]
+    number = max(open_runs) if open_runs else max(numbers, default=0) + 1
+    return f"{prefix}{number:04d}", bool(open_runs)
+
+
+@contextmanager
+def _leased(storage: Storage, run_id: str, clock: Clock) -> Iterator[Lease]:
+    lease = acquire(storage, run_id, clock=clock)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _begin(storage: Storage, run_id: str, settings: RunSettings, planned: Planned, clock: Clock) -> str:
+    """Write spec.json once and plan.json each time; returns the date that the run began on, UTC."""
+    today = time.strftime("%Y-%m-%d", time.gmtime(clock.wall()))
+    spec = {
+        "run_id": run_id,
+        "run_date": today,
+        "digest": planned.digest,
+        "base_digest": planned.base.digest,
+        "concepts_digest": planned.concepts.digest,
+        "prompts_digest": planned.prompts.digest,
+        "settings": settings.model_dump(mode="json"),
+    }
+    path = run_path(run_id, "spec.json")
+    storage.create(path, json.dumps(spec, indent=1).encode())
+    storage.write(run_path(run_id, "plan.json"), json.dumps(asdict(planned.work), indent=1).encode())
+    return str(json.loads(storage.read(path))["run_date"])
+
+
+def _captions_digest(settings: RunSettings, options: dict[str, object] | None) -> str | None:
+    uri = settings.metric.captions_uri
+    if uri is None:
+        return None
+    import fsspec
+
+    whole = hashlib.sha256()
+    with fsspec.open(uri, "rb", **(options or {})) as file:
+        while chunk := file.read(1 << 20):
+            whole.update(chunk)
+    return whole.hexdigest()
+
+
+def _inputs_shown(db: PlanDB) -> bytes:
+    """Training pictures of the concepts that a report may show, in the order in which it samples them."""
+    rows = db.connection.execute(
+        "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts "
+        f"WHERE code IS NULL ORDER BY md5(concept_id) LIMIT {_INPUTS_SHOWN}"
+    ).fetchall()
+    return json.dumps(dict(rows)).encode()

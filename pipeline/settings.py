@@ -1,0 +1,83 @@
+"""Everything that decides a run, in one frozen model: what a spec file says, with defaults filled in.
+
+Secrets are not among it: credentials come from the environment, and an option that looks like one is refused.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
+from perfusion_ops.folder import BaseFolder
+from pipeline.pictures import InputLimits
+
+_SECRET_WORDS = ("secret", "password", "token", "account_key", "connection_string", "credential")
+_SECRET_NAMES = {"key", "pass", "anon_key", "sas"}
+
+
+class EngineSettings(Frozen):
+    """How the work is cut and where it runs. None of it is part of any key: it never changes a result."""
+
+    group_size: int = Field(8, ge=1, le=1024, description="concepts trained together in one batch")
+    render_batch: int = Field(8, ge=1, le=1024, description="pictures rendered together in one batch")
+    slots: int | None = Field(None, ge=1, description="workers; one per GPU, or one in all without a GPU, when absent")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda|mps)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    micro_batch: int = Field(128, ge=1, le=65536, description="training rows in the denoiser at once; halves by itself")
+    checkpoint_s: float = Field(60.0, gt=0, description="seconds between training checkpoints")
+    flush_s: float = Field(20.0, gt=0, description="seconds after which finished rows are staged at the latest")
+    plan_memory: str = Field(
+        "1GB", pattern=r"^\d+(\.\d+)?(MB|GB)$", description="what planning may hold before it spills"
+    )
+    threads: int = Field(8, ge=1, le=256, description="input pictures inspected at once")
+
+
+class RunSettings(Frozen):
+    """One run: two manifests, a base model, and a root that everything is written under."""
+
+    root: str = Field(min_length=1, description="folder or URL for weights, images and tables")
+    concepts: str = Field(min_length=1, description="concepts manifest: Parquet, CSV or JSONL; file, folder or glob")
+    prompts: str = Field(min_length=1, description="prompts manifest, likewise")
+    base: str = Field("mini", min_length=1, description="'mini', a diffusers folder, an object-store URL or a hub id")
+    seed: int = Field(0, ge=0, lt=2**63, description="from which rows without a seed derive theirs")
+    metric: MetricConfig = MetricConfig()  # pyright: ignore[reportCallIssue]
+    train: dict[str, Any] = Field(default_factory=dict, description="what differs from the base model's training")
+    render: dict[str, Any] = Field(default_factory=dict, description="what differs from the base model's sampling")
+    inputs: InputLimits = InputLimits()
+    engine: EngineSettings = EngineSettings()  # pyright: ignore[reportCallIssue]
+    storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
+
+    @field_validator("train")
+    @classmethod
+    def _known_training(cls, value: dict[str, Any]) -> dict[str, Any]:
+        TrainingConfig.model_validate(value)
+        return value
+
+    @field_validator("render")
+    @classmethod
+    def _known_sampling(cls, value: dict[str, Any]) -> dict[str, Any]:
+        SamplingConfig.model_validate(value)
+        return value
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in _names(value):
+            if name.lower() in _SECRET_NAMES or any(word in name.lower() for word in _SECRET_WORDS):
+                raise ValueError(
+                    f"{name!r} looks like a credential: leave it out and set it in the environment, "
+                    "a spec is stored with every run"
+                )
+        return value
+
+    def training(self, base: BaseFolder) -> TrainingConfig:
+        """Complete training settings: the method's defaults, then the base model's, then this run's."""
+        return TrainingConfig.model_validate({**base.settings.training, **self.train})
+
+    def sampling(self, base: BaseFolder) -> SamplingConfig:
+        """Complete sampling settings, likewise."""
+        return SamplingConfig.model_validate({**base.settings.sampling, **self.render})
+
+
+def _names(value: dict[str, Any]) -> list[str]:
+    return [name for key, inner in value.items() for name in [key, *(_names(inner) if isinstance(inner, dict) else [])]]
