@@ -1,0 +1,112 @@
+"""A local Ray that starts quietly and leaves nothing behind, and signals that become a question."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cluster.local import ClusterError, share_out, start_local, stop_on_signals
+
+pytestmark = pytest.mark.timeout(90)
+
+TALK = """
+import os, signal, sys
+from cluster.local import start_local
+with start_local() as cluster:
+    import ray
+    print(cluster.slots, cluster.num_gpus, cluster.threads, cluster.stop(), flush=True)
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def pid(self): return os.getpid()
+    worker = Worker.remote()
+    pid = ray.get(worker.pid.remote())
+    os.killpg(0, signal.SIGINT)  # what a terminal sends: to every process of the group
+    print(cluster.stop(), ray.get(worker.pid.remote()) == pid, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+print(ray.is_initialized(), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_starts_quietly_survives_signals_and_shuts_down():
+    done = subprocess.run(
+        [sys.executable, "-c", TALK],
+        capture_output=True,
+        text=True,
+        timeout=80,
+        check=False,
+        start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "RAY_ADDRESS": "10.0.0.1:6379"},
+    )
+    cores = len(os.sched_getaffinity(0))
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [f"1 0.0 {cores} False", "True True", "still here", "False True"]
+
+
+def test_second_start_in_one_process_and_a_start_that_fails_are_sentences(monkeypatch, tmp_path):
+    with start_local(cpus=1) as cluster:
+        assert (cluster.slots, cluster.threads) == (1, 1)
+        with pytest.raises(ClusterError, match="running in this process already"), start_local():
+            pass
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    with pytest.raises(ClusterError, match=r"Ray could not start on this machine: .*short path"), start_local():
+        pass
+    import ray
+
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("slots", "cpus", "gpus", "expected"),
+    [
+        (None, 8, 0, (1, 0.0, 8)),
+        (None, 16, 4, (4, 1.0, 4)),
+        (2, 16, 4, (2, 1.0, 8)),
+        (4, 8, 2, (4, 0.5, 2)),
+        (3, 8, 2, (3, 0.5, 2)),
+        (4, 2, 0, (4, 0.0, 1)),
+    ],
+)
+def test_slots_share_the_machine(slots, cpus, gpus, expected):
+    assert share_out(slots=slots, cpus=cpus, gpus=gpus) == expected
+
+
+def test_no_slots_is_a_sentence():
+    with pytest.raises(ClusterError, match="slots is 0: use 1 or more"):
+        share_out(slots=0, cpus=1, gpus=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_and_the_second_acts(number):
+    class SecondSignalError(Exception):
+        pass
+
+    def act(*_):
+        raise SecondSignalError
+
+    signal.signal(number, act)
+    with stop_on_signals() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        with pytest.raises(SecondSignalError):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is act
+
+
+def test_command_line_can_import_it_without_ray():
+    code = "import sys, cluster.local, pipeline.scheduler, pipeline.lease; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
