@@ -1,0 +1,196 @@
+"""A simulated executor and work source on a fake clock, with everything that can go wrong as data."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from perfusion_ops.config import TrainingConfig
+from pipeline.errors import Code, Origin, Status
+from pipeline.executor import Completion, Failure
+from pipeline.units import ConceptTask, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit
+
+SHAPE = RenderShape(width=512, height=512, steps=20, guidance=6.0, scheduler="ddim")
+
+
+class FakeClock:
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def wall(self):
+        return 1e9 + self.now
+
+
+def concept(key):
+    return ConceptTask(key, key, "mug", (), (), TrainingConfig())
+
+
+def render(key, concepts=(), shape=SHAPE):
+    return RenderTask(key, "a {0}", "", tuple(concepts), 0, 0.6, 0.15, "local", shape)
+
+
+class Source:
+    """Trainings first; a render is ready when its concept is there; checks what a source may rely on."""
+
+    def __init__(self, concepts, renders, group=4, batch=8):
+        self.trainings = deque(
+            TrainUnit(f"t{i}", tuple(concepts[i : i + group])) for i in range(0, len(concepts), group)
+        )
+        self.blocked = {}
+        self.ready = deque()
+        for task in renders:
+            if task.concepts:
+                self.blocked.setdefault(task.concepts[0], []).append(task)
+            else:
+                self.ready.append(task)
+        self.batch = batch
+        self.open = {task.key for task in [*concepts, *renders]}
+        self.given = 0
+
+    def next(self):
+        if self.trainings:
+            return self.trainings.popleft()
+        if not self.ready:
+            return None
+        tasks = [self.ready.popleft() for _ in range(min(self.batch, len(self.ready)))]
+        self.given += 1
+        return RenderUnit(f"r{self.given}", tuple(tasks))
+
+    def record(self, outcomes):
+        orphans = []
+        for outcome in outcomes:
+            self.open.remove(outcome.key)  # KeyError: a second outcome
+            dependants = self.blocked.pop(outcome.key, [])
+            if outcome.status is Status.OK:
+                self.ready.extend(dependants)
+            else:
+                orphans += [
+                    Outcome("render", task.key, Status.FAILED, Code.CONCEPT_FAILED, "no concept") for task in dependants
+                ]
+        self.open -= {orphan.key for orphan in orphans}
+        return orphans
+
+    def finished(self):
+        return not self.open
+
+
+def ok(task):
+    kind = "concept" if isinstance(task, ConceptTask) else "render"
+    return Outcome(kind, task.key, Status.OK, origin=Origin.RENDERED, uri=f"memory://{task.key}")
+
+
+@dataclass
+class World:
+    """What goes wrong in a simulation."""
+
+    slots: int = 3
+    seed: int = 0
+    poison: frozenset = frozenset()  # kill the worker
+    hangs: frozenset = frozenset()  # never end
+    bugs: frozenset = frozenset()  # raise
+    huge: frozenset = frozenset()  # do not fit in memory alone
+    capacity: int = 1000  # tasks that fit in memory
+    bad_slots: frozenset = frozenset()  # die whatever they run
+    outage: float = 0.0  # share of calls that end in an outage
+    storm: tuple = (0.0, 0.0)  # seconds between which every call does
+    unstartable: frozenset = frozenset()  # slots whose worker never comes up
+    start_failure: Failure = field(default_factory=lambda: Failure("died", "no device"))
+
+
+class Pool:
+    """A simulated executor: one event at a time, on a fake clock."""
+
+    def __init__(self, world, clock):
+        self.world = world
+        self.clock = clock
+        self.random = random.Random(world.seed)
+        self.calls = {slot: deque() for slot in range(world.slots)}
+        self.live = set()
+        self.ready_at = {slot: 5.0 * (slot > 0) for slot in range(world.slots)}
+        self.number = 0
+        self.trace = []
+        self.most = 0
+        self.waits = 0
+
+    def slots(self):
+        return tuple(sorted(self.live))
+
+    def starting(self):
+        return tuple(sorted(self.ready_at))
+
+    def submit(self, slot, unit):
+        assert slot in self.live
+        self.number += 1
+        self.trace.append((round(self.clock.now, 6), slot, tuple(task.key for task in unit.tasks)))
+        if self.calls[slot]:
+            assert all(isinstance(queued[1], RenderUnit) for queued in [*self.calls[slot], (0, unit)])
+        self.calls[slot].append([self.number, unit, None, None])
+        self.most = max(self.most, *(len(calls) for calls in self.calls.values()))
+        self._begin(slot)
+        return self.number
+
+    def _begin(self, slot):
+        if self.calls[slot] and self.calls[slot][0][2] is None:
+            call = self.calls[slot][0]
+            lasts, call[3] = self._fate(slot, call[1])
+            call[2] = self.clock.now + lasts
+
+    def _fate(self, slot, unit):
+        world, keys = self.world, {task.key for task in unit.tasks}
+        lasts = self.random.uniform(1, 10) * (30 if isinstance(unit, TrainUnit) else 1)
+        if world.storm[0] <= self.clock.now < world.storm[1] or self.random.random() < world.outage:
+            failure = self.random.choice(
+                [Failure("unavailable", "the node is away"), Failure("died", "the spot node is gone", preempted=True)]
+            )
+            return lasts * self.random.random(), failure
+        if slot in world.bad_slots or keys & world.poison:
+            return lasts * self.random.random(), Failure("died", "killed by signal 11")
+        if keys & world.hangs:
+            return float("inf"), None
+        if len(keys) > world.capacity or keys & world.huge:
+            return 1.0, Failure("out_of_memory", "CUDA out of memory")
+        if keys & world.bugs:
+            return 1.0, Failure("raised", "ValueError: a bug")
+        return lasts, tuple(ok(task) for task in unit.tasks)
+
+    def wait(self, timeout_s):
+        assert timeout_s >= 0
+        self.waits += 1
+        assert self.waits < 20_000, "it does not end"
+        events = [(calls[0][2], slot) for slot, calls in self.calls.items() if calls]
+        events += [(at, slot) for slot, at in self.ready_at.items()]
+        at, slot = min(events, default=(float("inf"), -1))
+        if at > self.clock.now + timeout_s:
+            self.clock.now += timeout_s
+            return []
+        self.clock.now = max(self.clock.now, at)
+        if slot in self.ready_at:
+            del self.ready_at[slot]
+            if slot in self.world.unstartable:
+                return [Completion(None, slot, None, failure=self.world.start_failure)]
+            self.live.add(slot)
+            return []
+        number, unit, _, result = self.calls[slot].popleft()
+        if isinstance(result, Failure):
+            if result.kind in ("died", "unavailable"):
+                self.live.discard(slot)
+                self.calls[slot].clear()
+            self._begin(slot)
+            return [Completion(number, slot, unit, failure=result)]
+        self._begin(slot)
+        return [Completion(number, slot, unit, outcomes=result)]
+
+    def retire(self, slot):
+        self.live.discard(slot)
+        self.calls[slot].clear()
+        self.ready_at.pop(slot, None)
+
+    def replace(self, slot):
+        self.retire(slot)
+        self.ready_at[slot] = self.clock.now + 5.0
+
+    def close(self):
+        for slot in self.calls:
+            self.retire(slot)
