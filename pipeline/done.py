@@ -32,9 +32,9 @@ def load_done(db: PlanDB, storage: Storage) -> int:
     """
     connection = db.connection
     connection.execute("DELETE FROM done")
-    connection.execute("CREATE OR REPLACE TEMP TABLE objects (kind VARCHAR, key VARCHAR, uri VARCHAR, bytes BIGINT)")
+    connection.execute("CREATE OR REPLACE TABLE objects (kind VARCHAR, key VARCHAR, uri VARCHAR, bytes BIGINT)")
     connection.execute("""
-        CREATE OR REPLACE TEMP TABLE records (
+        CREATE OR REPLACE TABLE records (
             kind VARCHAR, key VARCHAR, sha256 VARCHAR, bytes BIGINT,
             accelerator_s DOUBLE, loss DOUBLE, finished_at DOUBLE
         )
@@ -56,13 +56,15 @@ def load_done(db: PlanDB, storage: Storage) -> int:
                 "FROM rows_read WHERE status = 'ok'"
             )
     # The newest record of the object that is there: an object made again may have another size. Runs that reused it
-    # recorded no seconds of their own.
+    # recorded no seconds of their own. Only numbers are aggregated: DuckDB cannot spill aggregates of text.
     connection.execute("""
         INSERT INTO done BY NAME
-        SELECT kind, key, any_value(uri) AS uri, any_value(bytes) AS bytes,
-            max(accelerator_s) AS accelerator_s,
-            unnest(arg_max({'sha256': sha256, 'loss': loss}, (coalesce(finished_at, 0), sha256)))
-        FROM records JOIN objects USING (kind, key, bytes) GROUP BY kind, key
+        WITH newest AS (
+            SELECT arg_max(r.rowid, coalesce(r.finished_at, 0)) AS rid, max(r.accelerator_s) AS accelerator_s
+            FROM records r JOIN objects USING (kind, key, bytes) GROUP BY r.kind, r.key
+        )
+        SELECT r.kind, r.key, o.uri, r.sha256, r.bytes, n.accelerator_s, r.loss
+        FROM newest n JOIN records r ON r.rowid = n.rid JOIN objects o USING (kind, key)
     """)
     connection.execute("DROP TABLE objects; DROP TABLE records")
     connection.unregister("rows_read")

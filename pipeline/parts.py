@@ -93,22 +93,25 @@ class PartWriter:
 
 
 def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str) -> None:
-    """Fill the temporary table `outcomes`: one row per key that the run has finished, columns as in `schemas.PART`.
+    """Fill the table `outcomes`: one row per key that the run has finished, columns as in `schemas.PART`.
 
     Raises:
         StorageError: a part cannot be read.
     """
-    paths = [path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet")]
+    # Zero-padded lease and sequence numbers make the order of paths theirs.
+    paths = sorted(path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet"))
+    age = {path: number for number, path in enumerate(paths)}
     connection.register("rows_read", PART.empty_table())
-    connection.execute("CREATE OR REPLACE TEMP TABLE staged AS SELECT *, '' AS part FROM rows_read")
+    connection.execute("CREATE OR REPLACE TABLE staged AS SELECT *, CAST(0 AS BIGINT) AS age FROM rows_read")
     for path, rows in read_tables(storage, paths, PART):
         connection.register("rows_read", rows)
-        connection.execute("INSERT INTO staged SELECT *, ? FROM rows_read", [path])
+        connection.execute("INSERT INTO staged SELECT *, ? FROM rows_read", [age[path]])
     connection.unregister("rows_read")
-    # Zero-padded lease and sequence numbers make the order of paths theirs.
+    # Only row numbers are compared and kept: DuckDB can spill those, but not aggregates of text.
     connection.execute("""
-        CREATE OR REPLACE TEMP TABLE outcomes AS SELECT * EXCLUDE (part) FROM staged
-        QUALIFY row_number() OVER (PARTITION BY kind, key ORDER BY status = 'ok' DESC, part DESC) = 1
+        CREATE OR REPLACE TABLE outcomes AS SELECT * EXCLUDE (age) FROM staged WHERE rowid IN (
+            SELECT arg_max(rowid, CASE status WHEN 'ok' THEN 1000000000 ELSE 0 END + age) FROM staged GROUP BY kind, key
+        )
     """)
     connection.execute("DROP TABLE staged")
 

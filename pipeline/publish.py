@@ -10,13 +10,11 @@ Every row of a run has `finished_at`: when its work ended, or when it was publis
 """
 
 import hashlib
+import io
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +32,7 @@ _ROWS_PER_GROUP = (
 _GROUPS_PER_FILE = 15  # 983,040 rows
 _NAMED_KEYS = 5
 _KEYS = {"concepts": "concept_key", "renders": "render_key"}
+_SCRATCH = ("outcomes", "results", "placed", "final", "file")
 
 
 class UnaccountedError(RuntimeError):
@@ -122,7 +121,8 @@ def publish(
             _prepare(db, table, common)
             statuses[table], codes[table] = _counts(db)
             files += _stage(db, storage, table, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group)
-        db.connection.execute("DROP TABLE outcomes; DROP TABLE results; DROP TABLE final")
+        for name in _SCRATCH:
+            db.connection.execute(f"DROP TABLE IF EXISTS {name}")
         published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files))
         storage.create(intent, published.to_json())
     # Read back even by its author: another attempt may have been first.
@@ -137,20 +137,20 @@ def publish(
 
 
 def _prepare(db: PlanDB, table: str, common: dict[str, Any]) -> None:
-    """Fill the table `final` with the rows of `table`, and account for every one of them."""
+    """Fill the table `final` with the rows of `table`, their `_place` in it, and account for every one of them."""
     connection = db.connection
     concepts, prompts = extra_columns(connection, "concepts"), extra_columns(connection, "prompts")
     select = _CONCEPTS if table == "concepts" else _RENDERS
     columns, joins = "", ""
     if concepts:
         columns += "".join(f", ce.{quoted(name)}" for name in concepts)
-        joins += " LEFT JOIN concepts_extra ce ON ce.row = extras_row"
+        joins += " LEFT JOIN concepts_extra ce ON ce.row = t.extras_row"
     if prompts and table == "renders":
         columns += "".join(f", pe.{quoted(name)}" for name in prompts)
-        joins += " LEFT JOIN prompts_extra pe ON pe.row = manifest_row"
+        joins += " LEFT JOIN prompts_extra pe ON pe.row = t.manifest_row"
+    connection.execute(_PLACED.format(keyed=_KEYED[table]))
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE final AS SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins}",
-        common,
+        f"CREATE OR REPLACE TABLE final AS SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins}", common
     )
     _account(db, table)
 
@@ -188,28 +188,35 @@ def _counts(db: PlanDB) -> tuple[dict[str, int], dict[str, int]]:
 def _stage(
     db: PlanDB, storage: Storage, table: str, *, run_id: str, run_date: str, rows_per_group: int
 ) -> list[PublishedFile]:
-    """Write the rows of `final` in order to files named by their digest."""
-    fixed = PUBLISHED[table]
-    key = _KEYS[table]
-    index = ", image_index" if table == "renders" else ""
-    ordered = f"FROM final ORDER BY concept_id NULLS LAST, {key} NULLS LAST, manifest_row{index}"
-    batches = iter(db.connection.sql(f"SELECT * {ordered}").to_arrow_reader(rows_per_group))
+    """Write the rows of `final` in order to files named by their digest.
+
+    Wide rows are never sorted: their places are known, so one file's rows are picked out, then one row group's.
+    """
+    connection, key = db.connection, _KEYS[table]
+    [(total,)] = connection.execute("SELECT count(*) FROM final").fetchall()
+    own = connection.sql("SELECT * EXCLUDE (_place) FROM final LIMIT 0").to_arrow_table().schema
+    schema = pa.schema([*PUBLISHED[table], *list(own)[len(PUBLISHED[table]) :]], metadata=METADATA)
+    sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
+    rows_per_file = rows_per_group * _GROUPS_PER_FILE
     files = []
-    while first := next(batches, None):
-        schema = pa.schema([*fixed, *list(first.schema)[len(fixed) :]], metadata=METADATA)
-        sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
-        with tempfile.TemporaryDirectory(prefix="perfusion-publish-") as scratch:
-            local = Path(scratch) / "part.parquet"
-            rows = 0
-            with pq.ParquetWriter(
-                local, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
-            ) as writer:
-                for batch in _chain(first, islice(batches, _GROUPS_PER_FILE - 1)):
-                    writer.write_table(conform(pa.Table.from_batches([batch]), schema), rows_per_group)
-                    rows += batch.num_rows
-            data = local.read_bytes()
+    for first in range(0, total, rows_per_file):
+        end = min(first + rows_per_file, total)
+        connection.execute(
+            "CREATE OR REPLACE TABLE file AS SELECT * FROM final WHERE _place >= ? AND _place < ?", [first, end]
+        )
+        sink = io.BytesIO()
+        with pq.ParquetWriter(
+            sink, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
+        ) as writer:
+            for start in range(first, end, rows_per_group):
+                group = connection.sql(
+                    "SELECT * EXCLUDE (_place) FROM file WHERE _place >= ? AND _place < ? ORDER BY _place",
+                    params=[start, start + rows_per_group],
+                ).to_arrow_table()
+                writer.write_table(conform(group, schema), rows_per_group)
+        data = sink.getvalue()
         path = table_path(table, run_date, run_id, len(files))
-        file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())
+        file = PublishedFile(table, path, end - first, len(data), hashlib.sha256(data).hexdigest())
         storage.write(_staged(run_id, file.sha256), data)
         files.append(file)
     return files
@@ -230,14 +237,9 @@ def _staged(run_id: str, sha256: str) -> str:
     return run_path(run_id, f"publish/{sha256}.parquet")
 
 
-def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from rest
-
-
 # One row per key: what this run made, else what was there before, else how it failed.
 _RESULTS = """
-CREATE OR REPLACE TEMP TABLE results AS
+CREATE OR REPLACE TABLE results AS
 SELECT * FROM outcomes WHERE status = 'ok'
 UNION ALL BY NAME
 SELECT kind, key, 'ok' AS status, 0 AS attempts, 'reused' AS origin, uri, sha256, bytes, 0.0 AS accelerator_s, loss
@@ -245,6 +247,24 @@ FROM done ANTI JOIN (SELECT kind, key FROM outcomes WHERE status = 'ok') USING (
 UNION ALL BY NAME
 SELECT * FROM outcomes ANTI JOIN done USING (kind, key) WHERE status <> 'ok'
 """
+
+# Where each row goes, and whether an equal row comes before it in the manifest.
+_PLACED = """
+CREATE OR REPLACE TABLE placed AS
+SELECT rid, row_number() OVER (PARTITION BY key ORDER BY row, image_index) > 1 AS repeated,
+    row_number() OVER (ORDER BY concept_id NULLS LAST, key NULLS LAST, row, image_index) - 1 AS _place
+FROM ({keyed})
+"""
+_KEYED = {
+    "concepts": """
+        SELECT c.rowid AS rid, c.concept_id, k.concept_key AS key, c.row, 0 AS image_index
+        FROM concepts c LEFT JOIN concept_keys k USING (row)
+    """,
+    "renders": """
+        SELECT rowid AS rid, concept_ids[1] AS concept_id, render_key AS key, prompt_row AS row, image_index
+        FROM requests
+    """,
+}
 
 # Of equal rows the first is the one that was worked for. An invalid row says where; a failed one has no column.
 _RESULT_COLUMNS = """
@@ -262,23 +282,20 @@ _WORK_COLUMNS = """
 """
 
 _CONCEPTS = f"""
-SELECT $run_id AS run_id, c.row AS manifest_row, c.concept_id, c.concept_key, c.superclass,
+SELECT $run_id AS run_id, c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
     CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
-    c.row AS extras_row
-FROM (
-    SELECT c.*, k.concept_key, row_number() OVER (PARTITION BY k.concept_key ORDER BY c.row) > 1 AS repeated
-    FROM concepts c LEFT JOIN concept_keys k USING (row)
-) c LEFT JOIN results r ON r.kind = 'concept' AND r.key = c.concept_key
+    p._place, c.row AS extras_row
+FROM concepts c JOIN placed p ON p.rid = c.rowid
+LEFT JOIN concept_keys k ON k.row = c.row
+LEFT JOIN results r ON r.kind = 'concept' AND r.key = k.concept_key
 """
 
 _RENDERS = f"""
 SELECT $run_id AS run_id, q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
     q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
-    k.row AS extras_row
-FROM (
-    SELECT *, row_number() OVER (PARTITION BY render_key ORDER BY prompt_row, image_index) > 1 AS repeated FROM requests
-) q
-LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
+    p._place, k.row AS extras_row
+FROM requests q JOIN placed p ON p.rid = q.rowid
 LEFT JOIN concept_keys k ON k.concept_id = q.concept_ids[1]
+LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
 """

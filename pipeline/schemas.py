@@ -111,7 +111,7 @@ RESERVED_COLUMNS = frozenset(
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
         *("width", "height", "steps", "guidance", "scheduler"),
         # the plan's
-        *("row", "code", "column_name", "message", "where_expr"),
+        *("row", "code", "column_name", "message", "where_expr", "_place"),
     ]
 )
 
