@@ -23,42 +23,48 @@ class Frozen(BaseModel):
 class MetricConfig(Frozen):
     """How the metric C is estimated (arXiv 2305.01644, supplement C; token choice is ours, see `docs/method.md`)."""
 
-    captions: int = Field(100_000, ge=100, le=10_000_000, description="captions drawn from the built-in generator")
-    captions_uri: str | None = Field(None, description="a text file of captions, one a line, instead of the generator")
+    captions: int = Field(
+        default=100_000, ge=100, le=10_000_000, description="captions drawn from the built-in generator"
+    )
+    captions_uri: str | None = Field(
+        default=None, description="a text file of captions, one a line, instead of the generator"
+    )
     tokens: Literal["masked", "content", "all"] = Field(
-        "masked", description="masked: start to first end token; content: neither of them; all: padding too"
+        default="masked", description="masked: start to first end token; content: neither of them; all: padding too"
     )
     ridge: float = Field(
-        1e-7, ge=0.0, le=1e-2, description="added to the diagonal, as a share of C's largest eigenvalue"
+        default=1e-7, ge=0.0, le=1e-2, description="added to the diagonal, as a share of C's largest eigenvalue"
     )
 
 
 class TrainingConfig(Frozen):
     """One concept's training (arXiv 2305.01644 section 4.4 and supplement; lr and batch as in the reference code)."""
 
-    steps: int = Field(400, ge=1, le=100_000, description="optimiser steps")
-    batch: int = Field(16, ge=1, le=1024, description="rows per concept and step")
-    lr_value: float = Field(0.03, gt=0, le=10, description="Adam step of the value target o_V")
-    lr_embedding: float = Field(0.006, gt=0, le=10, description="Adam step of the word embedding v*")
+    steps: int = Field(default=400, ge=1, le=100_000, description="optimiser steps")
+    batch: int = Field(default=16, ge=1, le=1024, description="rows per concept and step")
+    lr_value: float = Field(default=0.03, gt=0, le=10, description="Adam step of the value target o_V")
+    lr_embedding: float = Field(default=0.006, gt=0, le=10, description="Adam step of the word embedding v*")
     bias: Bias = 0.75
     temperature: Temperature = 0.1
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the target input i*, once per optimiser step")
-    lock: Literal["local", "trained"] = Field("local", description="trained: also learn the key target (an ablation)")
-    flip: bool = Field(False, description="mirror half of the rows; only for symmetric products")
-    fit: Literal["crop", "pad"] = Field("crop", description="how a photo is made square; padding is masked out")
-    seed: int = Field(0, ge=0, lt=2**63)
+    ema: float = Field(default=0.99, ge=0, lt=1, description="decay of the target input i*, once per optimiser step")
+    lock: Literal["local", "trained"] = Field(
+        default="local", description="trained: also learn the key target (an ablation)"
+    )
+    flip: bool = Field(default=False, description="mirror half of the rows; only for symmetric products")
+    fit: Literal["crop", "pad"] = Field(default="crop", description="how a photo is made square; padding is masked out")
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class SamplingConfig(Frozen):
     """Defaults of a render; each may be overridden by a column of the prompts manifest."""
 
-    steps: int = Field(50, ge=1, le=1000)
-    guidance: float = Field(6.0, ge=0, le=50, allow_inf_nan=False, description="classifier-free guidance scale")
+    steps: int = Field(default=50, ge=1, le=1000)
+    guidance: float = Field(default=6.0, ge=0, le=50, allow_inf_nan=False, description="classifier-free guidance scale")
     scheduler: Scheduler = "ddim"
-    width: int | None = Field(None, ge=8, le=4096, description="pixels; the base model's own size when absent")
-    height: int | None = Field(None, ge=8, le=4096, description="pixels; the base model's own size when absent")
+    width: int | None = Field(default=None, ge=8, le=4096, description="pixels; the base model's own size when absent")
+    height: int | None = Field(default=None, ge=8, le=4096, description="pixels; the base model's own size when absent")
     bias: Bias = 0.6
     temperature: Temperature = 0.15
     lock: Lock = "local"
     negative_prompt: str = ""
-    edit_unconditional: bool = Field(False, description="apply the concepts to the unconditional rows as well")
+    edit_unconditional: bool = Field(default=False, description="apply the concepts to the unconditional rows as well")

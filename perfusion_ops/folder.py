@@ -40,9 +40,13 @@ class BaseSettings(Frozen):
     """Contents of `perfusion.json`; every key is optional."""
 
     name: str = ""
-    resolution: int | None = Field(None, ge=8, le=4096, description="side of a training picture in pixels")
-    captions: Literal["general", "mini"] = Field("general", description="which built-in captions estimate the metric")
-    templates: tuple[str, ...] = Field(TEMPLATES, min_length=1, description="training prompts, {} is the concept")
+    resolution: int | None = Field(default=None, ge=8, le=4096, description="side of a training picture in pixels")
+    captions: Literal["general", "mini"] = Field(
+        default="general", description="which built-in captions estimate the metric"
+    )
+    templates: tuple[str, ...] = Field(
+        default=TEMPLATES, min_length=1, description="training prompts, {} is the concept"
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="defaults that differ from TrainingConfig's")
     sampling: dict[str, Any] = Field(default_factory=dict, description="defaults that differ from SamplingConfig's")
 
@@ -78,7 +82,7 @@ def describe(path: Path) -> BaseFolder:
 
 def _settings(file: Path) -> BaseSettings:
     if not file.is_file():
-        return BaseSettings()  # pyright: ignore[reportCallIssue]
+        return BaseSettings()
     try:
         return BaseSettings.model_validate_json(file.read_text())
     except ValidationError as error:

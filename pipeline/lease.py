@@ -175,6 +175,19 @@ def _refuse_if_held(storage: Storage, run_id: str, number: int, clock: Clock) ->
     )
 
 
+def describe_holder(storage: Storage, run_id: str, clock: Clock) -> str:
+    """Who works on a run, as far as storage tells; empty when nobody does."""
+    numbers = _numbers(storage, run_id)
+    if not numbers:
+        return ""
+    record = _read(storage, run_id, numbers[-1])
+    silent_s = clock.wall() - record.heartbeat
+    alive = record.owner.certainly_alive()
+    if record.released or alive is False or (alive is None and silent_s > EXPIRY_S):
+        return ""
+    return f"process {record.owner.pid} on {record.owner.host}, last sign of life {max(0, round(silent_s))} s ago"
+
+
 class Lease:
     """The right to write to a run, until `release` or the end of the block; see the module's invariants."""
 

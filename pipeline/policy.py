@@ -10,48 +10,62 @@ class Policy(Frozen):
     """Settings of `pipeline.scheduler`; seconds are marked `_s`."""
 
     render_depth: int = Field(
-        2, ge=1, le=8, description="renders given to a slot at once: one runs, the next is there the moment it ends"
+        default=2,
+        ge=1,
+        le=8,
+        description="renders given to a slot at once: one runs, the next is there the moment it ends",
     )
     train_depth: int = Field(
-        1, ge=1, le=1, description="a training takes minutes: one queued behind it would only keep other slots from it"
+        default=1,
+        ge=1,
+        le=1,
+        description="a training takes minutes: one queued behind it would only keep other slots from it",
     )
     render_deadline_s: float = Field(
-        1800.0, gt=0, description="a batch takes seconds to a few minutes; the first one on a GPU also compiles kernels"
+        default=1800.0,
+        gt=0,
+        description="a batch takes seconds to a few minutes; the first one on a GPU also compiles kernels",
     )
     train_deadline_s: float = Field(
-        4 * 3600.0, gt=0, description="a large group takes under an hour; its checkpoints bound what a late kill costs"
+        default=4 * 3600.0,
+        gt=0,
+        description="a large group takes under an hour; its checkpoints bound what a late kill costs",
     )
     setup_deadline_s: float = Field(
-        1800.0, gt=0, description="an autoscaler may need twenty minutes to find a GPU machine and pull its image"
+        default=1800.0,
+        gt=0,
+        description="an autoscaler may need twenty minutes to find a GPU machine and pull its image",
     )
     strikes: int = Field(
-        2,
+        default=2,
         ge=1,
         description="one death may be the machine's; a second one under the same work makes the work suspect",
     )
     slot_deaths: int = Field(
-        4,
+        default=4,
         ge=2,
         description="deaths of one slot in a row, no success between, after which it gets no more work",
     )
     probation_deaths: int = Field(
-        2,
+        default=2,
         ge=1,
         description="deaths in a row after which a slot must first complete one fresh row, which tells a bad "
         "slot from a bad row before either is condemned",
     )
     infrastructure_failures: int = Field(
-        20, ge=1, description="outages per slot with no success anywhere: about a quarter of an hour of backing off"
+        default=20,
+        ge=1,
+        description="outages per slot with no success anywhere: about a quarter of an hour of backing off",
     )
-    backoff_first_s: float = Field(1.0, gt=0, description="doubles with every loss of a slot in a row")
-    backoff_max_s: float = Field(60.0, gt=0, description="a minute is short beside loading a model again")
+    backoff_first_s: float = Field(default=1.0, gt=0, description="doubles with every loss of a slot in a row")
+    backoff_max_s: float = Field(default=60.0, gt=0, description="a minute is short beside loading a model again")
     drain_s: float = Field(
-        20.0,
+        default=20.0,
         ge=0,
         description="Kubernetes kills after 30 s by default, and rows that are done must still be staged",
     )
-    poll_s: float = Field(1.0, gt=0, description="the longest time for which a stop signal goes unnoticed")
-    seed: int = Field(0, description="of the jitter on the backoff")
+    poll_s: float = Field(default=1.0, gt=0, description="the longest time for which a stop signal goes unnoticed")
+    seed: int = Field(default=0, description="of the jitter on the backoff")
 
     @model_validator(mode="after")
     def _probation_comes_first(self) -> "Policy":

@@ -8,11 +8,13 @@ what was recorded and is there, and go on.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
+
+import fsspec
 
 from perfusion_ops.folder import BaseFolder
 from pipeline.bases import find_base
@@ -22,7 +24,7 @@ from pipeline.executor import Executor
 from pipeline.input_cache import InputCache
 from pipeline.keys import metric_key, settings_json
 from pipeline.layout import run_path
-from pipeline.lease import Lease, acquire
+from pipeline.lease import Lease, LeaseHeld, acquire
 from pipeline.manifests import ManifestSummary, load_concepts, load_prompts
 from pipeline.parts import PartWriter
 from pipeline.plan import Pending, pending, plan_concepts, plan_requests
@@ -82,7 +84,15 @@ class RunResult:
     seconds: float
 
 
-MakeExecutor = Callable[[WorkerSettings], AbstractContextManager[Executor]]
+@dataclass(frozen=True)
+class Engine:
+    """Workers, and whether someone asked the run to end."""
+
+    executor: Executor
+    stop: Callable[[], bool]
+
+
+MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
 
 
 def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Observer) -> Planned:
@@ -107,9 +117,7 @@ def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Obs
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
     observer.stage("plan", settings.root)
-    key = metric_key(
-        base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings, options)
-    )
+    key = metric_key(base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings))
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     plan_requests(db, base_digest=base.digest, sampling=sampling, seed=settings.seed)
@@ -146,9 +154,8 @@ def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Obs
 def execute(
     settings: RunSettings,
     *,
-    make_executor: MakeExecutor,
+    make_engine: MakeEngine,
     observer: Observer,
-    stop: Callable[[], bool],
     policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
@@ -156,14 +163,13 @@ def execute(
 
     Args:
         settings: the run.
-        make_executor: gives workers when there is work; not called when nothing is left to do.
+        make_engine: gives workers when there is work; not called when nothing is left to do.
         observer: told of progress.
-        stop: true once the run is to drain.
         policy: how hard to try.
         clock: times.
 
     Raises:
-        BaseError, ManifestError, StorageError, LeaseHeldError, EngineError: with the sentence for the user.
+        BaseError, ManifestError, StorageError, LeaseHeld, EngineError: with the sentence for the user.
     """
     clock = clock or SystemClock()
     began = clock.monotonic()
@@ -171,7 +177,7 @@ def execute(
     with PlanDB(memory_limit=settings.engine.plan_memory) as db:
         planned = make_plan(db, storage, settings, observer)
         run_id, resumed = find_run(storage, planned.digest)
-        with _leased(storage, run_id, clock) as lease:
+        with acquire(storage, run_id, clock=clock) as lease:
             run_date = _begin(storage, run_id, settings, planned, clock)
             writer = PartWriter(
                 storage, run_id, lease.number, seconds_per_part=settings.engine.flush_s, clock=clock.monotonic
@@ -186,9 +192,12 @@ def execute(
             try:
                 if not queue.finished():
                     observer.stage("start", f"run {run_id}")
-                    with make_executor(planned.worker) as executor:
-                        summary = schedule(queue, executor, sink, policy=policy or Policy(), clock=clock, stop=stop)
+                    with make_engine(planned.worker) as engine:
+                        summary = schedule(
+                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=engine.stop
+                        )
             finally:
+                _fence(lease, run_id)
                 writer.flush()
             published, report = None, None
             if queue.finished():
@@ -224,13 +233,10 @@ def find_run(storage: Storage, digest: str) -> tuple[str, bool]:
     return f"{prefix}{number:04d}", bool(open_runs)
 
 
-@contextmanager
-def _leased(storage: Storage, run_id: str, clock: Clock) -> Iterator[Lease]:
-    lease = acquire(storage, run_id, clock=clock)
-    try:
-        yield lease
-    finally:
-        lease.release()
+def _fence(lease: Lease, run_id: str) -> None:
+    """What this attempt made is in storage and will be adopted; recording it is now another attempt's to do."""
+    if not lease.still_mine():
+        raise LeaseHeld(f"another attempt took run {run_id!r} over; this one ends here and loses nothing")
 
 
 def _begin(storage: Storage, run_id: str, settings: RunSettings, planned: Planned, clock: Clock) -> str:
@@ -251,17 +257,12 @@ def _begin(storage: Storage, run_id: str, settings: RunSettings, planned: Planne
     return str(json.loads(storage.read(path))["run_date"])
 
 
-def _captions_digest(settings: RunSettings, options: dict[str, object] | None) -> str | None:
+def _captions_digest(settings: RunSettings) -> str | None:
     uri = settings.metric.captions_uri
     if uri is None:
         return None
-    import fsspec
-
-    whole = hashlib.sha256()
-    with fsspec.open(uri, "rb", **(options or {})) as file:
-        while chunk := file.read(1 << 20):
-            whole.update(chunk)
-    return whole.hexdigest()
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return hashlib.sha256(filesystem.cat_file(path)).hexdigest()
 
 
 def _inputs_shown(db: PlanDB) -> bytes:

@@ -18,18 +18,22 @@ _SECRET_NAMES = {"key", "pass", "anon_key", "sas"}
 class EngineSettings(Frozen):
     """How the work is cut and where it runs. None of it is part of any key: it never changes a result."""
 
-    group_size: int = Field(8, ge=1, le=1024, description="concepts trained together in one batch")
-    render_batch: int = Field(8, ge=1, le=1024, description="pictures rendered together in one batch")
-    slots: int | None = Field(None, ge=1, description="workers; one per GPU, or one in all without a GPU, when absent")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda|mps)$")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    micro_batch: int = Field(128, ge=1, le=65536, description="training rows in the denoiser at once; halves by itself")
-    checkpoint_s: float = Field(60.0, gt=0, description="seconds between training checkpoints")
-    flush_s: float = Field(20.0, gt=0, description="seconds after which finished rows are staged at the latest")
-    plan_memory: str = Field(
-        "1GB", pattern=r"^\d+(\.\d+)?(MB|GB)$", description="what planning may hold before it spills"
+    group_size: int = Field(default=8, ge=1, le=1024, description="concepts trained together in one batch")
+    render_batch: int = Field(default=8, ge=1, le=1024, description="pictures rendered together in one batch")
+    slots: int | None = Field(
+        default=None, ge=1, description="workers; one per GPU, or one in all without a GPU, when absent"
     )
-    threads: int = Field(8, ge=1, le=256, description="input pictures inspected at once")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda|mps)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    micro_batch: int = Field(
+        default=128, ge=1, le=65536, description="training rows in the denoiser at once; halves by itself"
+    )
+    checkpoint_s: float = Field(default=60.0, gt=0, description="seconds between training checkpoints")
+    flush_s: float = Field(default=20.0, gt=0, description="seconds after which finished rows are staged at the latest")
+    plan_memory: str = Field(
+        default="1GB", pattern=r"^\d+(\.\d+)?(MB|GB)$", description="what planning may hold before it spills"
+    )
+    threads: int = Field(default=8, ge=1, le=256, description="input pictures inspected at once")
 
 
 class RunSettings(Frozen):
@@ -38,13 +42,15 @@ class RunSettings(Frozen):
     root: str = Field(min_length=1, description="folder or URL for weights, images and tables")
     concepts: str = Field(min_length=1, description="concepts manifest: Parquet, CSV or JSONL; file, folder or glob")
     prompts: str = Field(min_length=1, description="prompts manifest, likewise")
-    base: str = Field("mini", min_length=1, description="'mini', a diffusers folder, an object-store URL or a hub id")
-    seed: int = Field(0, ge=0, lt=2**63, description="from which rows without a seed derive theirs")
-    metric: MetricConfig = MetricConfig()  # pyright: ignore[reportCallIssue]
+    base: str = Field(
+        default="mini", min_length=1, description="'mini', a diffusers folder, an object-store URL or a hub id"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="from which rows without a seed derive theirs")
+    metric: MetricConfig = MetricConfig()
     train: dict[str, Any] = Field(default_factory=dict, description="what differs from the base model's training")
     render: dict[str, Any] = Field(default_factory=dict, description="what differs from the base model's sampling")
     inputs: InputLimits = InputLimits()
-    engine: EngineSettings = EngineSettings()  # pyright: ignore[reportCallIssue]
+    engine: EngineSettings = EngineSettings()
     storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
 
     @field_validator("train")

@@ -1,0 +1,26 @@
+"""`perfusion catalog`: a made-up catalogue of any size, with pictures, masks and both manifests."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.output import say, say_json
+from jobs.run import Json
+
+Out = Annotated[str, typer.Argument(help="a new folder, or one that this command wrote", show_default=False)]
+Products = Annotated[int, typer.Option("--products", min=1, max=100_000, help="how many products")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="another seed, another catalogue")]
+Images = Annotated[int, typer.Option("--images", min=1, max=64, help="training pictures per product")]
+
+
+def command(out: Out, products: Products = 100, seed: Seed = 0, images: Images = 4, json: Json = False) -> None:
+    """Write a catalogue of products of the embedded world: pictures, masks, concepts.parquet and prompts.parquet."""
+    from pipeline.catalog import write_catalog
+
+    summary = write_catalog(out, products, seed=seed, images_per_product=images)
+    if json:
+        say_json(summary)
+        return
+    say(f"{summary.products:,} products, {summary.images:,} pictures, {summary.prompt_rows:,} prompt rows")
+    say(f"  {summary.concepts}")
+    say(f"  {summary.prompts}")

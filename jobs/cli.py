@@ -1,0 +1,53 @@
+"""The `perfusion` command. Known errors end as a sentence and an exit code, unknown ones with their traceback.
+
+Exit codes: 0 ok, 1 crash or outage, 2 usage or unusable manifest, 3 finished with rows that are not ok, 4 stopped
+before the end.
+"""
+
+import sys
+
+import typer
+
+from jobs import catalog, demo, plan, query, report, run, status
+from jobs.output import CRASH, USAGE, complain
+from jobs.spec import SpecError
+
+app = typer.Typer(
+    name="perfusion",
+    help="Personalised product pictures in bulk: manifests in, tiny concepts, pictures and tables out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.command)
+app.command("catalog")(catalog.command)
+app.command("validate")(plan.validate)
+app.command("plan")(plan.plan)
+app.command("run")(run.command)
+app.command("status")(status.command)
+app.command("query")(query.command)
+app.command("report")(report.command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    from cluster.local import ClusterError
+    from perfusion_ops.folder import BaseError
+    from pipeline.catalog import CatalogError
+    from pipeline.errors import ManifestError
+    from pipeline.lease import LeaseHeld
+    from pipeline.scheduler import EngineError
+    from pipeline.storage import StorageError
+
+    try:
+        app()
+    except (SpecError, ManifestError, BaseError, CatalogError) as error:
+        complain(str(error))
+        sys.exit(USAGE)
+    except (StorageError, LeaseHeld, EngineError, ClusterError) as error:
+        complain(str(error))
+        sys.exit(CRASH)
+    except KeyboardInterrupt:
+        complain("stopped; the same command goes on where it stopped")
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""`perfusion plan` and `perfusion validate`: what a run would do and refuse; needs no accelerator."""
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.output import OK, USAGE, say, say_json, table
+from jobs.progress import Progress
+from jobs.run import Json, Set, Spec
+from jobs.spec import load_spec
+from pipeline.plandb import PlanDB
+from pipeline.run import Planned, make_plan
+from pipeline.settings import RunSettings
+from pipeline.storage import Storage
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="bad rows to show")]
+
+_BAD_ROWS = """
+SELECT * FROM (
+    SELECT 'concepts' AS manifest, row, column_name, code, message FROM concepts WHERE code IS NOT NULL
+    UNION ALL
+    SELECT 'prompts', prompt_row, column_name, code, message FROM requests WHERE code IS NOT NULL
+) ORDER BY manifest, row, column_name LIMIT {limit}
+"""
+
+
+def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
+    """Say what a run would make, what it would reuse, and what it would refuse."""
+    planned, bad, _ = _plan(load_spec(spec, set_ or ()), 0)
+    work = planned.work
+    if json:
+        say_json({"base": planned.base.name, "base_digest": planned.base.digest, "work": work, "bad_rows": bad})
+        return
+    rows = [
+        (name, f"{each.rows:,}", f"{each.reused:,}", f"{each.to_do:,}", f"{each.keys_to_do:,}", f"{each.invalid:,}")
+        for name, each in (("concepts", work.concepts), ("renders", work.renders))
+    ]
+    table(
+        f"base {planned.base.name} {planned.base.digest[:12]}", ("", "rows", "reused", "to do", "distinct", "bad"), rows
+    )
+
+
+def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False) -> None:
+    """Check both manifests whole, pictures included; every bad row with its number, column and code."""
+    planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit)
+    if json:
+        say_json({"concepts": planned.concepts, "prompts": planned.prompts, "bad_rows": bad, "shown": shown})
+    else:
+        for name, summary in (("concepts", planned.concepts), ("prompts", planned.prompts)):
+            say(f"{name}: {summary.rows:,} rows in {summary.files:,} files")
+        if shown:
+            names = ("manifest", "row", "column", "code", "what is wrong")
+            table("", names, [tuple(row.values()) for row in shown])
+        if bad > len(shown):
+            say(f"{bad - len(shown):,} more bad rows; see them with --limit {bad}")
+        say("every row is good" if not bad else f"{bad:,} bad rows")
+    raise typer.Exit(USAGE if bad else OK)
+
+
+def _plan(settings: RunSettings, limit: int) -> tuple[Planned, int, list[dict[str, Any]]]:
+    with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
+        storage = Storage(settings.root, settings.storage_options or None)
+        planned = make_plan(db, storage, settings, progress)
+        cursor = db.connection.execute(_BAD_ROWS.format(limit=limit))
+        names = [column[0] for column in cursor.description or ()]
+        shown = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return planned, planned.work.concepts.invalid + planned.work.renders.invalid, shown

@@ -1,0 +1,32 @@
+"""`perfusion report`: write a run's page again, with more or fewer products on it."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.output import USAGE, complain, say, say_json, storage_of
+from jobs.run import Json
+
+Target = Annotated[str, typer.Argument(help="a root, or a spec file that names one", show_default=False)]
+Run = Annotated[str | None, typer.Argument(help="the run; the newest finished one when absent", show_default=False)]
+Most = Annotated[int, typer.Option("--concepts", min=0, help="products shown at most")]
+
+
+def command(target: Target, run: Run = None, concepts: Most = 60, json: Json = False) -> None:
+    """Write one self-contained HTML page: totals, failures, training pictures beside renders, timings."""
+    from pipeline.clock import SystemClock
+    from pipeline.report import write_report
+    from pipeline.status import read_status
+
+    storage = storage_of(target)
+    finished = [each.run_id for each in read_status(storage, SystemClock(), run) if each.state == "finished"]
+    if not finished:
+        complain(
+            f"there is no finished run{f' {run!r}' if run else ''} under {target}; see `perfusion status {target}`"
+        )
+        raise typer.Exit(USAGE)
+    uri = write_report(storage, finished[-1], max_concepts=concepts)
+    if json:
+        say_json({"run_id": finished[-1], "report": uri})
+    else:
+        say(uri)
