@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NAME ?=
+ARGS ?=
 
 .PHONY: demo test check bench clean
 
@@ -24,7 +25,7 @@ check: .venv/ready  ## lint, format and types
 	@$(BIN)/pyright
 
 bench: .venv/ready  ## make bench NAME=render | train
-	@$(BIN)/python -m benchmarks $(NAME)
+	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 clean:
 	rm -rf .venv demo .bench

@@ -221,9 +221,14 @@ class Trainer:
 
     def run(self, on_step: Callable[["Trainer"], None] | None = None) -> None:
         """Train until every concept is finished or has diverged; `on_step` is called after each optimiser step."""
+        self.advance(None, on_step)
+
+    def advance(self, steps: int | None, on_step: Callable[["Trainer"], None] | None = None) -> None:
+        """Train for some optimiser steps, all that are left when None, or until nothing is active."""
         with _attention_for_training(self.base):
-            while self.active():
+            while self.active() and steps != 0:
                 self.step()
+                steps = None if steps is None else steps - 1
                 if on_step is not None:
                     on_step(self)
 

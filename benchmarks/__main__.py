@@ -1,0 +1,33 @@
+"""Run one benchmark, or all of them."""
+
+import argparse
+import importlib
+import sys
+
+NAMES = ("render", "train")
+
+
+def main() -> int:
+    """Exit 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=NAMES, help="all of them when absent")
+    parser.add_argument("--base", default=None, help="mini, sd15 (random weights at full width), or a diffusers folder")
+    parser.add_argument("--device", default=None, help="cpu or cuda; the GPU when there is one")
+    parser.add_argument("--pairs", type=int, default=21, help="interleaved pairs")
+    parser.add_argument(
+        "--batch", type=int, default=None, help="rows rendered at once, or rows per concept in training"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
+    options = parser.parse_args()
+    names = [options.name] if options.name else list(NAMES)
+    results = [
+        importlib.import_module(f"benchmarks.{name}").run(
+            base=options.base, device=options.device, pairs=options.pairs, batch=options.batch, steps=options.steps
+        )
+        for name in names
+    ]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Interleaved pairs: two ways of doing the same, timed in turn on one machine, so that its noise meets both."""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Times of two sides in seconds, pair by pair."""
+
+    reference_s: tuple[float, ...]
+    ours_s: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Throughput of ours over the reference, pair by pair; above 1 is faster."""
+        return [reference / ours for reference, ours in zip(self.reference_s, self.ours_s, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """Median of the ratios."""
+        return statistics.median(self.ratios)
+
+    def spread(self) -> tuple[float, float]:
+        """First and third quartile of the ratios."""
+        quartiles = statistics.quantiles(self.ratios, n=4)
+        return quartiles[0], quartiles[2]
+
+
+def interleave(
+    reference: Callable[[], object], ours: Callable[[], object], *, pairs: int, device: torch.device
+) -> Pairs:
+    """Time both sides `pairs` times in turn, the first of each pair alternating, after one untimed call of each."""
+    reference()
+    ours()
+    times: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        order = (0, 1) if pair % 2 == 0 else (1, 0)
+        for side in order:
+            times[side].append(timed((reference, ours)[side], device))
+        show(f"pair {pair + 1}/{pairs}: reference {times[0][-1]:.3f} s, ours {times[1][-1]:.3f} s")
+    return Pairs(tuple(times[0]), tuple(times[1]))
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a call takes, the GPU's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product: what the card reaches where nothing but arithmetic limits it."""
+    side = 8192
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    torch.mm(a, b)
+    seconds = min(timed(lambda: torch.mm(a, b), device) for _ in range(10))
+    return 2 * side**3 / seconds
+
+
+def machine(device: torch.device) -> str:
+    """The card's name, or the processor's and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def show(text: str) -> None:
+    """Progress, on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def finish(name: str, figures: dict[str, Any], bars: dict[str, float]) -> bool:
+    """Print the result as one JSON object; every bar is the least its figure may be. Returns whether all are met."""
+    ok = all(figures[figure] >= bar for figure, bar in bars.items())
+    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in figures.items()}
+    sys.stdout.write(json.dumps({"name": name, **rounded, "bars": bars, "ok": ok}) + "\n")
+    sys.stdout.flush()
+    return ok
