@@ -76,6 +76,7 @@ def _stable_diffusion_15(device: torch.device, dtype: torch.dtype) -> dict[str, 
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    four: Any = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4, (128, 256, 512, 512)
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(base_folder() / "tokenizer", model_max_length=77)
     with torch.device(device):
@@ -92,11 +93,11 @@ def _stable_diffusion_15(device: torch.device, dtype: torch.dtype) -> dict[str, 
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae: Any = AutoencoderKL(
+            block_out_channels=four[2],
+            down_block_types=four[0],
+            up_block_types=four[1],
             layers_per_block=2,
             latent_channels=4,
             sample_size=512,

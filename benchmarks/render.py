@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.bases import base_of, device_of, made_up_concepts, parts_of, plain_metric
-from benchmarks.measure import finish, interleave, machine, show
+from benchmarks.measure import finish, interleave, machine, matmul_peak, show
 from perfusion_ops.base import Base
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, render
@@ -112,7 +112,7 @@ def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, 
     if gpu:
         figures |= {
             "peak_memory_gb": peak_gb,
-            "share_of_matmul_peak": _share(edited, positive, where, dtype, best, steps),
+            "share_of_matmul_peak": _flops(edited, positive) * steps / best / matmul_peak(where, dtype),
         }
     show(f"median throughput ratio {measured.ratio:.4f}, quartiles {low:.4f} to {high:.4f}")
     return finish("render", figures, {"throughput_ratio": BAR[where.type]})

@@ -107,6 +107,10 @@ def identifier(column: str, value: object) -> str:
             Code.BAD_ID,
             f"{column} is {show(value)}: use 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
         )
+    if value == "product":
+        raise RowError(
+            Code.BAD_ID, "concept_id is 'product', which {product} in a prompt means every product: rename it"
+        )
     return value
 
 

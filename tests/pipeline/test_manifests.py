@@ -133,6 +133,7 @@ BAD_CONCEPTS = [
     ({"concept_id": ".."}, Code.BAD_ID),
     ({"concept_id": "a/../b"}, Code.BAD_ID),
     ({"concept_id": ""}, Code.BAD_ID),
+    ({"concept_id": "product"}, Code.BAD_ID),
     ({"concept_id": "x" * 200}, Code.BAD_ID),
     ({"concept_id": "mug\n"}, Code.BAD_ID),
     ({"concept_id": None}, Code.MISSING_VALUE),
