@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import say, say_json
+from jobs.output import location, say, say_json, writing
 from jobs.run import Json
 
 Out = Annotated[str, typer.Argument(help="a new folder, or one that this command wrote", show_default=False)]
@@ -17,10 +17,11 @@ def command(out: Out, products: Products = 100, seed: Seed = 0, images: Images =
     """Write a catalogue of products of the embedded world: pictures, masks, concepts.parquet and prompts.parquet."""
     from pipeline.catalog import write_catalog
 
-    summary = write_catalog(out, products, seed=seed, images_per_product=images)
+    with writing(out):
+        summary = write_catalog(out, products, seed=seed, images_per_product=images)
     if json:
         say_json(summary)
         return
     say(f"{summary.products:,} products, {summary.images:,} pictures, {summary.prompt_rows:,} prompt rows")
-    say(f"  {summary.concepts}")
-    say(f"  {summary.prompts}")
+    say(f"  {location(summary.concepts)}")
+    say(f"  {location(summary.prompts)}")

@@ -1,16 +1,16 @@
 """The `perfusion` command. Known errors end as a sentence and an exit code, unknown ones with their traceback.
 
 Exit codes: 0 ok, 1 crash or outage, 2 usage or unusable manifest, 3 finished with rows that are not ok, 4 stopped
-before the end.
+before the end, 130 interrupted before it began to work.
 """
 
 import sys
 
 import typer
 
-from jobs import catalog, demo, plan, query, report, run, status
-from jobs.output import CRASH, USAGE, complain
-from jobs.spec import SpecError
+from jobs import catalog, demo, plan, query, report, run, schema, status
+from jobs.output import CRASH, INTERRUPTED, USAGE, complain
+from jobs.spec_file import SpecError
 
 app = typer.Typer(
     name="perfusion",
@@ -28,6 +28,7 @@ app.command("run")(run.command)
 app.command("status")(status.command)
 app.command("query")(query.command)
 app.command("report")(report.command)
+app.command("schema")(schema.command)
 
 
 def main() -> None:
@@ -43,11 +44,13 @@ def main() -> None:
     try:
         app()
     except (SpecError, ManifestError, BaseError, CatalogError) as error:
-        complain(str(error))
+        for line in str(error).splitlines():
+            complain(line)
         sys.exit(USAGE)
     except (StorageError, LeaseHeld, EngineError, ClusterError) as error:
         complain(str(error))
         sys.exit(CRASH)
-    except KeyboardInterrupt:
-        complain("stopped; the same command goes on where it stopped")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            complain("stopped; the same command goes on where it stopped")
+        raise

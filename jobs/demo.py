@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import OK, complain, say
+from jobs.output import OK, complain, say, writing
 from jobs.run import Json, run
-from jobs.spec import dump_spec, load_spec
+from jobs.spec import dump_spec, load_spec, resolve
 
 Folder = Annotated[str, typer.Option("--folder", help="where the catalogue and the spec go")]
 Root = Annotated[str | None, typer.Option("--root", help="where results go; FOLDER/results when absent")]
@@ -19,25 +19,21 @@ def command(folder: Folder = "demo", root: Root = None, products: Products = 6, 
     from pipeline.catalog import write_catalog
 
     home = Path(folder)
-    catalog = home / "catalog"
-    write_catalog(str(catalog), products)
     spec = home / "spec.yaml"
-    spec.write_text(
-        "# Written by `perfusion demo`; `perfusion run` takes it as well.\n"
-        + dump_spec(
-            {
-                "root": root or "results",
-                "concepts": "catalog/concepts.parquet",
-                "prompts": "catalog/prompts.parquet",
-                "base": "mini",
-            }
-        ),
-        encoding="utf-8",
-    )
+    settings = {
+        "root": resolve(root, Path.cwd()) if root else "results",
+        "concepts": "catalog/concepts.parquet",
+        "prompts": "catalog/prompts.parquet",
+        "base": "mini",
+    }
+    with writing(folder):
+        write_catalog(str(home / "catalog"), products)
+        text = "# Written by `perfusion demo`; `perfusion run` takes it as well.\n" + dump_spec(settings)
+        spec.write_text(text, encoding="utf-8")
     code = run(load_spec(str(spec)), json=json)
     if code == OK and not json:
-        say(f"  spec    {spec}")
-        say(f'\nnext: perfusion query {spec} "SELECT concept_id, count(*) FROM renders GROUP BY ALL"')
+        say(f"  spec      {spec}")
+        say(f'next: perfusion query {spec} "SELECT concept_id, count(*) FROM renders GROUP BY ALL"')
     elif code != OK:
         complain("the demo did not come out whole; the lines above say why")
     raise typer.Exit(code)

@@ -3,15 +3,20 @@
 import dataclasses
 import enum
 import json
+import math
+import re
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pipeline.storage import Storage
+import typer
 
-OK, CRASH, USAGE, FAILED_ROWS, STOPPED = 0, 1, 2, 3, 4
+OK, CRASH, USAGE, FAILED_ROWS, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+_NUMBER = re.compile(r"-?[0-9][0-9,]*(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 def say(text: str = "") -> None:
@@ -21,7 +26,7 @@ def say(text: str = "") -> None:
 
 def say_json(value: Any) -> None:
     """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def complain(text: str) -> None:
@@ -29,44 +34,112 @@ def complain(text: str) -> None:
     sys.stderr.write(f"perfusion: {text}\n")
 
 
+def refuse(text: str) -> NoReturn:
+    """End the command with a sentence on stderr, and the exit code for wrong usage."""
+    complain(text)
+    raise typer.Exit(USAGE)
+
+
+@contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """Within the block a folder that cannot be written to ends the command with a sentence."""
+    try:
+        yield
+    except OSError as error:
+        refuse(f"{folder} cannot be written to: {error.strerror or error}; choose another folder")
+
+
 def plain(value: Any) -> Any:
-    """Dataclasses, enumerations, times and paths as what JSON knows."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    """The value as JSON knows it: what JSON has no number, list or object for becomes text."""
     match value:
+        case None | bool() | int() | str() if not isinstance(value, enum.Enum):
+            known = value
+        case float() if math.isfinite(value):
+            known = value
+        case Decimal():  # what SQL makes of a sum of integers
+            known = int(value) if value == value.to_integral_value() else float(value)
         case enum.Enum():
-            return value.value
+            known = value.value
         case dict():
-            return {str(key): plain(inner) for key, inner in value.items()}
+            known = {str(key): plain(inner) for key, inner in value.items()}
         case list() | tuple():
-            return [plain(inner) for inner in value]
-        case datetime() | date():
-            return value.isoformat()
+            known = [plain(inner) for inner in value]
+        case datetime() | date() | time():
+            known = value.isoformat()
         case bytes():
-            return value.hex()
+            known = value.hex()
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            known = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case _:
-            return str(value) if isinstance(value, Path) else value
+            known = str(value)
+    return known
 
 
-def table(title: str, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table for people on stdout; on a pipe it is as wide as it needs to be."""
+def cell(value: Any) -> str:
+    """The value as people read it in a table; lists as in a CSV manifest, with `;` between their elements."""
+    match plain(value):
+        case None:
+            return ""
+        case bool() as truth:
+            return str(truth).lower()
+        case float() as number:
+            return f"{number:.6g}"
+        case list() as elements if not any(isinstance(element, list | dict) for element in elements):
+            return ";".join(map(cell, elements))
+        case list() | dict() as nested:
+            return json.dumps(nested, ensure_ascii=False)
+        case other:
+            return str(other)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them, with two units at most."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def location(uri: str) -> str:
+    """A local URI or path as the shortest path from the current folder, anything else as it is."""
+    path = uri.removeprefix("file://")
+    if not path.startswith("/"):
+        return uri
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows for people on stdout, numbers to the right; where a terminal is too narrow, a block of lines for each row.
+
+    Args:
+        names: the columns'.
+        rows: cells of any type; see `cell`.
+    """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(*names, title=title or None, title_justify="left", title_style="bold", header_style="bold")
-    for row in rows:
-        grid.add_row(*["" if cell is None else str(cell) for cell in row])
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=max(console.measure(grid).maximum, 80))
-    console.print(grid)
+    heads = [_printable(name) for name in names]
+    texts = [[_printable(cell(value)) for value in row] for row in rows]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, head in enumerate(heads):
+        numeric = bool(texts) and all(_NUMBER.fullmatch(row[index]) for row in texts if row[index])
+        grid.add_column(Text(head), justify="right" if numeric else "left", no_wrap=True)
+    for row in texts:
+        grid.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    widest = Measurement.get(console, console.options.update(max_width=1_000_000), grid).maximum
+    if not console.is_terminal or widest <= console.width:
+        Console(highlight=False, width=max(widest, 1)).print(grid)
+        return
+    width = max(map(len, heads))
+    for number, row in enumerate(texts, start=1):
+        console.print(Text(f"row {number}", style="bold"))
+        for head, text in zip(heads, row, strict=True):
+            console.print(Text(f"  {head:{width}}  {text}"), soft_wrap=True)
 
 
-def storage_of(target: str) -> Storage:
-    """The storage that a root or a spec file names."""
-    from jobs.spec import SUFFIXES, load_spec
-
-    if target.endswith(SUFFIXES) and Path(target).is_file():
-        settings = load_spec(target)
-        return Storage(settings.root, settings.storage_options or None)
-    return Storage(target)
+def _printable(text: str) -> str:
+    """Line breaks and control characters of a stranger's text would break the table, or the terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

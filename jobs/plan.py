@@ -31,13 +31,16 @@ def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
     if json:
         say_json({"base": planned.base.name, "base_digest": planned.base.digest, "work": work, "bad_rows": bad})
         return
-    rows = [
-        (name, f"{each.rows:,}", f"{each.reused:,}", f"{each.to_do:,}", f"{each.keys_to_do:,}", f"{each.invalid:,}")
-        for name, each in (("concepts", work.concepts), ("renders", work.renders))
-    ]
     table(
-        f"base {planned.base.name} {planned.base.digest[:12]}", ("", "rows", "reused", "to do", "distinct", "bad"), rows
+        ("", "rows", "reused", "to do", "distinct to do", "bad"),
+        [
+            (name, *(f"{count:,}" for count in (each.rows, each.reused, each.to_do, each.keys_to_do, each.invalid)))
+            for name, each in (("concepts", work.concepts), ("renders", work.renders))
+        ],
     )
+    say(f"base {planned.base.name} {planned.base.digest[:12]}")
+    if bad:
+        say(f"{bad:,} rows are bad; `perfusion validate {spec}` shows them")
 
 
 def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False) -> None:
@@ -48,12 +51,12 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
     else:
         for name, summary in (("concepts", planned.concepts), ("prompts", planned.prompts)):
             say(f"{name}: {summary.rows:,} rows in {summary.files:,} files")
-        if shown:
-            names = ("manifest", "row", "column", "code", "what is wrong")
-            table("", names, [tuple(row.values()) for row in shown])
+        for problem in shown:
+            column = f", column {problem['column_name']}" if problem["column_name"] else ""
+            say(f"{problem['manifest']} row {problem['row']}{column}: {problem['code']}\n    {problem['message']}")
         if bad > len(shown):
-            say(f"{bad - len(shown):,} more bad rows; see them with --limit {bad}")
-        say("every row is good" if not bad else f"{bad:,} bad rows")
+            say(f"... and {bad - len(shown):,} more: see them with --limit {bad}")
+        say("every row is good" if not bad else f"{bad:,} bad rows" if bad > 1 else "1 bad row")
     raise typer.Exit(USAGE if bad else OK)
 
 

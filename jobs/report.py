@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import USAGE, complain, say, say_json, storage_of
+from jobs.output import location, refuse, say, say_json
 from jobs.run import Json
+from jobs.target import Target, storage_of
 
-Target = Annotated[str, typer.Argument(help="a root, or a spec file that names one", show_default=False)]
 Run = Annotated[str | None, typer.Argument(help="the run; the newest finished one when absent", show_default=False)]
 Most = Annotated[int, typer.Option("--concepts", min=0, help="products shown at most")]
 
@@ -21,12 +21,9 @@ def command(target: Target, run: Run = None, concepts: Most = 60, json: Json = F
     storage = storage_of(target)
     finished = [each.run_id for each in read_status(storage, SystemClock(), run) if each.state == "finished"]
     if not finished:
-        complain(
-            f"there is no finished run{f' {run!r}' if run else ''} under {target}; see `perfusion status {target}`"
-        )
-        raise typer.Exit(USAGE)
+        refuse(f"there is no finished run{f' {run!r}' if run else ''} under {target}; see `perfusion status {target}`")
     uri = write_report(storage, finished[-1], max_concepts=concepts)
     if json:
         say_json({"run_id": finished[-1], "report": uri})
     else:
-        say(uri)
+        say(location(uri))

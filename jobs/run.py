@@ -3,16 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jobs.output import FAILED_ROWS, OK, STOPPED, complain, say, say_json
+from jobs.output import FAILED_ROWS, OK, STOPPED, complain, duration, location, say, say_json
 from jobs.progress import Progress
 from jobs.spec import load_spec
+from pipeline.errors import MEANING, Code
 from pipeline.executor import Worker
+from pipeline.layout import TABLES
+from pipeline.publish import Published
 from pipeline.run import Engine, RunResult, execute
 from pipeline.settings import RunSettings
+from pipeline.storage import Storage
 from pipeline.worker_settings import WorkerSettings
 
 Spec = Annotated[str, typer.Argument(help="spec file: .yaml, .toml or .json", show_default=False)]
@@ -29,50 +33,51 @@ def run(settings: RunSettings, *, json: bool) -> int:
     """Execute and report one run; returns the exit code."""
     with Progress() as progress:
         result = execute(settings, make_engine=partial(_engine, settings), observer=progress)
-    if result.published is None:
-        complain(f"run {result.run_id} was stopped before its end; the same command goes on where it stopped")
-        return STOPPED
-    code = OK if _all_ok(result.published.statuses) else FAILED_ROWS
+    published = result.published
+    code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
     if json:
-        say_json(
-            {
-                "run_id": result.run_id,
-                "resumed": result.resumed,
-                "statuses": result.published.statuses,
-                "codes": result.published.codes,
-                "reused": {
-                    "concepts": result.planned.work.concepts.reused,
-                    "renders": result.planned.work.renders.reused,
-                },
-                "files": [file.path for file in result.published.files],
-                "report": result.report,
-                "seconds": round(result.seconds, 3),
-                "engine": result.summary,
-                "exit_code": code,
-            }
-        )
-        return code
-    _tell(result)
+        say_json(_summary(result, code))
+    elif published is not None:
+        _tell(result, published, Storage(settings.root))
+    if published is None:
+        left = f"{result.left.concepts:,} concepts and {result.left.renders:,} renders left"
+        complain(f"run {result.run_id} was stopped with {left}; the same command goes on where it stopped")
     return code
 
 
-def _tell(result: RunResult) -> None:
+def _summary(result: RunResult, code: int) -> dict[str, Any]:
     published, work = result.published, result.planned.work
-    assert published is not None
-    made = work.concepts.keys_to_do + work.renders.keys_to_do
-    say()
-    say(f"run {result.run_id}{' (resumed)' if result.resumed else ''} finished in {result.seconds:.1f} s")
+    return {
+        "run_id": result.run_id,
+        "resumed": result.resumed,
+        "statuses": published.statuses if published else {},
+        "codes": published.codes if published else {},
+        "reused": {"concepts": work.concepts.reused, "renders": work.renders.reused},
+        "left": result.left,
+        "files": [file.path for file in published.files] if published else [],
+        "report": result.report,
+        "seconds": round(result.seconds, 3),
+        "engine": result.summary,
+        "exit_code": code,
+    }
+
+
+def _tell(result: RunResult, published: Published, storage: Storage) -> None:
+    work = result.planned.work
+    say(f"run {result.run_id}{' (resumed)' if result.resumed else ''} finished in {duration(result.seconds)}")
     for name, each in (("concepts", work.concepts), ("renders", work.renders)):
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
-        say(f"  {name:9} {counts}; {each.reused:,} reused, {each.rows - each.reused - each.invalid:,} made or tried")
-    if made == 0:
-        say("  nothing was left to do: every concept and every picture was reused")
-    for name in ("concepts", "renders"):
+        say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")
+    for name in TABLES:
         for code, count in sorted(published.codes[name].items()):
-            say(f"  {count:,} {name} rows: {code}")
-    for file in published.files:
-        say(f"  table   {file.path} ({file.rows:,} rows)")
-    say(f"  report  {result.report}")
+            say(f"  {name:9} {count:,} {code}: {MEANING[Code(code)]}")
+    for table in TABLES:
+        files = [file for file in published.files if file.table == table]
+        if files:
+            rest = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+            say(f"  table     {location(storage.uri(files[0].path))}{rest}")
+    if result.report:
+        say(f"  report    {location(result.report)}")
 
 
 def _all_ok(statuses: dict[str, dict[str, int]]) -> bool:

@@ -1,26 +1,23 @@
-"""The spec file: YAML, TOML or JSON for `RunSettings`, with `--set a.b=c` on top.
+"""The spec: `RunSettings` from a file, with `--set a.b=c` on top.
 
-Relative paths are taken from the spec's own folder, so that a spec means the same from wherever it is run.
+Relative paths are taken from the spec's own folder, so that a spec means the same from wherever it is run. Messages
+name the setting, the value and the remedy, but never a value that may be a secret.
 """
 
 import difflib
 import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from jobs.spec_file import SpecError, parse_yaml, read_spec_file
 from pipeline.settings import RunSettings
+from pipeline.uris import carries_credentials
 
-SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 _PATHS = ("root", "concepts", "prompts")
-
-
-class SpecError(ValueError):
-    """The spec cannot be used; each line of the message is one problem with its remedy."""
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:
@@ -33,39 +30,19 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:
     Raises:
         SpecError: absent, unreadable, unknown keys or values out of range.
     """
-    file = Path(path)
-    if file.suffix not in SUFFIXES:
-        raise SpecError(f"{path} is no spec: its name must end in {', '.join(SUFFIXES)}")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError(f"the spec {path} cannot be read: {error.strerror or error}") from error
-    try:
-        values = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"the spec {path} is not valid {file.suffix[1:]}: {error}") from error
-    if not isinstance(values, dict):
-        raise SpecError(f"the spec {path} must be a table of settings such as 'root: ...', not {type(values).__name__}")
+    values = read_spec_file(path)
     for override in overrides:
         _override(values, override)
-    for name in _PATHS:
-        if isinstance(values.get(name), str):
-            values[name] = resolve(values[name], file.parent)
-    base = values.get("base")
-    if isinstance(base, str) and base.startswith((".", "~")):
-        values["base"] = resolve(base, file.parent)
+    _resolve_paths(values, Path(path).parent)
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
-        raise SpecError("\n".join(_sentence(path, problem) for problem in error.errors())) from error
+        raise SpecError("\n".join(f"{path}: {_sentence(problem)}" for problem in error.errors())) from error
 
 
 def resolve(path: str, folder: Path) -> str:
     """An absolute path for a relative one; URLs and absolute paths stay."""
-    if "://" in path:
-        return path
-    expanded = Path(path).expanduser()
-    return str(expanded if expanded.is_absolute() else (folder.absolute() / expanded))
+    return path if "://" in path else str(folder.absolute() / Path(path).expanduser())
 
 
 def dump_spec(values: dict[str, Any]) -> str:
@@ -73,40 +50,73 @@ def dump_spec(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+def spec_schema() -> dict[str, Any]:
+    """JSON schema (2020-12) of a spec, for editors and other tools."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunSettings.model_json_schema()}
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make every path in the spec absolute, in place; what is not text is left for the check to refuse."""
+    for name in _PATHS:
+        if isinstance(values.get(name), str) and values[name]:
+            values[name] = resolve(values[name], folder)
+    base = values.get("base")
+    # `owner/name` is a hub id unless such a folder stands beside the spec.
+    if isinstance(base, str) and (base.startswith((".", "~")) or ("/" in base and (folder / base).is_dir())):
+        values["base"] = resolve(base, folder)
+    metric, inputs = values.get("metric"), values.get("inputs")
+    if isinstance(metric, dict) and isinstance(metric.get("captions_uri"), str):
+        values["metric"] = {**metric, "captions_uri": resolve(metric["captions_uri"], folder)}
+    if isinstance(inputs, dict) and isinstance(inputs.get("allow"), list):
+        allow = [resolve(prefix, folder) if isinstance(prefix, str) else prefix for prefix in inputs["allow"]]
+        values["inputs"] = {**inputs, "allow": allow}
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    if not equals or not name:
+    *folders, last = parts = name.split(".")
+    if not equals or not all(parts):
         raise SpecError(f"--set {override!r} is not of the form name=value, such as train.steps=200")
-    *folders, last = name.split(".")
     for folder in folders:
-        inner = values.setdefault(folder, {})
-        if not isinstance(inner, dict):
-            raise SpecError(f"--set {override!r}: {folder!r} is a single value in the spec, not a table")
-        values = inner
+        if values.get(folder) is None:
+            values[folder] = {}
+        values = values[folder]
+        if not isinstance(values, dict):
+            raise SpecError(f"--set {name}: {folder!r} is a single value in the spec, not a table")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override!r}: the value cannot be read: {error}") from error
+        values[last] = parse_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"--set {name}: the value cannot be read as YAML: {error}") from error
 
 
-def _sentence(path: str, problem: Any) -> str:
+def _sentence(problem: Any) -> str:
     names = [str(part) for part in problem["loc"]]
-    where = ".".join(names) or "the spec"
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(names[-1], _fields(names[:-1]), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(_fields(names[:-1]))}"
-        return f"{path}: {where} is no setting{hint}"
-    if problem["type"] == "missing":
-        return f"{path}: {where} is missing: add it, such as '{names[-1]}: ...'"
-    given = json.dumps(problem.get("input"), default=str)
-    return f"{path}: {where} is {given[:200]}: {problem['msg'].removeprefix('Value error, ')}"
+    where = ".".join(names)
+    given, message = problem["input"], problem["msg"].removeprefix("Value error, ")
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known(names[:-1])
+            close = difflib.get_close_matches(names[-1], known, n=1)
+            return f"{where} is no setting; " + (
+                f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+            )
+        case "missing":
+            return f"{where} is missing: add '{where}: ...'"
+        case _ if given is None:
+            return f"{where} is empty: give it a value, or leave it out"
+        case _ if names[0] == "storage_options" or (isinstance(given, str) and carries_credentials(given)):
+            return f"{where}: {message}"
+        case _:
+            shown = json.dumps(given, default=str, ensure_ascii=False)
+            shown = shown if len(shown) <= 100 else shown[:97] + "..."
+            return f"{where} is {shown}: {message[0].lower()}{message[1:]}"
 
 
-def _fields(names: Sequence[str]) -> list[str]:
-    model: Any = RunSettings
+def _known(names: Sequence[str]) -> list[str]:
+    """Settings of the table that `names` leads to, by the schema."""
+    schema = whole = spec_schema()
     for name in names:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return sorted(model.model_fields)
+        schema = schema.get("properties", {}).get(name, {})
+        if "$ref" in schema:
+            schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+    return sorted(schema.get("properties", {}))

@@ -4,11 +4,13 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import USAGE, complain, say, say_json, storage_of, table
+from jobs.output import refuse, say, say_json, table
 from jobs.run import Json
+from jobs.target import Target, storage_of
 
-Target = Annotated[str, typer.Argument(help="a root, or a spec file that names one", show_default=False)]
 Run = Annotated[str | None, typer.Argument(help="one run", show_default=False)]
+
+_TABLES = ("concepts", "renders")
 
 
 def command(target: Target, run: Run = None, json: Json = False) -> None:
@@ -18,8 +20,7 @@ def command(target: Target, run: Run = None, json: Json = False) -> None:
 
     found = read_status(storage_of(target), SystemClock(), run)
     if run is not None and not found:
-        complain(f"there is no run {run!r} under {target}: `perfusion status {target}` lists them")
-        raise typer.Exit(USAGE)
+        refuse(f"there is no run {run!r} under {target}: `perfusion status {target}` lists them")
     if json:
         say_json({"runs": found})
         return
@@ -27,19 +28,15 @@ def command(target: Target, run: Run = None, json: Json = False) -> None:
         say(f"no runs under {target} yet")
         return
     rows = [
-        (
-            each.run_id,
-            each.run_date,
-            each.state,
-            *(_counts(each.planned, each.statuses, name) for name in _TABLES),
-            each.holder,
-        )
+        (each.run_id, each.run_date, each.state, *(_counts(each.planned, each.statuses, name) for name in _TABLES))
         for each in found
     ]
-    table("", ("run", "date", "state", *_TABLES, "worked on by"), rows)
-
-
-_TABLES = ("concepts", "renders")
+    table(("run", "date", "state", *_TABLES), rows)
+    for each in found:
+        if each.state == "running":
+            say(f"{each.run_id} is worked on by {each.holder}")
+        elif each.state == "interrupted":
+            say(f"{each.run_id} was interrupted: the command that started it goes on where it stopped")
 
 
 def _counts(planned: dict[str, int], statuses: dict[str, dict[str, int]], name: str) -> str:

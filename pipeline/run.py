@@ -54,7 +54,7 @@ class Observer(Protocol):
         """The plan stands."""
         ...
 
-    def outcomes(self, outcomes: Sequence[Outcome], remaining: Remaining) -> None:
+    def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Some tasks have ended."""
         ...
 
@@ -73,12 +73,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; `published` is None when it was stopped before the end and can be resumed."""
+    """How a run ended; `published` is None when it was stopped with something `left`, and can be resumed."""
 
     run_id: str
     resumed: bool
     planned: Planned
     summary: RunSummary
+    left: Remaining
     published: Published | None
     report: str | None
     seconds: float
@@ -187,7 +188,7 @@ def execute(
 
             def sink(outcomes: Sequence[Outcome]) -> None:
                 writer.add(outcomes)
-                observer.outcomes(outcomes, queue.remaining())
+                observer.outcomes(outcomes)
 
             try:
                 if not queue.finished():
@@ -213,7 +214,7 @@ def execute(
                 storage.write(run_path(run_id, "inputs.json"), _inputs_shown(db))
                 observer.stage("report", f"run {run_id}")
                 report = write_report(storage, run_id)
-    return RunResult(run_id, resumed, planned, summary, published, report, clock.monotonic() - began)
+    return RunResult(run_id, resumed, planned, summary, queue.remaining(), published, report, clock.monotonic() - began)
 
 
 def find_run(storage: Storage, digest: str) -> tuple[str, bool]:

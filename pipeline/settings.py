@@ -3,16 +3,49 @@
 Secrets are not among it: credentials come from the environment, and an option that looks like one is refused.
 """
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator
 
 from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
 from perfusion_ops.folder import BaseFolder
 from pipeline.pictures import InputLimits
+from pipeline.uris import carries_credentials, redact
 
-_SECRET_WORDS = ("secret", "password", "token", "account_key", "connection_string", "credential")
-_SECRET_NAMES = {"key", "pass", "anon_key", "sas"}
+_SECRET_WORDS = (
+    "access_key",
+    "account_key",
+    "api_key",
+    "apikey",
+    "authorization",
+    "connection_string",
+    "credential",
+    "passw",
+    "private_key",
+    "secret",
+    "token",
+)
+_SECRET_NAMES = {"key", "pass", "sas"}
+
+
+def _part_of(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
+    """Some settings of a model, checked by it; what they leave out is another's to say."""
+    model.model_validate(value)
+    return value
+
+
+_Training = Annotated[
+    dict[str, Any],
+    AfterValidator(partial(_part_of, TrainingConfig)),
+    WithJsonSchema(TrainingConfig.model_json_schema()),
+]
+_Sampling = Annotated[
+    dict[str, Any],
+    AfterValidator(partial(_part_of, SamplingConfig)),
+    WithJsonSchema(SamplingConfig.model_json_schema()),
+]
 
 
 class EngineSettings(Frozen):
@@ -47,29 +80,27 @@ class RunSettings(Frozen):
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="from which rows without a seed derive theirs")
     metric: MetricConfig = MetricConfig()
-    train: dict[str, Any] = Field(default_factory=dict, description="what differs from the base model's training")
-    render: dict[str, Any] = Field(default_factory=dict, description="what differs from the base model's sampling")
+    train: _Training = Field(default_factory=dict, description="what differs from the base model's training")
+    render: _Sampling = Field(default_factory=dict, description="what differs from the base model's sampling")
     inputs: InputLimits = InputLimits()
     engine: EngineSettings = EngineSettings()
     storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
 
-    @field_validator("train")
+    @field_validator("root", "concepts", "prompts", "base")
     @classmethod
-    def _known_training(cls, value: dict[str, Any]) -> dict[str, Any]:
-        TrainingConfig.model_validate(value)
-        return value
-
-    @field_validator("render")
-    @classmethod
-    def _known_sampling(cls, value: dict[str, Any]) -> dict[str, Any]:
-        SamplingConfig.model_validate(value)
+    def _without_credentials(cls, value: str) -> str:
+        if carries_credentials(value):
+            raise ValueError(
+                f"{redact(value)} is given with credentials: leave them out and set them in the environment, "
+                "a spec is stored with every run"
+            )
         return value
 
     @field_validator("storage_options")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in _names(value):
-            if name.lower() in _SECRET_NAMES or any(word in name.lower() for word in _SECRET_WORDS):
+        for name, inner in _leaves(value):
+            if _secret_name(name) or (isinstance(inner, str) and carries_credentials(inner)):
                 raise ValueError(
                     f"{name!r} looks like a credential: leave it out and set it in the environment, "
                     "a spec is stored with every run"
@@ -85,5 +116,18 @@ class RunSettings(Frozen):
         return SamplingConfig.model_validate({**base.settings.sampling, **self.render})
 
 
-def _names(value: dict[str, Any]) -> list[str]:
-    return [name for key, inner in value.items() for name in [key, *(_names(inner) if isinstance(inner, dict) else [])]]
+def _secret_name(name: str) -> bool:
+    plain = name.lower().replace("-", "_")
+    return plain in _SECRET_NAMES or any(word in plain for word in _SECRET_WORDS)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every name at any depth, with what it stands for; elements of a list go by the list's name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key), inner
+            yield from _leaves(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield name, inner
+            yield from _leaves(inner, name)

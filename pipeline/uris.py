@@ -27,6 +27,14 @@ def redact(uri: str) -> str:
     return plain if len(plain) <= 200 else plain[:197] + "..."
 
 
+def carries_credentials(uri: str) -> bool:
+    """Whether a URI holds a password, a key or a signature; `az://container@account` does not."""
+    scheme, separator, rest = uri.partition("://")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    named = bool(at) and (scheme.lower() not in ("az", "abfs", "abfss") or ":" in user)
+    return bool(separator) and (named or bool(_SECRET.search(rest)))
+
+
 def resolve(uri: str, base: str) -> str:
     """`uri` as an absolute URI; a relative one is taken from `base`, the URI of the manifest's folder.
 
@@ -50,8 +58,7 @@ def resolve(uri: str, base: str) -> str:
     # A server may undo percent signs and turn backslashes before it looks for '..'.
     if any(unquote(segment) == ".." for segment in re.split(r"[/\\]", rest)):
         raise _refusal(uri, "it climbs with '..'", "write the path without it")
-    user, at, _ = rest.partition("/")[0].rpartition("@")
-    if (at and (scheme != "az" or ":" in user)) or _SECRET.search(rest):
+    if carries_credentials(uri):
         raise _refusal(uri, "it carries credentials", "leave them out and set them in the environment")
     if scheme == "file":
         if not rest.startswith("/"):

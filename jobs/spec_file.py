@@ -1,0 +1,94 @@
+"""A spec file's text as a plain table of settings, whichever of the three notations it is in.
+
+A name that stands twice in one table is an error in all of them: otherwise one of the two would be dropped in silence.
+"""
+
+import json
+import tomllib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SUFFIXES = (".yaml", ".yml", ".toml", ".json")
+
+
+class SpecError(ValueError):
+    """The spec cannot be used; each line of the message is one problem with its remedy."""
+
+
+def read_spec_file(path: str) -> dict[str, Any]:
+    """The settings in a local `.yaml`, `.yml`, `.toml` or `.json` file, unchecked.
+
+    Raises:
+        SpecError: absent, unreadable, not UTF-8, not in the notation that its name says, or not a table.
+    """
+    file = Path(path)
+    if file.suffix not in SUFFIXES:
+        raise SpecError(f"{path} is no spec: its name must end in {', '.join(SUFFIXES)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"the spec {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the spec {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    try:
+        values = parse(text, file.suffix)
+    except ValueError as error:
+        raise SpecError(f"the spec {path} is not valid {file.suffix[1:]}: {error}") from error
+    if not isinstance(values, dict):
+        found = "empty" if values is None else "a list" if isinstance(values, list) else "a single value"
+        raise SpecError(f"the spec {path} is {found}: write a table of settings such as 'root: results'")
+    return values
+
+
+def parse(text: str, suffix: str) -> Any:
+    """Text in the notation of a suffix of SUFFIXES.
+
+    Raises:
+        ValueError: it is not; the message says where.
+    """
+    match suffix:
+        case ".toml":
+            return tomllib.loads(text)
+        case ".json":
+            return json.loads(text, object_pairs_hook=_distinct_pairs)
+        case _:
+            return parse_yaml(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML of plain values.
+
+    Raises:
+        ValueError: it is none; the message says where, on one line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _distinct_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one table: keep one")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and every name of a table once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The table of a node, as SafeLoader makes it."""
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands twice in one table: keep one", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep=deep)
