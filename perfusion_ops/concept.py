@@ -68,8 +68,13 @@ class Concept:
         return stored if self.key_target is None else {**stored, "key_target": self.key_target}
 
 
-def write_concept(concept: Concept, *, dtype: torch.dtype = torch.float16) -> bytes:
-    """Serialise a concept.
+def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch.float16) -> bytes:
+    """Serialise a concept; equal ones give equal bytes.
+
+    Args:
+        concept: what to store.
+        key: the content key it answers, so that a file in another one's place is noticed.
+        dtype: of the stored tensors.
 
     Raises:
         ConceptFileError: a value does not fit the type (float16 ends at 65,504) or is not finite.
@@ -85,21 +90,39 @@ def write_concept(concept: Concept, *, dtype: torch.dtype = torch.float16) -> by
         "lock": concept.lock,
         "base_digest": concept.base_digest,
         "metric_digest": concept.metric_digest,
+        "key": key,
     }
-    return safetensors.torch.save(stored, metadata)
+    return _with_metadata(safetensors.torch.save(stored), metadata)
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """Put metadata into a safetensors file in the order given; the library writes it in a random one."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + length])}, separators=(",", ":"))
+    header += " " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header.encode() + data[8 + length :]
 
 
 def read_concept(
-    data: bytes, *, base_digest: str, metric_digest: str, embedding_width: int, text_width: int, value_width: int
+    data: bytes,
+    *,
+    base_digest: str,
+    metric_digest: str,
+    embedding_width: int,
+    text_width: int,
+    value_width: int,
+    key: str | None = None,
 ) -> Concept:
-    """Read and check a concept file; nothing in it is trusted.
+    """Read and check a concept file; nothing in it is trusted. A `key` that is given must be the one it answers.
 
     Raises:
-        ConceptFileError: damaged, of another shape or type, not finite, or of another base model or metric.
+        ConceptFileError: damaged, of another shape or type, not finite, or of another base model, metric or key.
     """
     metadata = _metadata(data)
     if metadata.get("format") != FORMAT:
         raise ConceptFileError(f"not a concept file: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    if key is not None and metadata.get("key") != key:
+        raise ConceptFileError(f"the file answers the key {metadata.get('key', '')[:12]!r}..., not {key[:12]!r}...")
     for name, mine in (("base_digest", base_digest), ("metric_digest", metric_digest)):
         theirs = metadata.get(name, "")
         if theirs != mine:

@@ -67,6 +67,7 @@ class Code(StrEnum):
     CONCEPT_FAILED = "concept_failed"
     PROMPT_TOO_LONG = "prompt_too_long"
     SIZE_NOT_SUPPORTED = "size_not_supported"
+    CONCEPTS_ALIKE = "concepts_alike"
     TRAINING_DIVERGED = "training_diverged"
     WEIGHTS_INVALID = "weights_invalid"
     RENDER_NOT_FINITE = "render_not_finite"
@@ -143,6 +144,7 @@ MEANING: dict[Code, str] = {
     Code.CONCEPT_FAILED: "The concept that this picture needs could not be trained: run again.",
     Code.PROMPT_TOO_LONG: "The prompt has more tokens than the base model reads: shorten it.",
     Code.SIZE_NOT_SUPPORTED: "The base model cannot make pictures of this size: choose another one.",
+    Code.CONCEPTS_ALIKE: "Two concepts of the prompt learned the same: train longer, or on pictures that differ.",
     Code.TRAINING_DIVERGED: "The training ran away instead of learning: lower its `lr_value`.",
     Code.WEIGHTS_INVALID: "A stored concept failed its checks and was not used: run again to train it anew.",
     Code.RENDER_NOT_FINITE: "The picture came out as invalid numbers and was not stored: run again in full precision.",

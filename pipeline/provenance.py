@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 _KEY = "perfusion:render_key"
+_END = b"IEND\xaeB`\x82"  # the last chunk of every PNG; Pillow shows a picture that lacks a part of it
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -36,6 +37,8 @@ def encode_picture(pixels: NDArray[np.uint8], *, render_key: str, weights: Seque
 
 def answers(data: bytes, render_key: str) -> bool:
     """Whether bytes are a whole picture that `encode_picture` made for this key."""
+    if not data.endswith(_END):
+        return False
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             picture.load()

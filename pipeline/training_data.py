@@ -28,10 +28,11 @@ def load_example(
     side, config = base.resolution, task.training
     pictures, masks = [], []
     for index, image in enumerate(task.images):
-        picture = decode(_fetch(image, limits, storage_options), limits)
+        picture = decode(_fetch(image, "images", limits, storage_options), limits)
         mask = Image.new("L", picture.size, 255)
         if task.masks:
-            mask = decode_mask(_fetch(task.masks[index], limits, storage_options), limits).resize(picture.size)
+            drawn = _fetch(task.masks[index], "masks", limits, storage_options)
+            mask = decode_mask(drawn, limits).resize(picture.size)
         pictures.append(_pixels(square(picture, side, config.fit), scale=127.5, offset=-1.0))
         masks.append(_pixels(square(mask, side, config.fit), scale=255.0, offset=0.0))
     batch, weights = torch.stack(pictures), torch.stack(masks)
@@ -41,16 +42,22 @@ def load_example(
     try:
         small = loss_masks(weights, *latents.shape[-2:])
     except ValueError as error:
-        raise RowError(Code.MASK_EMPTY, f"concept {task.concept_id!r}: {error}", column="masks") from error
+        message = f"concept {task.concept_id!r}: {error}, or it is cropped away, which train.fit = 'pad' prevents"
+        raise RowError(Code.MASK_EMPTY, message, column="masks") from error
     return Example(task.superclass, latents, small, config)
 
 
 def square(picture: Image.Image, side: int, fit: str) -> Image.Image:
     """Resize to side x side: `crop` cuts the longer side about its middle, `pad` adds black, which a mask hides."""
-    size = (side, side)
     if fit == "crop":
-        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=0)
+        return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    scale = side / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    squared = Image.new(picture.mode, (side, side))
+    squared.paste(
+        picture.resize((width, height), Image.Resampling.LANCZOS), ((side - width) // 2, (side - height) // 2)
+    )
+    return squared
 
 
 def _pixels(picture: Image.Image, *, scale: float, offset: float) -> Tensor:
@@ -58,13 +65,13 @@ def _pixels(picture: Image.Image, *, scale: float, offset: float) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def _fetch(image: InputImage, limits: InputLimits, storage_options: Mapping[str, object] | None) -> bytes:
+def _fetch(image: InputImage, column: str, limits: InputLimits, storage_options: Mapping[str, object] | None) -> bytes:
     data = fetch(image.uri, limits, storage_options)
     if digest(data) != image.sha256:
         raise RowError(
             Code.IMAGE_CHANGED,
             f"{image.uri} was replaced while the run was going on: run again to train on the new picture",
-            column="images",
+            column=column,
             status=Status.FAILED,
         )
     return data

@@ -1,22 +1,31 @@
 """What a slot does: trains groups of concepts and renders batches, writes the objects, returns small outcomes.
 
 Objects are written before their outcome is returned. An object that is there already, left by an attempt whose
-outcome was lost, is checked and adopted instead of made again. A row's own trouble ends as that row's outcome; what
-concerns the whole unit (out of memory, a bug) is raised for the scheduler to judge.
+outcome was lost, is checked and adopted instead of made again; one that fails its checks is made again. A row's own
+trouble ends as that row's outcome, storage's only after `pipeline.patience` with it; what concerns the whole unit (out
+of memory, a bug) is raised for the scheduler to judge. Checkpoints save time and nothing else: without them training
+begins anew, and no trouble with one ends a row.
 """
 
+import logging
 import os
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from perfusion_ops.base import Base, load_base
 from perfusion_ops.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.concept import Concept, ConceptFileError, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, check_prompt
+from perfusion_ops.edit import solve_targets
 from perfusion_ops.metric import Metric
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, pieces
@@ -25,10 +34,11 @@ from pipeline.bases import find_base
 from pipeline.errors import Code, Origin, RowError, Status
 from pipeline.layout import checkpoint_path, image_path, weights_path
 from pipeline.metrics import load_metric
+from pipeline.patience import Patience, PatientStorage
 from pipeline.provenance import answers, digest, encode_picture
-from pipeline.storage import Storage, StorageError
+from pipeline.storage import MissingObjectError, StorageError
 from pipeline.training_data import load_example
-from pipeline.units import ConceptTask, Kind, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit, Unit
+from pipeline.units import ConceptTask, Kind, Outcome, RenderShape, RenderTask, TrainUnit, Unit
 from pipeline.worker_settings import WorkerSettings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,14 +46,24 @@ _MAX_MESSAGE = 500
 # A concept file is tens of kilobytes; a few thousand of them fit beside any model.
 _CONCEPTS_KEPT = 4096
 
+_log = logging.getLogger(__name__)
+
 
 class PerfusionWorker:
     """One warm worker: base model and metric loaded once, concepts swapped as small tensors."""
 
-    def __init__(self, settings: WorkerSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Bind the settings; `clock` times the work and its checkpoints, `sleep` waits for storage."""
         self._settings = settings
         self._clock = clock
-        self._storage = Storage(settings.root, settings.storage_options)
+        self._patience = Patience(sleep)
+        self._storage = PatientStorage(settings.root, settings.storage_options, self._patience)
         self._concepts: OrderedDict[str, tuple[Concept, str]] = OrderedDict()
         self._micro_batch = settings.micro_batch
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -80,25 +100,22 @@ class PerfusionWorker:
         Raises:
             torch.OutOfMemoryError, MemoryError: the unit is too large for this slot.
         """
+        self._patience.renew()
         begin = self._clock()
-        if isinstance(unit, TrainUnit):
-            found = self._train(unit.tasks)
-            return [self._finish(found[task.key], begin, len(unit.tasks)) for task in unit.tasks]
-        found = self._render(unit)
-        return [self._finish(found[task.key], begin, len(unit.tasks)) for task in unit.tasks]
-
-    def _finish(self, outcome: Outcome, begin: float, rows: int) -> Outcome:
-        """Stamp an outcome; the unit's time is shared evenly by the rows it was spent on."""
-        spent = (self._clock() - begin) / rows if outcome.origin != Origin.REUSED else 0.0
-        return Outcome(
-            **{
-                **{name: getattr(outcome, name) for name in outcome.__dataclass_fields__},
-                "accelerator_s": spent,
-                "batch": rows,
-                "worker": self._name,
-                "finished_at": time.time(),
-            }
-        )
+        found = self._train(unit.tasks) if isinstance(unit, TrainUnit) else self._render(unit.tasks)
+        worked = sum(outcome.origin != Origin.REUSED for outcome in found.values())
+        # The unit's time is shared evenly by the rows that it was spent on.
+        share_s = (self._clock() - begin) / max(worked, 1)
+        return [
+            replace(
+                found[task.key],
+                accelerator_s=0.0 if found[task.key].origin == Origin.REUSED else share_s,
+                batch=len(unit.tasks),
+                worker=self._name,
+                finished_at=time.time(),
+            )
+            for task in unit.tasks
+        ]
 
     # Training
 
@@ -111,9 +128,7 @@ class PerfusionWorker:
                 if adopted is not None:
                     outcomes[task.key] = adopted
                 else:
-                    examples[task.key] = load_example(
-                        self._base, task, self._settings.limits, self._settings.storage_options
-                    )
+                    examples[task.key] = self._patience(partial(self._example, task))
             except (RowError, StorageError) as error:
                 outcomes[task.key] = _failed("concept", task.key, error)
         if examples:
@@ -121,6 +136,9 @@ class PerfusionWorker:
             for key, example, state in zip(examples, trainer.examples, trainer.states, strict=True):
                 outcomes[key] = self._store_concept(key, example, state)
         return outcomes
+
+    def _example(self, task: ConceptTask) -> Example:
+        return load_example(self._base, task, self._settings.limits, self._settings.storage_options)
 
     def _run_training(self, keys: list[str], examples: list[Example]) -> Trainer:
         """Train from the checkpoints there are; out of memory halves the micro-batch, which changes no result."""
@@ -131,9 +149,7 @@ class PerfusionWorker:
             def checkpoint(trainer: Trainer) -> None:
                 nonlocal saved
                 if self._clock() - saved >= self._settings.checkpoint_s:
-                    for key, state in zip(keys, trainer.states, strict=True):
-                        if state.problem is None:
-                            self._storage.write(checkpoint_path(key), write_checkpoint(state, trainer.optimizer))
+                    self._write_checkpoints(keys, trainer)
                     saved = self._clock()
 
             try:
@@ -141,56 +157,86 @@ class PerfusionWorker:
             except torch.OutOfMemoryError:
                 if self._micro_batch == 1:
                     raise
-                self._micro_batch = max(1, self._micro_batch // 2)
-                del trainer
-                torch.cuda.empty_cache()
-                continue
-            return trainer
+                self._micro_batch //= 2
+                _log.warning("training ran out of memory: from now on %d rows at once", self._micro_batch)
+            else:
+                return trainer
+            # Only here are the error, and the tensors that its frames hold, gone.
+            del trainer
+            torch.cuda.empty_cache()
 
     def _trainer(self, keys: list[str], examples: list[Example]) -> Trainer:
-        states: list[ConceptState] = []
-        moments = []
-        for key, example in zip(keys, examples, strict=True):
-            state, moment = start(self._base, example), {}
-            path = checkpoint_path(key)
-            if self._storage.exists(path):
-                try:
-                    state, moment = read_checkpoint(self._storage.read(path), state)
-                except CheckpointError:
-                    self._storage.delete(path)
-            states.append(state)
-            moments.append(moment)
+        found = [
+            self._read_checkpoint(key, start(self._base, example)) for key, example in zip(keys, examples, strict=True)
+        ]
+        states = [state for state, _ in found]
         trainer = Trainer(self._base, self._metric, examples, states=states, micro_batch=self._micro_batch)
-        for state, moment in zip(states, moments, strict=True):
-            restore_moments(trainer.optimizer, state, moment)
+        for state, moments in found:
+            restore_moments(trainer.optimizer, state, moments)
         return trainer
 
-    def _store_concept(self, key: str, example: Example, state: ConceptState) -> Outcome:
+    def _read_checkpoint(self, key: str, fresh: ConceptState) -> tuple[ConceptState, dict[str, dict[str, Tensor]]]:
         try:
+            return read_checkpoint(self._storage.read(checkpoint_path(key)), fresh)
+        except MissingObjectError:
+            pass
+        except (CheckpointError, StorageError) as error:
+            _log.warning("concept %s is trained from the beginning: %s", key, error)
+        return fresh, {}
+
+    def _write_checkpoints(self, keys: list[str], trainer: Trainer) -> None:
+        for key, state in zip(keys, trainer.states, strict=True):
             if state.problem is not None:
-                raise RowError(Code.TRAINING_DIVERGED, state.problem, status=Status.FAILED)
-            data = write_concept(state.concept(example, self._base, self._metric))
-            # Someone else's identical work may have come first; then that object is the one.
-            if not self._storage.create(weights_path(key), data):
-                data = self._storage.read(weights_path(key))
+                continue
+            try:
+                self._storage.write(checkpoint_path(key), write_checkpoint(state, trainer.optimizer))
+            except StorageError as error:
+                _log.warning("concept %s goes on without a checkpoint: %s", key, error)
+
+    def _drop_checkpoint(self, key: str) -> None:
+        try:
             self._storage.delete(checkpoint_path(key))
-        except (RowError, StorageError, ConceptFileError) as error:
+        except StorageError as error:
+            _log.warning("the checkpoint of concept %s stays behind: %s", key, error)
+
+    def _store_concept(self, key: str, example: Example, state: ConceptState) -> Outcome:
+        path = weights_path(key)
+        try:
+            data = self._concept_file(key, example, state)
+            # Someone else's identical work may have come first; then that object is the one.
+            if not self._storage.create(path, data):
+                data = self._storage.read(path)
+        except StorageError as error:
             return _failed("concept", key, error)
-        return _ok("concept", key, self._storage.uri(weights_path(key)), data, Origin.TRAINED, loss=state.loss)
+        except RowError as error:
+            self._drop_checkpoint(key)
+            return _failed("concept", key, error)
+        self._drop_checkpoint(key)
+        return _ok("concept", key, self._storage.uri(path), data, Origin.TRAINED, loss=state.loss)
+
+    def _concept_file(self, key: str, example: Example, state: ConceptState) -> bytes:
+        problem = state.problem
+        if problem is None:
+            try:
+                return write_concept(state.concept(example, self._base, self._metric), key=key)
+            except ConceptFileError as error:
+                problem = f"{error}; lower train.lr_value, or look at the product's pictures"
+        raise RowError(Code.TRAINING_DIVERGED, problem, status=Status.FAILED)
 
     def _adopt_concept(self, task: ConceptTask) -> Outcome | None:
         path = weights_path(task.key)
-        if not self._storage.exists(path):
-            return None
-        data = self._storage.read(path)
         try:
-            self._read_concept(data)
-        except ConceptFileError:
+            data = self._storage.read(path)
+            self._read_concept(task.key, data)
+        except MissingObjectError:
+            return None
+        except ConceptFileError as error:
+            _log.warning("%s is made again: %s", self._storage.uri(path), error)
             self._storage.delete(path)
             return None
         return _ok("concept", task.key, self._storage.uri(path), data, Origin.REUSED)
 
-    def _read_concept(self, data: bytes) -> Concept:
+    def _read_concept(self, key: str, data: bytes) -> Concept:
         return read_concept(
             data,
             base_digest=self._base.folder.digest,
@@ -198,6 +244,7 @@ class PerfusionWorker:
             embedding_width=self._base.embedding_width,
             text_width=self._base.text_width,
             value_width=self._base.stack.key_rows,
+            key=key,
         )
 
     def _concept(self, key: str) -> tuple[Concept, str]:
@@ -205,9 +252,11 @@ class PerfusionWorker:
         if key not in self._concepts:
             try:
                 data = self._storage.read(weights_path(key))
-                self._concepts[key] = (self._read_concept(data), digest(data))
-            except (ConceptFileError, StorageError) as error:
-                message = f"the weights of concept {key[:12]}... cannot be used: {error}"
+                self._concepts[key] = (self._read_concept(key, data), digest(data))
+            except (ConceptFileError, MissingObjectError) as error:
+                if isinstance(error, ConceptFileError):
+                    self._storage.delete(weights_path(key))  # so that the next run trains it anew
+                message = f"the weights of concept {key[:12]}... cannot be used: {error}; run again to train it anew"
                 raise RowError(Code.WEIGHTS_INVALID, message, status=Status.FAILED) from error
             while len(self._concepts) > _CONCEPTS_KEPT:
                 self._concepts.popitem(last=False)
@@ -216,10 +265,10 @@ class PerfusionWorker:
 
     # Rendering
 
-    def _render(self, unit: RenderUnit) -> dict[str, Outcome]:
+    def _render(self, tasks: Sequence[RenderTask]) -> dict[str, Outcome]:
         outcomes: dict[str, Outcome] = {}
         ready: list[tuple[RenderTask, RenderRow]] = []
-        for task in unit.tasks:
+        for task in tasks:
             try:
                 adopted = self._adopt_picture(task)
                 if adopted is not None:
@@ -237,29 +286,30 @@ class PerfusionWorker:
         try:
             pictures = render(self._base, self._metric, [row for _, row in rows], sampler)
         except ValueError as error:
-            if len(rows) > 1:
-                return {task.key: self._render_rows([(task, row)])[task.key] for task, row in rows}
-            task = rows[0][0]
-            return {task.key: _failed("render", task.key, RowError(Code.BAD_PLACEHOLDER, str(error), column="prompt"))}
-        outcomes = {}
-        for (task, _), pixels in zip(rows, pictures, strict=True):
+            # Every row has been checked by itself, so it is what they share that diffusers refuses.
+            message = (
+                f"the base model cannot make {sampler.width} x {sampler.height} pixels in {sampler.steps} steps of "
+                f"{sampler.scheduler} ({error}): change one of them"
+            )
+            failure = RowError(Code.OUT_OF_RANGE, message)
+            return {task.key: _failed("render", task.key, failure) for task, _ in rows}
+        return {task.key: self._store_picture(task, pixels) for (task, _), pixels in zip(rows, pictures, strict=True)}
+
+    def _store_picture(self, task: RenderTask, pixels: NDArray[np.uint8] | None) -> Outcome:
+        try:
             if pixels is None:
                 message = "the picture came out not finite: lower guidance, or train the concept again"
-                failure = RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)
-                outcomes[task.key] = _failed("render", task.key, failure)
-                continue
+                raise RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)
             weights = [self._concept(key)[1] for key in task.concepts]
             data = encode_picture(pixels, render_key=task.key, weights=weights, base_digest=self._base.folder.digest)
-            try:
-                self._storage.write(image_path(task.key), data)
-            except StorageError as error:
-                outcomes[task.key] = _failed("render", task.key, error)
-                continue
-            outcomes[task.key] = _ok("render", task.key, self._storage.uri(image_path(task.key)), data, Origin.RENDERED)
-        return outcomes
+            self._storage.write(image_path(task.key), data)
+        except (RowError, StorageError) as error:
+            return _failed("render", task.key, error)
+        return _ok("render", task.key, self._storage.uri(image_path(task.key)), data, Origin.RENDERED)
 
     def _row(self, task: RenderTask) -> RenderRow:
         concepts = tuple(self._concept(key)[0] for key in task.concepts)
+        self._check_distinct(concepts)
         negative_slots = set(pieces(task.negative_prompt)[1])
         bias, temperature = (task.bias,) * len(concepts), (task.temperature,) * len(concepts)
         positive = PromptRow(task.prompt, concepts, bias, temperature, task.lock)
@@ -270,8 +320,17 @@ class PerfusionWorker:
             try:
                 check_prompt(self._base, row)
             except PromptTooLongError as error:
-                raise RowError(Code.PROMPT_TOO_LONG, str(error), column=column) from error
+                raise RowError(Code.PROMPT_TOO_LONG, f"{column}: {error}", column=column) from error
         return RenderRow(positive, negative, task.seed)
+
+    def _check_distinct(self, concepts: Sequence[Concept]) -> None:
+        """The edit of one row alone, so that a row that cannot be edited does not fail its batch."""
+        inverse = self._metric.inverse
+        inputs = torch.stack([concept.target_input for concept in concepts])[None].to(inverse.device)
+        try:
+            solve_targets(inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inverse.device), inverse)
+        except ValueError as error:
+            raise RowError(Code.CONCEPTS_ALIKE, str(error), column="prompt", status=Status.FAILED) from error
 
     def _sampler(self, shape: RenderShape) -> Sampler:
         side = self._base.resolution
@@ -279,9 +338,10 @@ class PerfusionWorker:
 
     def _adopt_picture(self, task: RenderTask) -> Outcome | None:
         path = image_path(task.key)
-        if not self._storage.exists(path):
+        try:
+            data = self._storage.read(path)
+        except MissingObjectError:
             return None
-        data = self._storage.read(path)
         if not answers(data, task.key):
             return None
         return _ok("render", task.key, self._storage.uri(path), data, Origin.REUSED)
@@ -291,8 +351,6 @@ def _ok(kind: Kind, key: str, uri: str, data: bytes, origin: Origin, *, loss: fl
     return Outcome(kind, key, Status.OK, origin=origin, uri=uri, sha256=digest(data), bytes=len(data), loss=loss)
 
 
-def _failed(kind: Kind, key: str, error: Exception) -> Outcome:
-    if isinstance(error, RowError):
-        return Outcome(kind, key, error.status, error.code, str(error)[:_MAX_MESSAGE])
-    code = Code.WEIGHTS_INVALID if isinstance(error, ConceptFileError) else Code.STORAGE
-    return Outcome(kind, key, Status.FAILED, code, str(error)[:_MAX_MESSAGE])
+def _failed(kind: Kind, key: str, error: RowError | StorageError) -> Outcome:
+    status, code = (error.status, error.code) if isinstance(error, RowError) else (Status.FAILED, Code.STORAGE)
+    return Outcome(kind, key, status, code, str(error)[:_MAX_MESSAGE])

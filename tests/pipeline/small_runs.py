@@ -1,0 +1,321 @@
+"""Small real runs: photos on disk, the embedded base, workers in this process, and storage that can be made to fail."""
+
+import functools
+import hashlib
+import itertools
+import tempfile
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+from perfusion_ops.config import MetricConfig, TrainingConfig
+from pipeline.bases import find_base
+from pipeline.executor import Completion, Failure
+from pipeline.keys import metric_key
+from pipeline.layout import metric_path
+from pipeline.pictures import InputLimits
+from pipeline.run import Engine
+from pipeline.settings import RunSettings
+from pipeline.storage import Storage
+from pipeline.units import ConceptTask, InputImage, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.worker import PerfusionWorker
+from pipeline.worker_settings import WorkerSettings
+
+METRIC = MetricConfig(captions=2000)
+TRAINING = TrainingConfig(steps=2, batch=1)
+SHAPE = RenderShape(None, None, 2, 4.5, "ddim")
+
+
+# Tasks
+
+
+def key(name):
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def photo(path, *, seed=0, size=(64, 64), mode="RGB", **save):
+    """A smooth random picture; returns it as a manifest would name it and as a task does."""
+    channels = len(mode)
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, channels), dtype=np.uint8).squeeze()
+    picture = Image.fromarray(coarse, mode).resize(size, Image.Resampling.BICUBIC)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **save)
+    return planned(path)
+
+
+def planned(path):
+    return InputImage(f"file://{path}", hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+
+def concept(folder, name, *, superclass="mug", images=None, masks=(), **training):
+    if images is None:
+        images = [photo(Path(folder) / f"{name}.png", seed=int(key(name)[:6], 16))]
+    return ConceptTask(key(name), name, superclass, tuple(images), tuple(masks), TRAINING.model_copy(update=training))
+
+
+def picture(name, *concepts, prompt="a photo of a {0}", negative="", lock="local", bias=0.5, shape=SHAPE, seed=None):
+    seed = int(key(name)[:6], 16) if seed is None else seed
+    keys = tuple(key(each) for each in concepts)
+    return RenderTask(key(f"picture {name}"), prompt, negative, keys, seed, bias, 0.15, lock, shape)
+
+
+def trainings(*tasks):
+    return TrainUnit("train", tuple(tasks))
+
+
+def renders(*tasks):
+    return RenderUnit("render", tuple(tasks))
+
+
+# Workers
+
+
+def worker_settings(root, **changes):
+    digest = find_base("mini").digest
+    settings = {
+        "root": str(root),
+        "storage_options": None,
+        "base": "mini",
+        "base_digest": digest,
+        "metric": METRIC,
+        "metric_key": metric_key(base_digest=digest, metric=METRIC),
+        "limits": InputLimits(),
+    }
+    return WorkerSettings(**{**settings, **changes})
+
+
+def ready_worker(root, *, clock=None, sleep=None, **changes):
+    """A worker that has set itself up; the metric is estimated once for all roots."""
+    settings = worker_settings(root, **changes)
+    if settings.metric == METRIC:
+        keep_metric(Storage(settings.root))
+    clocks = {name: value for name, value in (("clock", clock), ("sleep", sleep)) if value}
+    worker = PerfusionWorker(settings, **clocks)
+    worker.setup()
+    return worker
+
+
+@functools.cache
+def metric_object():
+    """Path and bytes of the metric that every small run uses."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = worker_settings(folder)
+        PerfusionWorker(settings).setup()
+        path = metric_path(settings.metric_key)
+        return path, Storage(folder).read(path)
+
+
+def keep_metric(storage):
+    path, data = metric_object()
+    if not storage.exists(path):
+        storage.create(path, data)
+
+
+def limit_rows(worker, most):
+    """Give the worker's denoiser an accelerator on which more than `most` rows at once do not fit."""
+    unet = worker._base.unet
+    base = next(each for each in type(unet).__mro__ if not hasattr(each, "most_rows"))
+
+    class Limited(base):
+        most_rows = most
+
+        def forward(self, sample, *arguments, **named):
+            if len(sample) > self.most_rows:
+                raise torch.OutOfMemoryError(f"{len(sample)} rows do not fit")
+            return super().forward(sample, *arguments, **named)
+
+    unet.__class__ = Limited
+
+
+class InProcess:
+    """`pipeline.executor.Executor` on real workers that take turns in this process."""
+
+    def __init__(self, settings, slots=1):
+        self.settings = settings
+        self.count = slots
+        self.workers = {}
+        self.calls = deque()
+        self.numbers = itertools.count()
+        self.units = []
+        for slot in range(slots):
+            self.replace(slot)
+
+    def slots(self):
+        return tuple(sorted(self.workers))
+
+    def starting(self):
+        return ()
+
+    def submit(self, slot, unit):
+        self.calls.append((next(self.numbers), slot, unit))
+        return self.calls[-1][0]
+
+    def wait(self, timeout_s):
+        if not self.calls:
+            return []
+        call, slot, unit = self.calls.popleft()
+        try:
+            outcomes = tuple(self.workers[slot].run(unit))
+        except torch.OutOfMemoryError as error:
+            return [Completion(call, slot, unit, failure=Failure("out_of_memory", str(error)))]
+        self.units.append(unit)
+        return [Completion(call, slot, unit, outcomes)]
+
+    def retire(self, slot):
+        self.workers.pop(slot, None)
+
+    def replace(self, slot):
+        self.workers[slot] = PerfusionWorker(self.settings)
+        self.workers[slot].setup()
+
+    def close(self):
+        for worker in self.workers.values():
+            worker.close()
+
+
+@dataclass
+class Engines:
+    """Makes engines for `execute`, remembers them, and asks for a stop after `stop_after` units."""
+
+    stop_after: int | None = None
+    slots: int = 1
+    made: list = field(default_factory=list)
+
+    @contextmanager
+    def __call__(self, worker):
+        executor = InProcess(worker, self.slots)
+        self.made.append(executor)
+        yield Engine(executor, lambda: self.stop_after is not None and len(executor.units) >= self.stop_after)
+        executor.close()
+
+    @property
+    def units(self):
+        return [unit for executor in self.made for unit in executor.units]
+
+    @property
+    def keys(self):
+        return {task.key for unit in self.units for task in unit.tasks}
+
+
+class Silent:
+    """An observer that remembers the outcomes it was told of."""
+
+    def __init__(self):
+        self.seen = []
+        self.stages = []
+
+    def stage(self, name, detail):
+        self.stages.append(name)
+
+    def planned(self, work):
+        self.work = work
+
+    def outcomes(self, outcomes):
+        self.seen += outcomes
+
+
+# Runs
+
+
+def manifest(path, rows):
+    """A Parquet manifest of these rows."""
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def run_settings(root, folder, **changes):
+    settings = {
+        "root": str(root),
+        "concepts": str(Path(folder) / "concepts.parquet"),
+        "prompts": str(Path(folder) / "prompts.parquet"),
+        "metric": METRIC,
+        "train": {"steps": 2, "batch": 1},
+        "render": {"steps": 2},
+        "engine": {"group_size": 2, "render_batch": 2, "plan_memory": "200MB", "threads": 2},
+    }
+    return RunSettings.model_validate({**settings, **changes})
+
+
+# Storage that fails
+
+
+class Killed(BaseException):
+    """The process ends here: nothing catches it, and nothing can be written any more."""
+
+
+@dataclass
+class Trouble:
+    """What is wrong with a root `trouble://name`.
+
+    Attributes:
+        writes_left: after so many writes or deletions the process is dead.
+        errors: so many operations fail first, with the words of a busy object store.
+        where: in paths that hold this text.
+        operations: which ones: read, write.
+    """
+
+    writes_left: int | None = None
+    errors: int = 0
+    where: str = ""
+    operations: tuple = ("read", "write")
+    writes: int = 0
+
+
+TROUBLES: dict[str, Trouble] = {}
+
+
+class TroubledFileSystem(MemoryFileSystem):
+    """An object store in memory with the trouble that stands under its bucket's name in `TROUBLES`."""
+
+    protocol = "trouble"
+    store: dict = {}  # noqa: RUF012 (as in the class above)
+    pseudo_dirs = [""]  # noqa: RUF012 (as in the class above)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + str(path).removeprefix("trouble://").strip("/")
+
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        self._meet("write", path)
+        return super().pipe_file(path, value, mode=mode, **options)
+
+    def rm_file(self, path):
+        if self.exists(path):
+            self._meet("write", path)
+        return super().rm_file(path)
+
+    def cat_file(self, path, *arguments, **options):
+        self._meet("read", path)
+        return super().cat_file(path, *arguments, **options)
+
+    def _meet(self, operation, path):
+        trouble = TROUBLES[self._strip_protocol(path).split("/")[1]]
+        if trouble.errors and trouble.where in path and operation in trouble.operations:
+            trouble.errors -= 1
+            raise OSError("503 Slow Down: please reduce your request rate")
+        if operation == "write":
+            if trouble.writes_left is not None and trouble.writes >= trouble.writes_left:
+                raise Killed
+            trouble.writes += 1
+
+
+fsspec.register_implementation("trouble", TroubledFileSystem, clobber=True)
+
+
+def troubled(name, **trouble):
+    """A root of that name, empty but for the metric, whose trouble begins now."""
+    for path in [path for path in TroubledFileSystem.store if path.startswith(f"/{name}/")]:
+        del TroubledFileSystem.store[path]
+    TROUBLES[name] = Trouble()
+    root = f"trouble://{name}/root"
+    keep_metric(Storage(root))
+    TROUBLES[name] = Trouble(**trouble)
+    return root
