@@ -14,6 +14,7 @@ from pipeline.layout import metric_path
 from pipeline.storage import Storage
 
 _HELD_OUT = 1000
+_LEAST = 1000  # fewer captions than are held out would test the metric better than they estimate it
 _CAPTION_SEED = 0
 
 
@@ -42,7 +43,7 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
 def _captions(base: Base, config: MetricConfig) -> tuple[list[str], Iterator[str]]:
     """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
     if config.captions_uri is not None:
-        source = _lines(config.captions_uri, config.captions)
+        source = _lines(config.captions_uri, config.captions + _HELD_OUT)
     elif base.folder.settings.captions == "mini":
         source = grammar.captions(config.captions + _HELD_OUT, _CAPTION_SEED)
     else:
@@ -51,10 +52,18 @@ def _captions(base: Base, config: MetricConfig) -> tuple[list[str], Iterator[str
     return list(islice(source, _HELD_OUT)), source
 
 
-def _lines(uri: str, count: int) -> Iterator[str]:
+def _lines(uri: str, most: int) -> Iterator[str]:
+    """Lines of a captions file that are not blank, `most` of them at most; too few are an error at the end."""
+    count = 0
     try:
         with fsspec.open(uri, "rt", encoding="utf-8") as file:
-            lines = (line.strip() for line in file)
-            yield from islice((line for line in lines if line), count + _HELD_OUT)
-    except OSError as error:
-        raise MetricError(f"the captions file {uri} cannot be read: {error}") from error
+            for line in islice(filter(None, map(str.strip, file)), most):
+                count += 1
+                yield line
+    except (OSError, ImportError, ValueError) as error:
+        raise MetricError(f"the captions file {uri} cannot be read as UTF-8 text: {error}") from error
+    if count < min(most, _HELD_OUT + _LEAST):
+        raise MetricError(
+            f"the captions file {uri} has {count:,} captions: give at least {_HELD_OUT + _LEAST:,}, one a line, "
+            f"of which {_HELD_OUT:,} only test the metric"
+        )

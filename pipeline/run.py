@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import fsspec
 
@@ -35,7 +35,7 @@ from pipeline.report import write_report
 from pipeline.scheduler import RunSummary
 from pipeline.scheduler import run as schedule
 from pipeline.settings import RunSettings
-from pipeline.storage import Storage
+from pipeline.storage import Storage, StorageError
 from pipeline.units import Outcome
 from pipeline.worker_settings import WorkerSettings
 from pipeline.workqueue import Remaining, WorkQueue
@@ -262,8 +262,12 @@ def _captions_digest(settings: RunSettings) -> str | None:
     uri = settings.metric.captions_uri
     if uri is None:
         return None
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    return hashlib.sha256(filesystem.cat_file(path)).hexdigest()
+    try:
+        opened: Any = fsspec.open(uri, "rb")
+        with opened as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ImportError, ValueError) as error:
+        raise StorageError(f"the captions file {uri} (metric.captions_uri) cannot be read: {error}") from error
 
 
 def _inputs_shown(db: PlanDB) -> bytes:
