@@ -79,6 +79,11 @@ def share_out(*, slots: int | None, cpus: int, gpus: int) -> tuple[int, float, i
     return count, 1.0 / on_one_gpu if on_one_gpu else 0.0, max(1, cpus // count)
 
 
+def _cores() -> int:
+    """Cores that this process may use; macOS knows no affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterator[LocalCluster]:
     """Start Ray on this machine, with what it has; shut it down at the end of the block.
@@ -97,7 +102,7 @@ def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterato
 
     if ray.is_initialized():
         raise ClusterError("Ray is running in this process already: call ray.shutdown() first, or run perfusion alone")
-    cores = cpus if cpus is not None else len(os.sched_getaffinity(0))
+    cores = cpus if cpus is not None else _cores()
     try:
         ray.init(
             address="local",

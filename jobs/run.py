@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from jobs.progress import Progress
 from jobs.spec import load_spec
 from pipeline.errors import MEANING, Code
 from pipeline.executor import Worker
-from pipeline.layout import TABLES
+from pipeline.layout import TABLES, table_path
 from pipeline.publish import Published
 from pipeline.run import Engine, RunResult, execute
 from pipeline.settings import RunSettings
@@ -71,11 +72,8 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
     for name in TABLES:
         for code, count in sorted(published.codes[name].items()):
             say(f"  {name:9} {count:,} {code}: {MEANING[Code(code)]}")
-    for table in TABLES:
-        files = [file for file in published.files if file.table == table]
-        if files:
-            rest = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
-            say(f"  table     {location(storage.uri(files[0].path))}{rest}")
+    folder = PurePosixPath(table_path("*", published.run_date, published.run_id)).parent
+    say(f"  tables    {location(f'{storage.root}/{folder}')}")
     if result.report:
         say(f"  report    {location(result.report)}")
 
@@ -94,8 +92,8 @@ def _engine(settings: RunSettings, worker: WorkerSettings) -> Iterator[Engine]:
             partial(_make_worker, worker),
             slots=local.slots,
             resources=SlotResources(local.num_cpus, local.num_gpus, local.threads),
-            # Threads that spin while they wait for each other slow a busy machine down many times over.
-            env_vars={"OMP_WAIT_POLICY": "PASSIVE"},
+            # Threads that spin long for each other slow a busy machine down many times over; libgomp alone listens.
+            env_vars={"GOMP_SPINCOUNT": "1000"},
         )
         try:
             yield Engine(executor, local.stop)

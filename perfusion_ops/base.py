@@ -99,6 +99,9 @@ def base_from_parts(
     """Freeze the parts and take the key/value stack out of the denoiser, in place."""
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval()
+    for module in (unet, vae):
+        # Convolutions run a tenth faster in this layout on CPUs, and on GPUs in half precision.
+        module.to(memory_format=torch.channels_last)
     return Base(folder, tokenizer, text_encoder, unet, vae, scheduler, install(unet))
 
 
