@@ -14,7 +14,7 @@ Images = Annotated[int, typer.Option("--images", min=1, max=64, help="training p
 
 
 def command(out: Out, products: Products = 100, seed: Seed = 0, images: Images = 4, json: Json = False) -> None:
-    """Write a catalogue of products of the embedded world: pictures, masks, concepts.parquet and prompts.parquet."""
+    """Write a made-up catalogue: pictures, masks and both manifests."""
     from pipeline.catalog import write_catalog
 
     with writing(out):

@@ -15,7 +15,7 @@ Products = Annotated[int, typer.Option("--products", min=2, max=100_000, help="p
 
 
 def command(folder: Folder = "demo", root: Root = None, products: Products = 6, json: Json = False) -> None:
-    """Train a few products with the embedded model, render them, publish, and write a report."""
+    """Train, render and report a small made-up catalogue."""
     from pipeline.catalog import write_catalog
 
     home = Path(folder)

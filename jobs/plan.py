@@ -25,7 +25,7 @@ SELECT * FROM (
 
 
 def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
-    """Say what a run would make, what it would reuse, and what it would refuse."""
+    """Say what a run would make, reuse and refuse. Needs no accelerator."""
     planned, bad, _ = _plan(load_spec(spec, set_ or ()), 0)
     work = planned.work
     if json:
@@ -44,7 +44,7 @@ def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
 
 
 def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False) -> None:
-    """Check both manifests whole, pictures included; every bad row with its number, column and code."""
+    """Check both manifests, pictures included, and show every bad row. Needs no accelerator."""
     planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit)
     if json:
         say_json({"concepts": planned.concepts, "prompts": planned.prompts, "bad_rows": bad, "shown": shown})

@@ -17,7 +17,7 @@ _DEFAULT = "SELECT status, origin, count(*) AS rows, sum(bytes) AS bytes FROM re
 
 
 def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = False) -> None:
-    """Run SQL over the views concepts, renders (all runs) and current (what a shop would show now)."""
+    """Run SQL over the published tables. Views: concepts, renders (all runs), current (what a shop would show now)."""
     import duckdb
 
     from pipeline.views import connect

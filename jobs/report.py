@@ -13,7 +13,7 @@ Most = Annotated[int, typer.Option("--concepts", min=0, help="products shown at 
 
 
 def command(target: Target, run: Run = None, concepts: Most = 60, json: Json = False) -> None:
-    """Write one self-contained HTML page: totals, failures, training pictures beside renders, timings."""
+    """Write a run's page: totals, failures, photos beside renders. One HTML file that needs no other."""
     from pipeline.clock import SystemClock
     from pipeline.report import write_report
     from pipeline.status import read_status

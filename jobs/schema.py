@@ -7,5 +7,5 @@ from jobs.spec import spec_schema
 
 
 def command() -> None:
-    """Print the JSON schema of spec files, with which editors complete and check them."""
+    """Print the JSON schema of spec files, for editors."""
     say(json.dumps(spec_schema(), indent=2, ensure_ascii=False))

@@ -14,7 +14,7 @@ _TABLES = ("concepts", "renders")
 
 
 def command(target: Target, run: Run = None, json: Json = False) -> None:
-    """Say how runs stand, from storage alone: finished, running or interrupted, and their outcomes so far."""
+    """Say how the runs of a root stand. Reads storage alone, so any machine can ask."""
     from pipeline.clock import SystemClock
     from pipeline.status import read_status
 

@@ -1,7 +1,8 @@
-"""Progress: the plan's totals, rates that leave start-up out, a line every ten seconds, and nothing on stdout."""
+"""Progress: the plan's totals, rates that leave start-up out, lines at their times, and nothing on stdout."""
 
 import io
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ class Shown:
 
     @property
     def work_lines(self):
-        return [line for line in self.lines if "so far" in line]
+        return [line for line in self.lines if " | " in line]
 
 
 def test_totals_are_the_plan_s_whatever_has_ended():
@@ -158,6 +159,29 @@ def test_plain_is_a_line_every_ten_seconds_and_one_at_the_end():
     assert len(shown.work_lines) == 3
 
 
+def test_a_log_is_not_silent_for_longer_than_a_minute():
+    class Lines(io.StringIO):
+        def __init__(self):
+            super().__init__()
+            self.written = threading.Event()
+
+        def write(self, text):
+            if " | " in text:
+                self.written.set()
+            return super().write(text)
+
+    stream, now = Lines(), FakeTime()
+    with Progress(stream, live=False, clock=now, beat_s=0.001) as progress:
+        progress.planned(PENDING)
+        progress.stage("start", "run r")
+        now.now += 59
+        assert not stream.written.wait(0.1)
+        now.now += 1
+        assert stream.written.wait(30)
+    assert stream.getvalue().splitlines()[-1] == "concepts 0/6 | renders 0/53 | 1 min 00 s so far"
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
 @pytest.mark.parametrize("error", [None, RuntimeError])
 def test_the_last_state_is_shown_however_it_ends(error):
     shown = Shown()
@@ -178,7 +202,8 @@ def test_one_kind_of_work_alone():
     with shown.progress:
         shown.progress.stage("start", "run r")
         shown.after(10, ended("render", 9, unit_s=9))
-    assert shown.work_lines == ["renders 9/9 | 1.0 pictures/s | 10 s so far"]
+        shown.time.now += 5  # workers end; that is no part of the work
+    assert shown.work_lines == ["renders 9/9 | 1.0 pictures/s | in 10 s"]
 
 
 def test_plain_lines_are_not_wrapped_and_names_are_not_markup():
