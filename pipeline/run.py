@@ -7,6 +7,7 @@ what was recorded and is there, and go on.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,7 @@ from pipeline.layout import run_path
 from pipeline.lease import Lease, LeaseHeld, acquire
 from pipeline.manifests import ManifestSummary, load_concepts, load_prompts
 from pipeline.parts import PartWriter
+from pipeline.patience import Patience, PatientStorage
 from pipeline.plan import Pending, pending, plan_concepts, plan_requests
 from pipeline.plandb import PlanDB
 from pipeline.policy import Policy
@@ -179,6 +181,9 @@ def execute(
         planned = make_plan(db, storage, settings, observer)
         run_id, resumed = find_run(storage, planned.digest)
         with acquire(storage, run_id, clock=clock) as lease:
+            # Until here trouble is best told at once; from here on a run would be lost to it.
+            patience = Patience(budget_s=math.inf)
+            storage = PatientStorage(settings.root, settings.storage_options or None, patience)
             run_date = _begin(storage, run_id, settings, planned, clock)
             writer = PartWriter(
                 storage, run_id, lease.number, seconds_per_part=settings.engine.flush_s, clock=clock.monotonic
@@ -198,7 +203,7 @@ def execute(
                             queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=engine.stop
                         )
             finally:
-                _fence(lease, run_id)
+                _fence(lease, run_id, patience)
                 writer.flush()
             published, report = None, None
             if queue.finished():
@@ -234,9 +239,9 @@ def find_run(storage: Storage, digest: str) -> tuple[str, bool]:
     return f"{prefix}{number:04d}", bool(open_runs)
 
 
-def _fence(lease: Lease, run_id: str) -> None:
+def _fence(lease: Lease, run_id: str, patience: Patience) -> None:
     """What this attempt made is in storage and will be adopted; recording it is now another attempt's to do."""
-    if not lease.still_mine():
+    if not patience(lease.still_mine):
         raise LeaseHeld(f"another attempt took run {run_id!r} over; this one ends here and loses nothing")
 
 

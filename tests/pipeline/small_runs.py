@@ -227,8 +227,9 @@ class Silent:
 
 
 def manifest(path, rows):
-    """A Parquet manifest of these rows."""
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    """A Parquet manifest of these rows, with every column that any of them has."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
 
 
 def run_settings(root, folder, **changes):

@@ -1,0 +1,424 @@
+"""Runs on real workers in this process: what is made, what is reused, and what a kill at any moment leaves behind."""
+
+import hashlib
+import io
+import json
+import random
+from contextlib import contextmanager
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import (
+    METRIC,
+    TROUBLES,
+    Engines,
+    Killed,
+    Silent,
+    Trouble,
+    keep_metric,
+    manifest,
+    photo,
+    run_settings,
+    troubled,
+)
+
+from pipeline.clock import SystemClock
+from pipeline.errors import Code
+from pipeline.layout import lease_path
+from pipeline.lease import LeaseHeld, Owner
+from pipeline.run import execute
+from pipeline.status import read_status
+from pipeline.storage import Storage, StorageError
+
+CONCEPTS = [
+    {"concept_id": "mug-1", "superclass": "mug", "images": ["mug-1.png"], "season": "winter"},
+    {"concept_id": "bag-1", "superclass": "bag", "images": ["bag-1.png"], "season": "summer"},
+    {"concept_id": "shoe-1", "superclass": "shoe", "images": ["shoe-1.png"], "season": "summer"},
+]
+PROMPTS = [
+    {"prompt": "a photo of a {product} on the beach"},
+    {"prompt": "a {mug-1} next to a {bag-1}", "seed": 3},
+]
+# Between two runs that come to the same these may differ; pixels, by one part in 255 with the batch they were in.
+PASSING = {"accelerator_s", "worker", "attempts", "finished_at", "batch", "sha256", "bytes"}
+
+
+@pytest.fixture
+def shop(tmp_path):
+    for number, row in enumerate(CONCEPTS):
+        photo(tmp_path / row["images"][0], seed=number)
+    stock(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path):
+    keep_metric(Storage(str(tmp_path / "root")))
+    return str(tmp_path / "root")
+
+
+def stock(folder, concepts=CONCEPTS, prompts=PROMPTS):
+    manifest(folder / "concepts.parquet", concepts)
+    manifest(folder / "prompts.parquet", prompts)
+
+
+def go(root, folder, engines=None, observer=None, **changes):
+    engines = engines or Engines()
+    given = run_settings(root, folder, **changes)
+    return execute(given, make_engine=engines, observer=observer or Silent()), engines
+
+
+def tables(root, run_id):
+    """The rows of one run's published tables, wherever they lie, in the order of the manifests."""
+    storage = Storage(root)
+    found = {}
+    for table in ("concepts", "renders"):
+        paths = [path for path, _ in storage.list(f"tables/{table}") if f"/run_id={run_id}/" in path]
+        rows = [row for path in paths for row in pq.read_table(io.BytesIO(storage.read(path))).to_pylist()]
+        found[table] = sorted(
+            rows, key=lambda row: (row["manifest_row"], row.get("image_index"), str(row["concept_id"]))
+        )
+    return found
+
+
+def check_accounts(root, result, *, concepts, prompts, pictures=None):
+    """Every manifest row is in the tables once, and every ok row's object is there as recorded."""
+    found, storage = tables(root, result.run_id), Storage(root)
+    assert [row["manifest_row"] for row in found["concepts"]] == list(range(1, concepts + 1))
+    assert {row["manifest_row"] for row in found["renders"]} == set(range(1, prompts + 1))
+    names = [(row["manifest_row"], row["image_index"], str(row["concept_ids"])) for row in found["renders"]]
+    assert len(names) == len(set(names))
+    assert pictures is None or len(names) == pictures
+    for row in (*found["concepts"], *found["renders"]):
+        assert (row["status"] == "ok") == (row["error_code"] is None) == (row["uri"] is not None)
+        assert row["error_code"] is None or (row["error_code"] in set(Code) and len(row["error_message"]) > 20)
+        if row["status"] == "ok":
+            data = storage.read(row["uri"].removeprefix(storage.root + "/"))
+            assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+    return found
+
+
+def outcome_of(found, table):
+    return {(row["concept_id"] or row.get("prompt")): row["error_code"] or row["origin"] for row in found[table]}
+
+
+def test_first_run_makes_all_and_the_second_reuses_all(shop, root):
+    observer = Silent()
+    first, engines = go(root, shop, observer=observer)
+    found = check_accounts(root, first, concepts=3, prompts=2, pictures=4)
+    assert len(engines.keys) == len(observer.seen) == 7
+    assert {row["origin"] for row in found["concepts"]} == {"trained"}
+    assert {row["origin"] for row in found["renders"]} == {"rendered"}
+    assert all(row["accelerator_s"] > 0 and row["attempts"] == 1 for table in found.values() for row in table)
+    assert [row["season"] for row in found["concepts"]] == ["winter", "summer", "summer"]
+    assert not first.resumed
+    again, engines = go(root, shop)
+    assert engines.made == []  # no engine was asked for
+    assert again.run_id != first.run_id
+    reused = check_accounts(root, again, concepts=3, prompts=2, pictures=4)
+    assert {row["origin"] for table in reused.values() for row in table} == {"reused"}
+    for table, rows in reused.items():
+        assert [row["sha256"] for row in rows] == [row["sha256"] for row in found[table]]
+
+
+def test_only_what_changed_is_made_again(shop, root):
+    first, _ = go(root, shop)
+    before = tables(root, first.run_id)
+    stock(shop, prompts=[PROMPTS[0], {"prompt": "a {mug-1} on a {bag-1}", "seed": 3}])
+    second, engines = go(root, shop)
+    assert [len(unit.tasks) for unit in engines.units] == [1]
+    assert [row["origin"] for row in tables(root, second.run_id)["renders"]] == ["reused"] * 3 + ["rendered"]
+    photo(shop / "bag-1.png", seed=77)
+    third, engines = go(root, shop)
+    found = check_accounts(root, third, concepts=3, prompts=2, pictures=4)
+    assert outcome_of(found, "concepts") == {"mug-1": "reused", "bag-1": "trained", "shoe-1": "reused"}
+    made = [row["concept_ids"] for row in found["renders"] if row["origin"] == "rendered"]
+    assert made == [["bag-1"], ["mug-1", "bag-1"]]
+    # The old picture again: everything that it led to is still there.
+    photo(shop / "bag-1.png", seed=1)
+    stock(shop)
+    fourth, engines = go(root, shop)
+    assert engines.made == []
+    assert [row["sha256"] for row in tables(root, fourth.run_id)["renders"]] == [
+        row["sha256"] for row in before["renders"]
+    ]
+
+
+def test_order_and_batch_size_mean_nothing(shop, root):
+    go(root, shop)
+    stock(shop, CONCEPTS[::-1], PROMPTS[::-1])
+    engine = {"group_size": 1, "render_batch": 7, "plan_memory": "200MB", "flush_s": 1.0, "micro_batch": 3}
+    result, engines = go(root, shop, engine=engine)
+    assert engines.made == []
+    check_accounts(root, result, concepts=3, prompts=2, pictures=4)
+
+
+def test_row_that_is_added_is_all_that_is_made(shop, root):
+    go(root, shop)
+    photo(shop / "hat-1.png", seed=9)
+    extra = {"concept_id": "hat-1", "superclass": "hat", "images": ["hat-1.png"], "season": None}
+    stock(shop, [*CONCEPTS, extra], PROMPTS)
+    result, engines = go(root, shop, Engines(slots=2))
+    assert len(engines.keys) == 2
+    found = check_accounts(root, result, concepts=4, prompts=2, pictures=5)
+    assert outcome_of(found, "concepts")["hat-1"] == "trained"
+
+
+@contextmanager
+def away(path):
+    path.rename(path.with_suffix(".away"))
+    yield
+    path.with_suffix(".away").rename(path)
+
+
+def test_row_that_failed_is_tried_again(shop, root):
+    class PhotoVanishes(Engines):
+        @contextmanager
+        def __call__(self, worker):
+            with away(shop / "mug-1.png"), super().__call__(worker) as engine:
+                yield engine
+
+    first, _ = go(root, shop, PhotoVanishes())
+    found = check_accounts(root, first, concepts=3, prompts=2, pictures=4)
+    assert outcome_of(found, "concepts") == {"mug-1": "image_missing", "bag-1": "trained", "shoe-1": "trained"}
+    assert [row["error_code"] for row in found["renders"] if "mug-1" in row["concept_ids"]] == ["concept_failed"] * 2
+    second, engines = go(root, shop)
+    found = check_accounts(root, second, concepts=3, prompts=2, pictures=4)
+    assert {row["status"] for table in found.values() for row in table} == {"ok"}
+    assert len(engines.keys) == 3
+
+
+@pytest.mark.parametrize("units", [0, 1, 2])
+def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp_path_factory, units):
+    calm = str(tmp_path_factory.mktemp("calm"))
+    keep_metric(Storage(calm))
+    undisturbed, _ = go(calm, shop)
+    first, before = go(root, shop, Engines(stop_after=units))
+    assert first.published is None
+    assert first.summary.drained
+    assert list(Storage(root).list("tables")) == []
+    [status] = read_status(Storage(root), SystemClock())
+    assert status.state == "interrupted"
+    assert sum(status.statuses["concepts"].values()) + sum(status.statuses["renders"].values()) == len(before.keys)
+    second, after = go(root, shop)
+    assert second.resumed
+    assert second.run_id == first.run_id == undisturbed.run_id
+    assert not before.keys & after.keys  # nothing is made twice
+    found = check_accounts(root, second, concepts=3, prompts=2, pictures=4)
+    expected = tables(calm, undisturbed.run_id)
+    for table, rows in found.items():
+        for row, other in zip(rows, expected[table], strict=True):
+            different = {name for name in row if row[name] != other[name]} - PASSING
+            assert different == {"uri"}
+            assert row["uri"].removeprefix(f"file://{root}") == other["uri"].removeprefix(f"file://{calm}")
+
+
+def bury(root):
+    """What a killed process leaves: its lease still names it, but it does not run any more."""
+    storage = Storage(root)
+    for path, _ in list(storage.list("runs")):
+        if "/lease/" in path:
+            record = json.loads(storage.read(path))
+            record["owner"]["started"] = -1
+            storage.write(path, json.dumps(record).encode())
+
+
+def killed_after(root, shop, writes):
+    """Whether a run that can write so often ended before that was too few."""
+    TROUBLES["killed"] = Trouble(writes_left=writes)
+    try:
+        go(root, shop)
+    except Killed:
+        return False
+    else:
+        return True
+    finally:
+        TROUBLES["killed"] = Trouble()
+        bury(root)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_between_any_two_writes_loses_nothing_and_makes_nothing_twice(shop):
+    stock(shop, CONCEPTS[:2])
+    for writes in range(100):
+        root = troubled("killed")
+        if killed_after(root, shop, writes):
+            break
+        whole = {path: size for folder in ("weights", "images") for path, size in Storage(root).list(folder)}
+        kept = {path: Storage(root).read(path) for path in whole}
+        result, _ = go(root, shop)
+        check_accounts(root, result, concepts=2, prompts=2, pictures=3)
+        assert {path: Storage(root).read(path) for path in kept} == kept
+        published = {path for path, _ in Storage(root).list("runs") if path.endswith("published.json")}
+        runs = {path.split("run_id=")[1].split("/")[0] for path, _ in Storage(root).list("tables")}
+        assert {path.split("/")[1] for path in published} == runs
+        for run_id in runs:
+            found = tables(root, run_id)
+            assert (len(found["concepts"]), len(found["renders"])) == (2, 3)
+            assert {row["status"] for table in found.values() for row in table} == {"ok"}
+    assert 15 < writes < 60  # the sweep met every write of a run, and ended because the run did
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_after_kill_gets_there(shop, seed):
+    stock(shop, CONCEPTS[:2])
+    root, chance = troubled("killed"), random.Random(seed)
+    attempts = 0
+    while not any(path.endswith("published.json") for path, _ in Storage(root).list("runs")):
+        killed_after(root, shop, chance.randrange(2, 9))
+        attempts += 1
+        assert attempts < 40
+    assert attempts > 2
+    result, engines = go(root, shop)
+    assert engines.made == []
+    check_accounts(root, result, concepts=2, prompts=2, pictures=3)
+
+
+def test_second_driver_is_told_who_works_on_the_run(shop, root):
+    told = []
+
+    class Meanwhile(Engines):
+        @contextmanager
+        def __call__(self, worker):
+            with super().__call__(worker) as engine:
+                with pytest.raises(LeaseHeld, match="has been worked on by process") as held:
+                    go(root, shop)
+                told.append(str(held.value))
+                yield engine
+
+    result, _ = go(root, shop, Meanwhile())
+    assert "wait for it to end" in told[0]
+    check_accounts(root, result, concepts=3, prompts=2, pictures=4)
+
+
+def test_driver_whose_run_was_taken_over_publishes_nothing_and_loses_nothing(shop, root):
+    class Usurped(Engines):
+        @contextmanager
+        def __call__(self, worker):
+            with super().__call__(worker) as engine:
+                yield engine
+            storage = Storage(root)
+            [run] = read_status(storage, SystemClock())
+            path = lease_path(run.run_id, 1)
+            record = json.loads(storage.read(path)) | {"released": True}
+            record["owner"] = Owner("elsewhere", "another machine", 1, 1).__dict__
+            storage.create(lease_path(run.run_id, 2), json.dumps(record).encode())
+
+    with pytest.raises(LeaseHeld, match=r"took run .* over; this one ends here and loses nothing"):
+        go(root, shop, Usurped())
+    assert list(Storage(root).list("tables")) == []
+    result, _ = go(root, shop)
+    found = check_accounts(root, result, concepts=3, prompts=2, pictures=4)
+    assert {row["status"] for table in found.values() for row in table} == {"ok"}
+    # The outcomes were not recorded, so the objects were adopted.
+    assert {row["origin"] for table in found.values() for row in table} == {"reused"}
+
+
+def test_objects_that_vanished_or_were_cut_off_are_made_again(shop, root):
+    first, _ = go(root, shop)
+    found, storage = tables(root, first.run_id), Storage(root)
+    paths = [row["uri"].removeprefix(storage.root + "/") for row in (*found["concepts"][:2], *found["renders"][:2])]
+    storage.delete(paths[0])
+    storage.write(paths[1], storage.read(paths[1])[:-5])
+    storage.delete(paths[2])
+    storage.write(paths[3], storage.read(paths[3])[:-5])
+    second, engines = go(root, shop)
+    assert len(engines.keys) == 4
+    again = check_accounts(root, second, concepts=3, prompts=2, pictures=4)
+    assert [row["sha256"] for row in again["concepts"]] == [row["sha256"] for row in found["concepts"]]
+
+
+def test_weights_that_were_swapped_are_refused_and_trained_anew_by_the_next_run(shop, root):
+    first, _ = go(root, shop)
+    storage = Storage(root)
+    one, other, _ = (row["uri"].removeprefix(storage.root + "/") for row in tables(root, first.run_id)["concepts"])
+    storage.write(one, storage.read(other))
+    stock(shop, CONCEPTS, [{"prompt": "a {mug-1} in the snow"}])
+    second, _ = go(root, shop)
+    [row] = check_render_only(root, second)
+    assert row["error_code"] == "weights_invalid"
+    assert "run again to train it anew" in row["error_message"]
+    third, _ = go(root, shop)
+    assert [row["status"] for row in check_accounts(root, third, concepts=3, prompts=1)["renders"]] == ["ok"]
+
+
+def check_render_only(root, result):
+    return tables(root, result.run_id)["renders"]
+
+
+BAD_CONCEPTS = {
+    "no picture": {"concept_id": "no-picture", "superclass": "mug", "images": ["absent.png"]},
+    "no id": {"concept_id": None, "superclass": "mug", "images": ["mug-1.png"]},
+    "climbs": {"concept_id": "../etc", "superclass": "mug", "images": ["mug-1.png"]},
+    "again": {"concept_id": "mug-1", "superclass": "mug", "images": ["mug-1.png"]},
+    "no superclass": {"concept_id": "thing", "superclass": " ", "images": ["mug-1.png"]},
+    "no images": {"concept_id": "empty", "superclass": "mug", "images": []},
+    "good": {"concept_id": "bag-1", "superclass": "bag", "images": ["bag-1.png"]},
+}
+BAD_PROMPTS = {
+    "unknown": {"prompt": "a {nobody}"},
+    "of a bad one": {"prompt": "a {no-picture}"},
+    "empty": {"prompt": " "},
+    "null": {"prompt": None},
+    "brace": {"prompt": "a {product"},
+    "too long": {"prompt": "very " * 100 + "{product}"},
+    "where": {"prompt": "a {product}", "where": "no such thing"},
+    "no match": {"prompt": "a {product}", "where": "superclass = 'none'"},
+    "seed": {"prompt": "a {product}", "seed": -1},
+    "all": {"prompt": "a {product}"},
+    "the same": {"prompt": "a {product}"},
+}
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    concepts=st.lists(st.sampled_from(sorted(BAD_CONCEPTS)), min_size=1, max_size=6),
+    prompts=st.lists(st.sampled_from(sorted(BAD_PROMPTS)), min_size=1, max_size=6),
+)
+def test_every_manifest_row_ends_in_the_tables_whatever_is_wrong_with_it(tmp_path_factory, concepts, prompts):
+    folder = tmp_path_factory.mktemp("bad")
+    for number, name in enumerate(("mug-1", "bag-1")):
+        photo(folder / f"{name}.png", seed=number)
+    stock(folder, [BAD_CONCEPTS[name] for name in concepts], [BAD_PROMPTS[name] for name in prompts])
+    root = troubled("bad rows")
+    result, engines = go(root, folder)
+    found = check_accounts(root, result, concepts=len(concepts), prompts=len(prompts))
+    good = {row["concept_id"] for row in found["concepts"] if row["status"] == "ok"}
+    assert good == {BAD_CONCEPTS[name]["concept_id"] for name in concepts} & {"bag-1", "mug-1"}
+    assert bool(engines.made) == bool(good)
+    assert {row["status"] for row in found["renders"] if row["prompt"] == "a {nobody}"} <= {"invalid"}
+
+
+def test_manifests_without_a_good_row_are_published_without_an_engine(shop, root):
+    stock(shop, [BAD_CONCEPTS["no picture"]], [BAD_PROMPTS["all"], BAD_PROMPTS["empty"]])
+    result, engines = go(root, shop)
+    assert engines.made == []
+    found = check_accounts(root, result, concepts=1, prompts=2)
+    assert {row["error_code"] for row in found["concepts"]} == {"image_missing"}
+
+
+def test_storage_that_is_busy_for_a_moment_does_not_end_a_run(shop):
+    stock(shop, CONCEPTS[:1], PROMPTS[:1])
+    for where in ("/spec.json", "/parts/", "/publish/", "/tables/", "/published.json", "/report/"):
+        root = troubled("busy run")
+        TROUBLES["busy run"] = Trouble(errors=1, where=where, operations=("write",))
+        result, _ = go(root, shop)
+        assert TROUBLES["busy run"].errors == 0
+        check_accounts(root, result, concepts=1, prompts=1, pictures=1)
+
+
+def test_two_runs_share_a_root(shop, root):
+    first, _ = go(root, shop)
+    second, engines = go(root, shop, render={"steps": 1})
+    assert {type(unit).__name__ for unit in engines.units} == {"RenderUnit"}
+    for result in (first, second):
+        check_accounts(root, result, concepts=3, prompts=2, pictures=4)
+
+
+def test_captions_file_that_is_absent_is_a_sentence(shop, root):
+    captions = METRIC.model_copy(update={"captions_uri": str(shop / "none.txt")}).model_dump()
+    with pytest.raises(StorageError, match=r"none.txt \(metric.captions_uri\) cannot be read"):
+        go(root, shop, metric=captions)
