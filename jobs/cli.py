@@ -42,7 +42,7 @@ def main() -> None:
     from pipeline.storage import StorageError
 
     try:
-        app()
+        app(prog_name="perfusion")
     except (SpecError, ManifestError, BaseError, CatalogError) as error:
         for line in str(error).splitlines():
             complain(line)

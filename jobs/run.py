@@ -15,7 +15,7 @@ from pipeline.errors import MEANING, Code
 from pipeline.executor import Worker
 from pipeline.layout import TABLES, table_path
 from pipeline.publish import Published
-from pipeline.run import Engine, RunResult, execute
+from pipeline.run import Engine, MakeEngine, RunResult, execute
 from pipeline.settings import RunSettings
 from pipeline.storage import Storage
 from pipeline.worker_settings import WorkerSettings
@@ -30,10 +30,10 @@ def command(spec: Spec, set_: Set = None, json: Json = False) -> None:
     raise typer.Exit(run(load_spec(spec, set_ or ()), json=json))
 
 
-def run(settings: RunSettings, *, json: bool) -> int:
-    """Execute and report one run; returns the exit code."""
+def run(settings: RunSettings, *, json: bool, make_engine: MakeEngine | None = None) -> int:
+    """Execute and report one run, on a local Ray unless there is another engine; returns the exit code."""
     with Progress() as progress:
-        result = execute(settings, make_engine=partial(_engine, settings), observer=progress)
+        result = execute(settings, make_engine=make_engine or partial(_engine, settings), observer=progress)
     published = result.published
     code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
     if json:

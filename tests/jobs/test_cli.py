@@ -1,0 +1,503 @@
+"""The `perfusion` command as a person or a script meets it: exit codes, JSON, sentences instead of tracebacks."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import cli
+from jobs.run import run
+from jobs.spec import dump_spec, load_spec
+from pipeline.catalog import write_catalog
+from pipeline.clock import SystemClock
+from pipeline.lease import acquire
+from pipeline.run import Engine
+from pipeline.status import read_status
+from pipeline.storage import Storage
+
+COMMANDS = ("demo", "catalog", "validate", "plan", "run", "status", "query", "report", "schema")
+# The least that the real thing can be asked for.
+QUICK = {
+    "train": {"steps": 1, "batch": 1},
+    "render": {"steps": 1},
+    "metric": {"captions": 100},
+    "engine": {"slots": 1, "plan_memory": "200MB", "threads": 2},
+}
+
+
+@pytest.fixture
+def perfusion(monkeypatch, capsysbinary):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["perfusion", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        found = capsysbinary.readouterr()
+        return ended.value.code or 0, found.out.decode(), found.err.decode()
+
+    return call
+
+
+def only_object(out):
+    """The JSON object that is all of what was printed."""
+    assert out.endswith("\n")
+    assert len(out.splitlines()) == 1
+    return json.loads(out)
+
+
+class Shop:
+    """A folder with a catalogue of two products, and specs over it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        write_catalog(str(folder / "catalog"), 2, images_per_product=1)
+        self.concepts = pq.read_table(folder / "catalog" / "concepts.parquet").to_pylist()
+        self.prompts = [{"prompt": "a photo of a {product}", "tag": "plain"}]
+
+    def spec(self, name, *, concepts=None, prompts=None, **changes):
+        for manifest, rows in (("concepts", concepts or self.concepts), ("prompts", prompts or self.prompts)):
+            pq.write_table(pa.Table.from_pylist(rows), self.folder / "catalog" / f"{name}-{manifest}.parquet")
+        values = {
+            "root": "results",
+            "concepts": f"catalog/{name}-concepts.parquet",
+            "prompts": f"catalog/{name}-prompts.parquet",
+            **QUICK,
+            **changes,
+        }
+        file = self.folder / f"{name}.yaml"
+        file.write_text(dump_spec(values))
+        return str(file)
+
+    def spoilt(self, **changes):
+        """Of each manifest one row that is good and some that are not."""
+        concepts = [
+            *self.concepts,
+            {**self.concepts[0], "concept_id": "bad id", "images": self.concepts[0]["images"]},
+            {**self.concepts[0], "concept_id": "lost", "images": ["nowhere.png"], "masks": None},
+        ]
+        prompts = [*self.prompts, {"prompt": "a {mug-9} on a shelf"}, {"prompt": "a {lost} here"}, {"prompt": "none"}]
+        return self.spec("spoilt", concepts=concepts, prompts=prompts, **changes)
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return Shop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A shop whose spoilt spec was run for real, by the installed command on a Ray of its own."""
+    shop = Shop(tmp_path_factory.mktemp("done"))
+    words = [sys.executable, "-c", "from jobs.cli import main; main()", "run", shop.spoilt(), "--json"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    shop.run = subprocess.run(words, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    shop.root = str(shop.folder / "results")
+    return shop
+
+
+# Help and start
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help(perfusion, command):
+    code, out, err = perfusion(*command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: perfusion {' '.join(command)}".strip())
+    assert max(map(len, out.splitlines())) <= 80
+    if not command:
+        assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)
+        assert "..." not in out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("frobnicate",), ("run",), ("catalog", "x", "--products", "0"), ("query", "--x")]
+)
+def test_wrong_usage_is_2(perfusion, words):
+    code, out, err = perfusion(*words)
+    assert code == 2
+    assert "Usage: perfusion" in out + err
+    assert "Traceback" not in err
+
+
+HEAVY = ("torch", "diffusers", "transformers", "ray", "matplotlib")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "SPEC", "--json"], ["status", "SPEC"], ["query", "SPEC"]])
+def test_what_needs_no_accelerator_loads_none_of_the_heavy_packages(shop, words):
+    words = [shop.spec("good") if word == "SPEC" else word for word in words]
+    code = f"""
+import sys
+sys.argv = ["perfusion", *{words!r}]
+from jobs.cli import main
+try:
+    main()
+except SystemExit as end:
+    sys.stderr.write(f"{{end.code}} {{sorted({{*{HEAVY!r}}} & {{*sys.modules}})}}")
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.splitlines()[-1] == "0 []"
+
+
+# Sentences
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("status", "nowhere"), 2, "there is no folder nowhere: give the root of a run, or its spec file"),
+        (("query", "nowhere"), 2, "there is no folder nowhere"),
+        (("report", "nowhere"), 2, "there is no folder nowhere"),
+        (("run", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read: No such file or directory"),
+        (("status", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read"),
+        (("run", "nowhere.txt"), 2, "nowhere.txt is no spec: its name must end in .yaml"),
+        (("plan", "SPEC", "--set", "concepts=gone.parquet"), 2, "gone.parquet"),
+        (("plan", "SPEC", "--set", "base=gone"), 2, "there is no base model 'gone'"),
+        (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is no setting; did you mean 'train'?"),
+        (("run", "SPEC", "--set", "root=good.yaml/inside"), 1, "good.yaml/inside"),
+        (("status", "SPEC", "run-1"), 2, "there is no run 'run-1' under SPEC: `perfusion status SPEC` lists them"),
+        (("report", "SPEC"), 2, "there is no finished run under SPEC"),
+        (("report", "SPEC", "run-1"), 2, "there is no finished run 'run-1' under SPEC"),
+        (("query", "SPEC", "SELEC 1"), 2, "the query cannot be run: Parser Error"),
+        (("query", "SPEC", "SELECT nothing FROM renders"), 2, "the query cannot be run: Binder Error"),
+        (("query", "SPEC", ""), 2, "the query gives no rows: write a SELECT"),
+        (("query", "SPEC", "SELECT 1", "--json", "--csv"), 2, "--json and --csv exclude each other"),
+        (("catalog", "good.yaml"), 2, "good.yaml"),
+        (("demo", "--folder", "good.yaml"), 2, "good.yaml"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(perfusion, shop, monkeypatch, words, code, sentence):
+    monkeypatch.chdir(shop.folder)
+    shop.spec("good")
+    found, out, err = perfusion(*(word.replace("SPEC", "good.yaml") for word in words))
+    assert (found, out) == (code, "")
+    assert "Traceback" not in err
+    complaint = "".join(err.partition("perfusion: ")[1:])
+    assert complaint.startswith("perfusion: ")
+    assert sentence.replace("SPEC", "good.yaml") in complaint
+
+
+def test_every_line_of_a_spec_s_faults_is_told(perfusion, shop):
+    code, _, err = perfusion("plan", shop.spec("bad", seed=-1, rooot=1))
+    assert code == 2
+    assert [line.split(": ")[0] for line in err.splitlines()] == ["perfusion", "perfusion"]
+
+
+def test_a_run_that_someone_works_on_is_1(perfusion, shop):
+    spec = shop.spec("good")
+    with pytest.raises(Interrupted):
+        run(load_spec(spec), json=False, make_engine=interrupted)
+    [status] = read_status(Storage(str(shop.folder / "results")), SystemClock())
+    with acquire(Storage(str(shop.folder / "results")), status.run_id, clock=SystemClock()):
+        code, out, err = perfusion("run", spec)
+    assert (code, out) == (1, "")
+    assert f"run {status.run_id!r} has been worked on by process {os.getpid()}" in err.splitlines()[-1]
+
+
+def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
+    def control_c(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.plan.make_plan", control_c)
+    code, out, err = perfusion("plan", shop.spec("good"))
+    assert (code, out) == (130, "")
+    assert err == "perfusion: stopped; the same command goes on where it stopped\n"
+
+
+def test_a_reader_that_goes_away_is_no_crash(shop):
+    code = "from jobs.cli import main; main()"
+    words = [sys.executable, "-c", code, "query", shop.spec("good"), "SELECT * FROM range(300000)", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"range": 0}
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read().decode()
+    assert "Traceback" not in err
+
+
+# Catalogue, checks and plans
+
+
+def test_catalog(perfusion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = perfusion("catalog", "shop", "--products", 2, "--images", 1)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("2 products, 2 pictures, ")
+    assert out.split()[-2:] == ["shop/concepts.parquet", "shop/prompts.parquet"]
+    code, out, _ = perfusion("catalog", "shop", "--products", 2, "--images", 1, "--json")
+    assert only_object(out)["products"] == 2
+
+
+def test_validate_shows_every_bad_row(perfusion, shop):
+    code, out, _ = perfusion("validate", shop.spoilt())
+    assert code == 2
+    lines = out.splitlines()
+    assert lines[:2] == ["concepts: 4 rows in 1 files", "prompts: 4 rows in 1 files"]
+    assert [line for line in lines if line.startswith(("concepts row", "prompts row"))] == [
+        "concepts row 3, column concept_id: bad_id",
+        "concepts row 4, column images: image_missing",
+        "prompts row 2, column prompt: unknown_concept",
+        "prompts row 3, column prompt: concept_invalid",
+        "prompts row 4, column prompt: no_placeholder",
+    ]
+    assert all(line.startswith("    ") for line in lines[3:-1:2])
+    assert "nowhere.png" in out
+    assert lines[-1] == "5 bad rows"
+
+
+def test_validate_says_how_many_it_does_not_show(perfusion, shop):
+    code, out, _ = perfusion("validate", shop.spoilt(), "--limit", 2)
+    assert code == 2
+    assert out.splitlines()[-2:] == ["... and 3 more: see them with --limit 5", "5 bad rows"]
+    code, out, _ = perfusion("validate", shop.spoilt(), "--json")
+    found = only_object(out)
+    assert (code, found["bad_rows"], len(found["shown"])) == (2, 5, 5)
+    assert found["shown"][0].keys() == {"manifest", "row", "column_name", "code", "message"}
+
+
+def test_validate_of_good_manifests(perfusion, shop):
+    code, out, _ = perfusion("validate", shop.spec("good"))
+    assert (code, out.splitlines()[-1]) == (0, "every row is good")
+    code, out, _ = perfusion("validate", shop.spec("good"), "--json")
+    assert (code, only_object(out)["bad_rows"]) == (0, 0)
+
+
+def test_plan(perfusion, shop):
+    code, out, _ = perfusion("plan", shop.spoilt())
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[:3]] == [
+        ["rows", "reused", "to", "do", "distinct", "to", "do", "bad"],
+        ["concepts", "4", "0", "2", "2", "2"],
+        ["renders", "5", "0", "2", "2", "3"],
+    ]
+    assert "5 rows are bad; `perfusion validate" in out
+    code, out, _ = perfusion("plan", shop.spoilt(), "--json")
+    found = only_object(out)
+    assert (code, found["bad_rows"], found["work"]["renders"]["to_do"]) == (0, 5, 2)
+
+
+def test_schema(perfusion):
+    code, out, err = perfusion("schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["title"] == "RunSettings"
+
+
+# Runs
+
+
+class Interrupted(Exception):  # noqa: N818 (it stands for a machine that goes away)
+    pass
+
+
+@contextmanager
+def interrupted(_):
+    raise Interrupted
+    yield
+
+
+class Nobody:
+    """No workers at all."""
+
+    def slots(self):
+        return ()
+
+    def starting(self):
+        return ()
+
+    def wait(self, _):
+        return ()
+
+
+def stopped(during):
+    """An engine that is asked to stop at once; `during` is called while the run holds its lease."""
+
+    @contextmanager
+    def make_engine(_):
+        during()
+        yield Engine(Nobody(), lambda: True)
+
+    return make_engine
+
+
+def test_stopped_is_4_and_status_tells_running_from_interrupted(perfusion, shop, capsysbinary):
+    settings, seen = load_spec(shop.spec("good")), []
+    assert run(settings, json=False, make_engine=stopped(lambda: seen.append(perfusion("status", settings.root)))) == 4
+    assert (
+        "was stopped with 2 concepts and 2 renders left; the same command goes on"
+        in capsysbinary.readouterr().err.decode()
+    )
+    [(code, out, _)] = seen
+    assert code == 0
+    assert out.splitlines()[1].split()[2:] == ["running", "none", "of", "2", "none", "of", "2"]
+    assert f"is worked on by process {os.getpid()} on " in out.splitlines()[2]
+
+    code, out, _ = perfusion("status", settings.root)
+    assert code == 0
+    assert out.splitlines()[1].split()[2] == "interrupted"
+    assert "the command that started it goes on where it stopped" in out.splitlines()[2]
+
+    assert run(settings, json=True, make_engine=stopped(lambda: None)) == 4
+    found = only_object(capsysbinary.readouterr().out.decode())
+    assert (found["exit_code"], found["resumed"], found["left"]) == (4, True, {"concepts": 2, "renders": 2})
+    assert (found["files"], found["report"]) == ([], None)
+    _, out, _ = perfusion("status", settings.root, "--json")
+    [status] = only_object(out)["runs"]
+    assert (status["run_id"], status["state"]) == (found["run_id"], "interrupted")
+
+
+def test_a_run_with_bad_rows_is_3_and_json_alone(done):
+    assert done.run.returncode == 3, done.run.stderr
+    found = only_object(done.run.stdout)
+    assert found["exit_code"] == 3
+    assert found["statuses"] == {"concepts": {"invalid": 2, "ok": 2}, "renders": {"invalid": 3, "ok": 2}}
+    assert found["codes"]["concepts"] == {"bad_id": 1, "image_missing": 1}
+    assert found["left"] == {"concepts": 0, "renders": 0}
+    assert len(found["files"]) == 2
+    assert "concepts 2/2 | renders 2/2" in done.run.stderr
+    assert "Traceback" not in done.run.stderr
+
+
+def test_the_same_again_reuses_and_tells_what_to_do(done, perfusion, monkeypatch):
+    monkeypatch.chdir(done.folder)
+    code, out, _ = perfusion("run", "spoilt.yaml")
+    assert code == 3
+    lines = out.splitlines()
+    assert lines[1:3] == [
+        "  concepts  2 invalid, 2 ok; 2 of them reused",
+        "  renders   3 invalid, 2 ok; 2 of them reused",
+    ]
+    assert (
+        "  concepts  1 image_missing: A picture is not where the manifest says: correct the address, or put it there."
+        in lines
+    )
+    tables, report = (line.split()[1] for line in lines[-2:])
+    assert tables.startswith("results/tables/*/run_date=")
+    assert len(list(done.folder.glob(f"{tables}/*.parquet"))) == 2
+    assert (done.folder / report).read_text().startswith("<!")
+
+
+def test_all_good_is_0(done, perfusion):
+    spec = done.spec("good")
+    code, out, _ = perfusion("run", spec, "--json")
+    found = only_object(out)
+    assert (code, found["exit_code"]) == (0, 0)
+    assert found["reused"] == {"concepts": 2, "renders": 2}
+    code, _, _ = perfusion("run", spec)
+    assert code == 0
+
+
+def test_status_of_finished_runs(done, perfusion):
+    run_id = json.loads(done.run.stdout)["run_id"]
+    code, out, _ = perfusion("status", done.root)
+    first = next(line.split() for line in out.splitlines() if line.startswith(run_id))
+    assert code == 0
+    assert " ".join(first[2:]) == "finished 2 invalid, 2 ok of 4 3 invalid, 2 ok of 5"
+    code, out, _ = perfusion("status", done.root, run_id, "--json")
+    [status] = only_object(out)["runs"]
+    assert (status["state"], status["statuses"]["concepts"]) == ("finished", {"invalid": 2, "ok": 2})
+
+
+def test_report_again(done, perfusion, monkeypatch):
+    monkeypatch.chdir(done.folder)
+    run_id = json.loads(done.run.stdout)["run_id"]
+    code, out, _ = perfusion("report", "results", run_id, "--concepts", 1)
+    assert (code, out) == (0, f"results/runs/{run_id}/report/index.html\n")
+    code, out, _ = perfusion("report", "results", run_id, "--json")
+    assert only_object(out) == {
+        "run_id": run_id,
+        "report": f"file://{done.root}/runs/{run_id}/report/index.html",
+    }
+
+
+# Queries
+
+
+def rows_of(done, perfusion, sql, *words):
+    code, out, err = perfusion("query", done.root, sql, *words)
+    assert (code, err) == (0, "")
+    return out
+
+
+def test_query_as_json_is_one_object_a_row(done, perfusion):
+    run_id = json.loads(done.run.stdout)["run_id"]
+    out = rows_of(
+        done,
+        perfusion,
+        f"SELECT status, concept_ids, error_code, bytes, accelerator_s, finished_at FROM renders "
+        f"WHERE run_id = '{run_id}' ORDER BY manifest_row, concept_id",
+        "--json",
+    )
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["status"] for row in rows] == ["ok", "ok", "invalid", "invalid", "invalid"]
+    assert sorted(row["concept_ids"][0] for row in rows[:2]) == sorted(row["concept_id"] for row in done.concepts)
+    assert rows[0]["error_code"] is None
+    assert rows[4]["concept_ids"] is None
+    assert isinstance(rows[0]["bytes"], int)
+    total = json.loads(rows_of(done, perfusion, "SELECT sum(bytes) AS s, sum(bytes) AS s FROM current", "--json"))
+    assert total.keys() == {"s", "s_1"}
+    assert isinstance(total["s"], int)
+
+
+NESTED = """
+SELECT ['a', NULL, 'b'] AS l, [[1]] AS deep, {'k': 1} AS s, NULL AS n, '' AS e, '\\xff'::BLOB AS b, INTERVAL 1 DAY AS i,
+    0.5 AS d
+"""
+
+
+def test_query_as_csv_takes_every_type(done, perfusion):
+    out = rows_of(done, perfusion, NESTED, "--csv")
+    [names, cells] = list(csv.reader(io.StringIO(out)))
+    assert names == ["l", "deep", "s", "n", "e", "b", "i", "d"]
+    assert cells == ["a;;b", "[[1]]", '{"k": 1}', "", "", "ff", "[0, 1, 0]", "0.5"]
+    assert ',,"",' in out.splitlines()[1], "nothing and an empty text differ"
+    assert rows_of(done, perfusion, "SELECT status FROM renders WHERE false", "--csv") == '"status"\n'
+
+
+def test_query_as_a_table(done, perfusion):
+    out = rows_of(done, perfusion, "SELECT concept_ids, error_code, bytes FROM renders WHERE status = 'ok'")
+    lines = out.splitlines()
+    assert lines[0].split() == ["concept_ids", "error_code", "bytes"]
+    assert lines[1].split()[0] in {row["concept_id"] for row in done.concepts}
+    assert rows_of(done, perfusion, NESTED).splitlines()[1].startswith("a;;b")
+    assert rows_of(done, perfusion, "SELECT 1 AS a, 2 AS a").split() == ["a", "a", "1", "2"]
+
+
+def test_query_without_sql_counts_and_takes_a_spec(done, perfusion):
+    code, out, _ = perfusion("query", str(done.folder / "spoilt.yaml"))
+    assert code == 0
+    assert out.splitlines()[0].split() == ["status", "origin", "rows", "bytes"]
+
+
+def test_nothing_published_yet_is_said(perfusion, shop):
+    code, out, err = perfusion("query", shop.spec("good"), "SELECT count(*) AS n FROM renders", "--json")
+    assert (code, only_object(out)) == (0, {"n": 0})
+    assert "nothing is published under" in err
+
+
+# The demo
+
+
+def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def remember(settings, *, json):
+        ran.append((settings, json))
+        return 3
+
+    monkeypatch.setattr("jobs.demo.run", remember)
+    code, _, err = perfusion("demo", "--folder", "here", "--root", "there", "--products", 2)
+    assert code == 3
+    assert "did not come out whole" in err
+    assert ran[0][0].root == str(tmp_path / "there")
+    monkeypatch.chdir("/")
+    assert load_spec(str(tmp_path / "here" / "spec.yaml")) == ran[0][0]
