@@ -70,7 +70,10 @@ def describe(path: Path) -> BaseFolder:
     index = path / "model_index.json"
     if not index.is_file():
         raise BaseError(f"{path} is no base model: there is no model_index.json; give a folder saved by diffusers")
-    kind = json.loads(index.read_text()).get("_class_name")
+    try:
+        kind = dict(json.loads(index.read_text())).get("_class_name")
+    except (ValueError, TypeError) as error:
+        raise BaseError(f"{index} is damaged ({error}): copy the model again") from error
     if kind != "StableDiffusionPipeline":
         raise BaseError(f"{path} holds a {kind}; this version works with StableDiffusionPipeline (SD 1.x and 2.x)")
     for part in ("text_encoder", "unet", "vae"):

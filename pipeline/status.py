@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 
@@ -12,7 +12,7 @@ from pipeline.clock import Clock
 from pipeline.layout import run_path
 from pipeline.lease import describe_holder
 from pipeline.parts import read_parts
-from pipeline.storage import Storage
+from pipeline.storage import Storage, StorageError
 
 State = Literal["finished", "running", "interrupted"]
 
@@ -42,7 +42,8 @@ def read_status(storage: Storage, clock: Clock, run_id: str | None = None) -> li
     """Runs under a root, oldest first; only `run_id` if it is given.
 
     Raises:
-        StorageError: the root cannot be read.
+        StorageError: the root, or a file of a run, cannot be read.
+        LeaseHeld: a lease cannot be understood.
     """
     files: dict[str, set[str]] = defaultdict(set)
     for path, _ in storage.list("runs"):
@@ -54,17 +55,26 @@ def read_status(storage: Storage, clock: Clock, run_id: str | None = None) -> li
 
 
 def _status(storage: Storage, clock: Clock, run_id: str, present: set[str]) -> RunStatus:
-    spec = json.loads(storage.read(run_path(run_id, "spec.json")))
+    spec = _json(storage, run_path(run_id, "spec.json"))
     planned: dict[str, int] = {}
     if "plan.json" in present:
-        plan = json.loads(storage.read(run_path(run_id, "plan.json")))
+        plan = _json(storage, run_path(run_id, "plan.json"))
         planned = {name: int(work["rows"]) for name, work in plan.items()}
     if "published.json" in present:
-        statuses = json.loads(storage.read(run_path(run_id, "published.json")))["statuses"]
+        statuses = _json(storage, run_path(run_id, "published.json"))["statuses"]
         return RunStatus(run_id, spec["run_date"], "finished", "", planned, statuses)
     holder = describe_holder(storage, run_id, clock)
     state: State = "running" if holder else "interrupted"
     return RunStatus(run_id, spec["run_date"], state, holder, planned, _staged(storage, run_id))
+
+
+def _json(storage: Storage, path: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read(path)))
+    except (ValueError, TypeError) as error:
+        raise StorageError(
+            f"{storage.uri(path)} is damaged ({error}): restore it, or delete the folder, which loses no picture"
+        ) from error
 
 
 def _staged(storage: Storage, run_id: str) -> dict[str, dict[str, int]]:

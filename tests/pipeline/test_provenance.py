@@ -1,0 +1,97 @@
+"""Pictures as files: nothing is lost, anyone can read where they come from, and half a file is no picture."""
+
+import hashlib
+import io
+import zlib
+from xml.etree import ElementTree as ET
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from pipeline.provenance import answers, digest, encode_picture
+
+KEY, OTHER = "a" * 64, "b" * 64
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def encoded(pixels=PIXELS, key=KEY, weights=("w1", "w2"), base="base"):
+    return encode_picture(pixels, render_key=key, weights=weights, base_digest=base)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_pixels_come_back(height, width, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    data = encoded(pixels)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (width, height))
+        assert np.array_equal(np.asarray(picture), pixels)
+    assert answers(data, KEY)
+
+
+def test_metadata_says_what_made_it():
+    with Image.open(io.BytesIO(encoded())) as picture:
+        assert isinstance(picture, PngImagePlugin.PngImageFile)
+        assert picture.text["perfusion:render_key"] == KEY
+        assert picture.text["perfusion:weights_sha256"] == "w1,w2"
+        assert picture.text["perfusion:base_sha256"] == "base"
+        packet = ET.fromstring(picture.info["xmp"])
+    namespace = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
+    [source_type] = packet.iter(f"{namespace}DigitalSourceType")
+    assert source_type.text == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+
+def test_equal_input_gives_equal_bytes_and_every_input_counts():
+    assert encoded() == encoded(PIXELS.copy())
+    changed = [encoded(key=OTHER), encoded(weights=("w1",)), encoded(base="other"), encoded(PIXELS[:, ::-1])]
+    assert len({encoded(), *changed}) == 5
+
+
+def test_digest_is_that_of_the_bytes():
+    assert digest(b"abc") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_another_picture_does_not_answer():
+    assert not answers(encoded(key=OTHER), KEY)
+    assert not answers(encoded(), KEY[:-1])
+    foreign = io.BytesIO()
+    Image.fromarray(PIXELS).save(foreign, "PNG")
+    assert not answers(foreign.getvalue(), KEY)
+    jpeg = io.BytesIO()
+    Image.fromarray(PIXELS).save(jpeg, "JPEG", comment=KEY)
+    assert not answers(jpeg.getvalue(), KEY)
+    assert not answers(b"", KEY)
+    assert not answers(b"no picture at all", KEY)
+
+
+def test_no_part_of_a_picture_answers():
+    data = encoded()
+    assert not [length for length in range(len(data)) if answers(data[:length], KEY)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_damaged_picture_does_not_answer_as_another(data):
+    """Flipping a bit of the pixels' stream is seen; the file either answers whole or not at all."""
+    whole = encoded()
+    start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+    place = data.draw(st.integers(start, end - 1))
+    damaged = bytearray(whole)
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    assert not answers(bytes(damaged), KEY)
+
+
+def test_a_picture_whose_text_alone_was_forged_is_seen_by_its_digest():
+    """`answers` trusts the storage's own bytes: whoever can write there can write anything. Digests in tables tell."""
+    forged = encoded().replace(KEY.encode(), OTHER.encode())
+    assert digest(forged) != digest(encoded())
+
+
+def test_a_text_bomb_does_not_answer():
+    chunk = b"zTXt" + b"k\0\0" + zlib.compress(bytes(70 * 2**20), level=1)
+    whole = encoded()
+    place = whole.index(b"IDAT") - 4
+    bomb = len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    assert not answers(whole[:place] + bomb + whole[place:], OTHER)

@@ -1,0 +1,120 @@
+"""Run settings: defaults in three layers, nothing unknown, nothing secret, and only what decides a result in keys."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from perfusion_ops.config import SamplingConfig, TrainingConfig
+from pipeline.bases import find_base
+from pipeline.settings import RunSettings
+from pipeline.uris import carries_credentials
+
+REQUIRED = {"root": "r", "concepts": "c", "prompts": "p"}
+MINI = find_base("mini")
+
+
+def test_the_run_wins_over_the_base_and_the_base_over_the_method():
+    plain = RunSettings.model_validate(REQUIRED)
+    assert MINI.settings.training, "the embedded base has settings of its own"
+    assert plain.training(MINI) == TrainingConfig.model_validate(MINI.settings.training)
+    assert plain.sampling(MINI) == SamplingConfig.model_validate(MINI.settings.sampling)
+    run = RunSettings.model_validate({**REQUIRED, "train": {"steps": 3}, "render": {"steps": 4, "guidance": 1.5}})
+    assert run.training(MINI) == plain.training(MINI).model_copy(update={"steps": 3})
+    assert run.sampling(MINI) == plain.sampling(MINI).model_copy(update={"steps": 4, "guidance": 1.5})
+
+
+def test_settings_are_frozen_and_survive_json():
+    run = RunSettings.model_validate({**REQUIRED, "train": {"steps": 3}, "engine": {"slots": 2}})
+    with pytest.raises(ValidationError, match="frozen"):
+        run.seed = 3
+    assert RunSettings.model_validate_json(run.model_dump_json()) == run
+    assert RunSettings.model_validate(json.loads(json.dumps(run.model_dump(mode="json")))) == run
+
+
+@pytest.mark.parametrize("table", ["train", "render", "engine", "inputs", "metric"])
+def test_unknown_settings_are_named_with_their_place(table):
+    with pytest.raises(ValidationError) as caught:
+        RunSettings.model_validate({**REQUIRED, table: {"unheard_of": 1}})
+    [problem] = caught.value.errors()
+    assert (problem["type"], problem["loc"]) == ("extra_forbidden", (table, "unheard_of"))
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        ("train", {"bias": float("nan")}),
+        ("train", {"seed": 2**63}),
+        ("render", {"width": 4}),
+        ("render", {"scheduler": "dpm"}),
+        ("engine", {"plan_memory": "much"}),
+        ("engine", {"device": "tpu"}),
+        ("engine", {"checkpoint_s": 0}),
+        ("inputs", {"max_bytes": 0}),
+    ],
+)
+def test_values_out_of_range_are_refused(table, values):
+    with pytest.raises(ValidationError) as caught:
+        RunSettings.model_validate({**REQUIRED, table: values})
+    assert [problem["loc"] for problem in caught.value.errors()] == [(table, *values)]
+
+
+SECRETS = (
+    "secret",
+    "aws_secret_access_key",
+    "password",
+    "passwd",
+    "token",
+    "sas_token",
+    "Api-Key",
+    "key",
+    "credential",
+)
+HARMLESS = ("endpoint_url", "region_name", "anon", "account_name", "project", "max_attempts", "keyed", "use_ssl")
+nests = st.recursive(
+    st.builds(lambda name, value: {name: value}, st.sampled_from(SECRETS), st.just("x")),
+    lambda inner: st.one_of(
+        st.builds(lambda name, value: {name: value}, st.sampled_from(HARMLESS), inner),
+        st.builds(lambda name, value: {name: [0, value]}, st.sampled_from(HARMLESS), inner),
+        st.builds(lambda name, value: {"first": 1, name: value}, st.sampled_from(HARMLESS), inner),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(nests)
+def test_a_secret_is_found_however_deep_it_lies(options):
+    with pytest.raises(ValidationError, match="looks like a credential"):
+        RunSettings.model_validate({**REQUIRED, "storage_options": options})
+
+
+def test_options_without_secrets_pass():
+    options = {name: {"inner": [name]} for name in HARMLESS}
+    assert RunSettings.model_validate({**REQUIRED, "storage_options": options}).storage_options == options
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://bucket/a@b", False),
+        ("az://container@account/folder", False),
+        ("abfs://container@account/folder", False),
+        ("/data/me:pass@host/x", False),
+        ("s3://bucket/x?versionId=3", False),
+        ("s3://key:secret@bucket/x", True),
+        ("S3://key@bucket", True),
+        ("az://name:key@account", True),
+        ("https://host/x?sig=abc", True),
+        ("https://host/x?a=1&X-Goog-Signature=abc", True),
+    ],
+)
+def test_credentials_in_addresses(uri, expected):
+    assert carries_credentials(uri) is expected
+    if expected:
+        with pytest.raises(ValidationError, match="given with credentials"):
+            RunSettings.model_validate({**REQUIRED, "root": uri})
+    else:
+        RunSettings.model_validate({**REQUIRED, "root": uri})
