@@ -37,7 +37,10 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
             base_digest=base.folder.digest,
         )
         storage.create(path, metric.to_bytes())
-    return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
+    try:
+        return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
+    except MetricError as error:
+        raise MetricError(f"{storage.uri(path)}: {error}") from error
 
 
 def _captions(base: Base, config: MetricConfig) -> tuple[list[str], Iterator[str]]:
