@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.output import location, say, say_json, writing
+from jobs.output import counted, location, say, say_json, writing
 from jobs.run import Json
 
 Out = Annotated[str, typer.Argument(help="a new folder, or one that this command wrote", show_default=False)]
@@ -22,6 +22,7 @@ def command(out: Out, products: Products = 100, seed: Seed = 0, images: Images =
     if json:
         say_json(summary)
         return
-    say(f"{summary.products:,} products, {summary.images:,} pictures, {summary.prompt_rows:,} prompt rows")
+    made = ((summary.products, "product"), (summary.images, "picture"), (summary.prompt_rows, "prompt row"))
+    say(", ".join(counted(number, noun) for number, noun in made))
     say(f"  {location(summary.concepts)}")
     say(f"  {location(summary.prompts)}")

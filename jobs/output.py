@@ -92,6 +92,11 @@ def cell(value: Any) -> str:
             return str(other)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `1,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them, with two units at most."""
     minutes, rest = divmod(round(seconds), 60)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.output import OK, USAGE, say, say_json, table
+from jobs.output import OK, USAGE, counted, say, say_json, table
 from jobs.progress import Progress
 from jobs.run import Json, Set, Spec
 from jobs.spec import load_spec
@@ -40,7 +40,7 @@ def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
     )
     say(f"base {planned.base.name} {planned.base.digest[:12]}")
     if bad:
-        say(f"{bad:,} rows are bad; `perfusion validate {spec}` shows them")
+        say(f"{counted(bad, 'bad row')}: `perfusion validate` shows what is wrong")
 
 
 def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False) -> None:
@@ -50,13 +50,13 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
         say_json({"concepts": planned.concepts, "prompts": planned.prompts, "bad_rows": bad, "shown": shown})
     else:
         for name, summary in (("concepts", planned.concepts), ("prompts", planned.prompts)):
-            say(f"{name}: {summary.rows:,} rows in {summary.files:,} files")
+            say(f"{name}: {counted(summary.rows, 'row')} in {counted(summary.files, 'file')}")
         for problem in shown:
             column = f", column {problem['column_name']}" if problem["column_name"] else ""
             say(f"{problem['manifest']} row {problem['row']}{column}: {problem['code']}\n    {problem['message']}")
         if bad > len(shown):
             say(f"... and {bad - len(shown):,} more: see them with --limit {bad}")
-        say("every row is good" if not bad else f"{bad:,} bad rows" if bad > 1 else "1 bad row")
+        say("every row is good" if not bad else counted(bad, "bad row"))
     raise typer.Exit(USAGE if bad else OK)
 
 

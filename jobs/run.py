@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.output import FAILED_ROWS, OK, STOPPED, complain, duration, location, say, say_json
+from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, duration, location, say, say_json
 from jobs.progress import Progress
 from jobs.spec import load_spec
 from pipeline.errors import MEANING, Code
@@ -41,7 +41,7 @@ def run(settings: RunSettings, *, json: bool, make_engine: MakeEngine | None = N
     elif published is not None:
         _tell(result, published, Storage(settings.root))
     if published is None:
-        left = f"{result.left.concepts:,} concepts and {result.left.renders:,} renders left"
+        left = f"{counted(result.left.concepts, 'concept')} and {counted(result.left.renders, 'render')} left"
         complain(f"run {result.run_id} was stopped with {left}; the same command goes on where it stopped")
     return code
 

@@ -28,15 +28,24 @@ def command(target: Target, run: Run = None, json: Json = False) -> None:
         say(f"no runs under {target} yet")
         return
     rows = [
-        (each.run_id, each.run_date, each.state, *(_counts(each.planned, each.statuses, name) for name in _TABLES))
+        (
+            each.run_id,
+            _minute(each.began_at),
+            each.state,
+            *(_counts(each.planned, each.statuses, name) for name in _TABLES),
+        )
         for each in found
     ]
-    table(("run", "date", "state", *_TABLES), rows)
+    table(("run", "began (UTC)", "state", *_TABLES), rows)
     for each in found:
         if each.state == "running":
             say(f"{each.run_id} is worked on by {each.holder}")
         elif each.state == "interrupted":
             say(f"{each.run_id} was interrupted: the command that started it goes on where it stopped")
+
+
+def _minute(moment: str) -> str:
+    return moment[:16].replace("T", " ")
 
 
 def _counts(planned: dict[str, int], statuses: dict[str, dict[str, int]], name: str) -> str:

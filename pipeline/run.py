@@ -247,10 +247,11 @@ def _fence(lease: Lease, run_id: str, patience: Patience) -> None:
 
 def _begin(storage: Storage, run_id: str, settings: RunSettings, planned: Planned, clock: Clock) -> str:
     """Write spec.json once and plan.json each time; returns the date that the run began on, UTC."""
-    today = time.strftime("%Y-%m-%d", time.gmtime(clock.wall()))
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.wall()))
     spec = {
         "run_id": run_id,
-        "run_date": today,
+        "run_date": began[:10],
+        "began_at": began,
         "digest": planned.digest,
         "base_digest": planned.base.digest,
         "concepts_digest": planned.concepts.digest,

@@ -23,7 +23,8 @@ class RunStatus:
 
     Attributes:
         run_id: the run.
-        run_date: YYYY-MM-DD, UTC.
+        run_date: YYYY-MM-DD, UTC, as in the tables.
+        began_at: when its first attempt began, YYYY-MM-DDTHH:MM:SSZ; the date alone where only that was written.
         state: finished (published), running (its lease is alive), interrupted (run the same command again).
         holder: who works on it, empty otherwise.
         planned: rows of each manifest's work: concepts and renders.
@@ -32,6 +33,7 @@ class RunStatus:
 
     run_id: str
     run_date: str
+    began_at: str
     state: State
     holder: str
     planned: dict[str, int]
@@ -51,21 +53,22 @@ def read_status(storage: Storage, clock: Clock, run_id: str | None = None) -> li
         if len(parts) > 2 and (run_id is None or parts[1] == run_id):
             files[parts[1]].add(parts[2])
     found = [_status(storage, clock, name, present) for name, present in files.items() if "spec.json" in present]
-    return sorted(found, key=lambda run: (run.run_date, run.run_id))
+    return sorted(found, key=lambda run: (run.began_at, run.run_id))
 
 
 def _status(storage: Storage, clock: Clock, run_id: str, present: set[str]) -> RunStatus:
     spec = _json(storage, run_path(run_id, "spec.json"))
+    run_date, began_at = spec["run_date"], spec.get("began_at", spec["run_date"])
     planned: dict[str, int] = {}
     if "plan.json" in present:
         plan = _json(storage, run_path(run_id, "plan.json"))
         planned = {name: int(work["rows"]) for name, work in plan.items()}
     if "published.json" in present:
         statuses = _json(storage, run_path(run_id, "published.json"))["statuses"]
-        return RunStatus(run_id, spec["run_date"], "finished", "", planned, statuses)
+        return RunStatus(run_id, run_date, began_at, "finished", "", planned, statuses)
     holder = describe_holder(storage, run_id, clock)
     state: State = "running" if holder else "interrupted"
-    return RunStatus(run_id, spec["run_date"], state, holder, planned, _staged(storage, run_id))
+    return RunStatus(run_id, run_date, began_at, state, holder, planned, _staged(storage, run_id))
 
 
 def _json(storage: Storage, path: str) -> dict[str, Any]:

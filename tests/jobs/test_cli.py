@@ -241,7 +241,7 @@ def test_validate_shows_every_bad_row(perfusion, shop):
     code, out, _ = perfusion("validate", shop.spoilt())
     assert code == 2
     lines = out.splitlines()
-    assert lines[:2] == ["concepts: 4 rows in 1 files", "prompts: 4 rows in 1 files"]
+    assert lines[:2] == ["concepts: 4 rows in 1 file", "prompts: 4 rows in 1 file"]
     assert [line for line in lines if line.startswith(("concepts row", "prompts row"))] == [
         "concepts row 3, column concept_id: bad_id",
         "concepts row 4, column images: image_missing",
@@ -279,7 +279,7 @@ def test_plan(perfusion, shop):
         ["concepts", "4", "0", "2", "2", "2"],
         ["renders", "5", "0", "2", "2", "3"],
     ]
-    assert "5 rows are bad; `perfusion validate" in out
+    assert "5 bad rows: `perfusion validate` shows what is wrong" in out
     code, out, _ = perfusion("plan", shop.spoilt(), "--json")
     found = only_object(out)
     assert (code, found["bad_rows"], found["work"]["renders"]["to_do"]) == (0, 5, 2)
@@ -337,12 +337,12 @@ def test_stopped_is_4_and_status_tells_running_from_interrupted(perfusion, shop,
     )
     [(code, out, _)] = seen
     assert code == 0
-    assert out.splitlines()[1].split()[2:] == ["running", "none", "of", "2", "none", "of", "2"]
+    assert out.splitlines()[1].split()[3:] == ["running", "none", "of", "2", "none", "of", "2"]
     assert f"is worked on by process {os.getpid()} on " in out.splitlines()[2]
 
     code, out, _ = perfusion("status", settings.root)
     assert code == 0
-    assert out.splitlines()[1].split()[2] == "interrupted"
+    assert out.splitlines()[1].split()[3] == "interrupted"
     assert "the command that started it goes on where it stopped" in out.splitlines()[2]
 
     assert run(settings, json=True, make_engine=stopped(lambda: None)) == 4
@@ -400,7 +400,7 @@ def test_status_of_finished_runs(done, perfusion):
     code, out, _ = perfusion("status", done.root)
     first = next(line.split() for line in out.splitlines() if line.startswith(run_id))
     assert code == 0
-    assert " ".join(first[2:]) == "finished 2 invalid, 2 ok of 4 3 invalid, 2 ok of 5"
+    assert " ".join(first[3:]) == "finished 2 invalid, 2 ok of 4 3 invalid, 2 ok of 5"
     code, out, _ = perfusion("status", done.root, run_id, "--json")
     [status] = only_object(out)["runs"]
     assert (status["state"], status["statuses"]["concepts"]) == ("finished", {"invalid": 2, "ok": 2})

@@ -18,7 +18,7 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.output import cell, complain, duration, location, plain, refuse, say_json, table, writing
+from jobs.output import cell, complain, counted, duration, location, plain, refuse, say_json, table, writing
 
 
 class Color(StrEnum):
@@ -93,6 +93,12 @@ def test_cells_for_people(value, expected):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_counts_have_their_plural():
+    assert [counted(number, "bad row") for number in (0, 1, 2, 1234)] == [
+        "0 bad rows", "1 bad row", "2 bad rows", "1,234 bad rows"
+    ]  # fmt: skip
 
 
 def test_locations_are_short_where_they_are_local(tmp_path, monkeypatch):

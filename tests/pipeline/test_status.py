@@ -41,8 +41,9 @@ def storage(request, tmp_path):
             found.filesystem.rm(f"/status-{tmp_path.name}", recursive=True)
 
 
-def begin(storage, run_id, date="2024-02-01"):
-    storage.write(run_path(run_id, "spec.json"), json.dumps({"run_id": run_id, "run_date": date}).encode())
+def begin(storage, run_id, began_at="2024-02-01T01:02:03Z"):
+    spec = {"run_id": run_id, "run_date": began_at[:10], "began_at": began_at}
+    storage.write(run_path(run_id, "spec.json"), json.dumps(spec).encode())
     storage.write(run_path(run_id, "plan.json"), json.dumps(PLAN).encode())
 
 
@@ -69,6 +70,7 @@ def test_a_finished_run_tells_what_it_published(storage, clock):
         RunStatus(
             "r1",
             "2024-02-01",
+            "2024-02-01T01:02:03Z",
             "finished",
             "",
             {"concepts": 3, "renders": 9},
@@ -112,8 +114,8 @@ def test_what_is_staged_so_far_counts_each_key_once(storage, clock):
 
 
 def test_runs_come_oldest_first_and_one_can_be_asked_for(storage, clock):
-    for run_id, date in (("r2", "2024-02-02"), ("r3", "2024-02-01"), ("r1", "2024-02-02")):
-        begin(storage, run_id, date)
+    for run_id, time in (("r2", "12:00:01"), ("r3", "12:00:00"), ("r1", "12:00:01")):
+        begin(storage, run_id, f"2024-02-02T{time}Z")
     storage.write("runs/no-run-of-ours/notes.txt", b"x")
     assert [each.run_id for each in read_status(storage, clock)] == ["r3", "r1", "r2"]
     assert [each.run_id for each in read_status(storage, clock, "r1")] == ["r1"]
@@ -122,7 +124,8 @@ def test_runs_come_oldest_first_and_one_can_be_asked_for(storage, clock):
 
 
 def test_a_run_that_has_not_planned_yet(storage, clock):
-    storage.write(run_path("r1", "spec.json"), json.dumps({"run_id": "r1", "run_date": "2024-02-01"}).encode())
+    begin(storage, "r1")
+    storage.delete(run_path("r1", "plan.json"))
     [status] = read_status(storage, clock)
     assert (status.state, status.planned, status.statuses) == ("interrupted", {}, {"concepts": {}, "renders": {}})
 
