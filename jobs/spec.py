@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from jobs.spec_file import SpecError, parse_yaml, read_spec_file
 from pipeline.settings import RunSettings
-from pipeline.uris import carries_credentials
 
 _PATHS = ("root", "concepts", "prompts")
 
@@ -104,7 +103,7 @@ def _sentence(problem: Any) -> str:
             return f"{where} is missing: add '{where}: ...'"
         case _ if given is None:
             return f"{where} is empty: give it a value, or leave it out"
-        case _ if names[0] == "storage_options" or (isinstance(given, str) and carries_credentials(given)):
+        case _ if names[0] == "storage_options" or "credential" in message:
             return f"{where}: {message}"
         case _:
             shown = json.dumps(given, default=str, ensure_ascii=False)

@@ -89,11 +89,19 @@ class RunSettings(Frozen):
     @field_validator("root", "concepts", "prompts", "base")
     @classmethod
     def _without_credentials(cls, value: str) -> str:
-        if carries_credentials(value):
-            raise ValueError(
-                f"{redact(value)} is given with credentials: leave them out and set them in the environment, "
-                "a spec is stored with every run"
-            )
+        return _refuse_credentials(value)
+
+    @field_validator("metric")
+    @classmethod
+    def _captions_without_credentials(cls, value: MetricConfig) -> MetricConfig:
+        _refuse_credentials(value.captions_uri or "")
+        return value
+
+    @field_validator("inputs")
+    @classmethod
+    def _prefixes_without_credentials(cls, value: InputLimits) -> InputLimits:
+        for prefix in value.allow:
+            _refuse_credentials(prefix)
         return value
 
     @field_validator("storage_options")
@@ -114,6 +122,15 @@ class RunSettings(Frozen):
     def sampling(self, base: BaseFolder) -> SamplingConfig:
         """Complete sampling settings, likewise."""
         return SamplingConfig.model_validate({**base.settings.sampling, **self.render})
+
+
+def _refuse_credentials(uri: str) -> str:
+    if carries_credentials(uri):
+        raise ValueError(
+            f"{redact(uri)} is given with credentials: leave them out and set them in the environment, "
+            "a spec is stored with every run"
+        )
+    return uri
 
 
 def _secret_name(name: str) -> bool:

@@ -296,10 +296,12 @@ def test_secrets_are_refused_at_any_depth_and_not_repeated(tmp_path, options):
     assert SECRET not in line
 
 
-@pytest.mark.parametrize("name", ["root", "concepts", "prompts", "base"])
+@pytest.mark.parametrize("name", ["root", "concepts", "prompts", "base", "metric", "inputs"])
 @pytest.mark.parametrize("uri", ["s3://me:{}@bucket/x", "https://host/x?X-Amz-Signature={}"])
 def test_addresses_with_credentials_are_refused_and_not_repeated(tmp_path, name, uri):
-    [line] = refusal(tmp_path, {**REQUIRED, name: uri.format(SECRET)})
+    uri = uri.format(SECRET)
+    value = {"metric": {"captions_uri": uri}, "inputs": {"allow": ["s3://fine", uri]}}.get(name, uri)
+    [line] = refusal(tmp_path, {**REQUIRED, name: value})
     assert line.startswith(f"{name}: ")
     assert "leave them out and set them in the environment" in line
     assert SECRET not in line
