@@ -57,7 +57,10 @@ def read_checkpoint(data: bytes, fresh: ConceptState) -> tuple[ConceptState, dic
             raise CheckpointError(f"the checkpoint's {name} is missing, of another shape or not finite")
         tensors[name] = stored.to(like)
     generator = torch.Generator()
-    generator.set_state(tensors["random"])
+    try:
+        generator.set_state(tensors["random"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint's random stream is missing or damaged: {error}") from error
     parameters = {name: nn.Parameter(tensors[name]) for name in fresh.parameters()}
     state = ConceptState(
         embedding=parameters["embedding"],

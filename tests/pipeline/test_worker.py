@@ -368,9 +368,17 @@ def test_damaged_checkpoint_costs_time_only(worker, tmp_path):
     task = concept(tmp_path, "mug")
     calm = ready_worker(tmp_path / "calm")
     [undisturbed] = calm.run(trainings(task))
-    Storage(str(tmp_path / "root")).write(checkpoint_path(task.key), b"\0" * 40)
+    state, example = about_to_diverge(worker, task, 1.0)
+    whole = write_checkpoint(state, Trainer(worker._base, worker._metric, [example]).optimizer)
+    for damaged in (b"", bytes(40), whole[:-1], whole.replace(b'"random"', b'"redman"')):
+        Storage(str(tmp_path / "root")).write(checkpoint_path(task.key), damaged)
+        [outcome] = worker.run(trainings(task))
+        assert (outcome.origin, outcome.sha256) == (Origin.TRAINED, undisturbed.sha256)
+        stored(worker, task).unlink()
+    # Whole, it is gone on from: what is damaged above is the damage.
+    Storage(str(tmp_path / "root")).write(checkpoint_path(task.key), whole)
     [outcome] = worker.run(trainings(task))
-    assert outcome.sha256 == undisturbed.sha256
+    assert outcome.sha256 != undisturbed.sha256
 
 
 def test_base_that_is_not_the_planned_one_is_refused(tmp_path):
