@@ -11,6 +11,7 @@ import typer
 from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, duration, location, say, say_json
 from jobs.progress import Progress
 from jobs.spec import load_spec
+from jobs.spec_file import SpecError
 from pipeline.errors import MEANING, Code
 from pipeline.executor import Worker
 from pipeline.layout import TABLES, table_path
@@ -87,6 +88,8 @@ def _engine(settings: RunSettings, worker: WorkerSettings) -> Iterator[Engine]:
     from cluster.local import start_local
     from pipeline.ray_executor import RayExecutor, SlotResources
 
+    if worker.root.startswith("memory://"):
+        raise SpecError("root is memory://, which every process has for itself: give a folder or an object store")
     with start_local(slots=settings.engine.slots) as local:
         executor = RayExecutor(
             partial(_make_worker, worker),

@@ -63,7 +63,9 @@ def _scheduler(name: Scheduler, config: Any) -> Any:
         "pndm": "PNDMScheduler",
         "unipc": "UniPCMultistepScheduler",
     }
-    return getattr(diffusers, classes[name]).from_config(config)
+    # PNDM's Runge-Kutta start needs four steps at least and wastes most of them; Stable Diffusion skips it.
+    options = {"skip_prk_steps": True} if name == "pndm" else {}
+    return getattr(diffusers, classes[name]).from_config(config, **options)
 
 
 @torch.no_grad()

@@ -66,7 +66,6 @@ class Code(StrEnum):
     CONCEPT_INVALID = "concept_invalid"
     CONCEPT_FAILED = "concept_failed"
     PROMPT_TOO_LONG = "prompt_too_long"
-    SIZE_NOT_SUPPORTED = "size_not_supported"
     CONCEPTS_ALIKE = "concepts_alike"
     TRAINING_DIVERGED = "training_diverged"
     WEIGHTS_INVALID = "weights_invalid"
@@ -143,7 +142,6 @@ MEANING: dict[Code, str] = {
     Code.CONCEPT_INVALID: "The concept that this picture needs has a row that must be corrected first.",
     Code.CONCEPT_FAILED: "The concept that this picture needs could not be trained: run again.",
     Code.PROMPT_TOO_LONG: "The prompt has more tokens than the base model reads: shorten it.",
-    Code.SIZE_NOT_SUPPORTED: "The base model cannot make pictures of this size: choose another one.",
     Code.CONCEPTS_ALIKE: "Two concepts of the prompt learned the same: train longer, or on pictures that differ.",
     Code.TRAINING_DIVERGED: "The training ran away instead of learning: lower its `lr_value`.",
     Code.WEIGHTS_INVALID: "A stored concept failed its checks and was not used: run again to train it anew.",

@@ -85,8 +85,8 @@ def naive_edit(e, weight, inverse, concepts):
     result = torch.zeros(weight.shape[0], dtype=torch.float64)
     factor = torch.linalg.cholesky(inverse)
     basis = []
-    for i, o, bias, temperature in concepts:
-        i = i.double()
+    for target, o, bias, temperature in concepts:
+        i = target.double()
         similarity = float(e @ inverse @ i) / float(i @ inverse @ i)
         result += o.double() / (1 + math.exp(-(similarity - bias) / temperature))
         white = factor.T @ i

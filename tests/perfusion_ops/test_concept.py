@@ -17,7 +17,10 @@ SD15 = {"embedding_width": 768, "text_width": 768, "value_width": 12_480}
 def concept(lock="local", **sizes) -> Concept:
     sizes = {**SD15, **sizes}
     g = torch.Generator().manual_seed(0)
-    normal = lambda n, scale: torch.randn(n, generator=g) * scale
+
+    def normal(n, scale):
+        return torch.randn(n, generator=g) * scale
+
     return Concept(
         superclass="teddy bear",
         embedding=normal(sizes["embedding_width"], 0.02),

@@ -15,14 +15,20 @@ D, R, N = 12, 20, 5
 
 def draw(seed, batch=1, concepts=1, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
     return normal(batch, N, D), normal(batch, concepts, D), normal(batch, concepts, R), normal(R, D)
 
 
 def edit(e, i, o, weight, metric, bias, temperature, used=None):
     used = torch.ones(i.shape[:2], dtype=torch.bool) if used is None else used
     targets = solve_targets(i, used, metric.inverse)
-    to = lambda value: torch.full(i.shape[:2], value, dtype=i.dtype) if isinstance(value, float) else value
+
+    def to(value):
+        return torch.full(i.shape[:2], value, dtype=i.dtype) if isinstance(value, float) else value
+
     kept, gates = gate_and_remove(e, targets, to(bias), to(temperature))
     return project(kept, gates, o, weight)
 
