@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+Sides = tuple[Callable[[], object], Callable[[], object]]
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -35,17 +37,22 @@ class Pairs:
         return quartiles[0], quartiles[2]
 
 
-def interleave(
-    reference: Callable[[], object], ours: Callable[[], object], *, pairs: int, device: torch.device
-) -> Pairs:
-    """Time both sides `pairs` times in turn, the first of each pair alternating, after one untimed call of each."""
-    reference()
-    ours()
+def interleave(make_sides: Callable[[], Sides], *, pairs: int, placements: int, device: torch.device) -> Pairs:
+    """Time both sides `pairs` times in turn, the first of each pair alternating.
+
+    Where a process happens to place a model in memory makes it some percent faster or slower for as long as it lives,
+    so both sides are made anew `placements` times, each with one untimed call.
+    """
     times: tuple[list[float], list[float]] = ([], [])
+    sides: Sides | None = None
     for pair in range(pairs):
-        order = (0, 1) if pair % 2 == 0 else (1, 0)
-        for side in order:
-            times[side].append(timed((reference, ours)[side], device))
+        if pair * placements // pairs != (pair - 1) * placements // pairs:
+            sides = make_sides()
+            for side in sides:
+                side()
+        assert sides is not None
+        for side in (0, 1) if pair % 2 == 0 else (1, 0):
+            times[side].append(timed(sides[side], device))
         show(f"pair {pair + 1}/{pairs}: reference {times[0][-1]:.3f} s, ours {times[1][-1]:.3f} s")
     return Pairs(tuple(times[0]), tuple(times[1]))
 

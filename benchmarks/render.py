@@ -5,6 +5,7 @@ ready-made conditioning: no text encoder, no edit, no projection at all.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,80 +19,37 @@ from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, render
 
 # The bar is on the median ratio; a prototype of the same idea reached 0.997 on two CPU threads.
 BAR = {"cpu": 0.99, "cuda": 1.0}
+_PLACEMENTS = {"cpu": 7, "cuda": 1}
 _PROMPT = "a photo of a {} on the beach"
 _GUIDANCE = 4.5
 
 
 def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, steps: int | None) -> bool:
     """Measure and print; True when the bar is met."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
     where = device_of(device)
     gpu = where.type == "cuda"
     name = base or ("sd15" if gpu else "mini")
     dtype = torch.bfloat16 if gpu else torch.float32
     batch, steps = batch or (16 if gpu else 8), steps or (50 if gpu else 20)
     parts = parts_of(name, where, dtype)
-    # The reference pipeline encodes in the denoiser's type, as its users run it.
-    reference: Any = StableDiffusionPipeline(
-        **{
-            **parts,
-            "unet": copy.deepcopy(parts["unet"]),
-            "text_encoder": copy.deepcopy(parts["text_encoder"]).to(dtype),
-        },
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
-    reference.set_progress_bar_config(disable=True)
-    edited = base_of(name, parts)
-    metric = plain_metric(edited)
-    side = edited.resolution
-    sampler = Sampler(side, side, steps, _GUIDANCE, "ddim")
-    rows = [
-        RenderRow(PromptRow(_PROMPT.format("{0}"), (concept,), (0.6,), (0.15,)), PromptRow(""), seed)
-        for seed, concept in enumerate(made_up_concepts(edited, metric, batch))
-    ]
-
-    def generators() -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(row.seed) for row in rows]
-
-    def plain() -> np.ndarray:
-        images = reference(
-            [_PROMPT.format("mug")] * batch,
-            height=side,
-            width=side,
-            num_inference_steps=steps,
-            guidance_scale=_GUIDANCE,
-            generator=generators(),
-            output_type="pt",
-        ).images
-        return (images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-    def ours() -> object:
-        return render(edited, metric, rows, sampler)
-
+    edited = base_of(name, copy.deepcopy(parts))
+    sampler = Sampler(edited.resolution, edited.resolution, steps, _GUIDANCE, "ddim")
+    placements = min(_PLACEMENTS[where.type], pairs)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    measured = interleave(plain, ours, pairs=pairs, device=where)
+    measured = interleave(
+        lambda: (_unmodified(copy.deepcopy(parts), dtype, sampler, batch), _ours(name, parts, sampler, batch)),
+        pairs=pairs,
+        placements=placements,
+        device=where,
+    )
     peak_gb = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
-    positive = condition(edited, metric, [row.positive for row in rows])
-    negative = condition(edited, metric, [PromptRow("")]).expand(batch, -1, -1)
-    pipe = make_pipeline(edited, "ddim")
-
-    def ready() -> object:
-        return pipe(
-            prompt_embeds=positive,
-            negative_prompt_embeds=negative,
-            height=side,
-            width=side,
-            num_inference_steps=steps,
-            guidance_scale=_GUIDANCE,
-            generator=generators(),
-            output_type="pt",
-        ).images
-
-    limit = interleave(plain, ready, pairs=max(pairs // 3, 5), device=where)
+    limit = interleave(
+        lambda: (_unmodified(copy.deepcopy(parts), dtype, sampler, batch), _ready(name, parts, sampler, batch)),
+        pairs=placements,
+        placements=placements,
+        device=where,
+    )
     low, high = measured.spread()
     best = min(measured.ours_s)
     figures = {
@@ -100,7 +58,7 @@ def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, 
         "dtype": str(dtype).removeprefix("torch."),
         "batch": batch,
         "steps": steps,
-        "pixels": side,
+        "pixels": edited.resolution,
         "pairs": pairs,
         "throughput_ratio": measured.ratio,
         "ratio_first_quartile": low,
@@ -110,23 +68,69 @@ def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, 
         "seconds_per_image": best / batch,
     }
     if gpu:
-        figures |= {
-            "peak_memory_gb": peak_gb,
-            "share_of_matmul_peak": _flops(edited, positive) * steps / best / matmul_peak(where, dtype),
-        }
+        flops = _flops(edited, 2 * batch) * steps
+        figures |= {"peak_memory_gb": peak_gb, "share_of_matmul_peak": flops / best / matmul_peak(where, dtype)}
     show(f"median throughput ratio {measured.ratio:.4f}, quartiles {low:.4f} to {high:.4f}")
     return finish("render", figures, {"throughput_ratio": BAR[where.type]})
 
 
-def _flops(edited: Base, positive: torch.Tensor) -> int:
-    """Arithmetic of one guided denoising step of the whole batch."""
+def _unmodified(parts: dict[str, Any], dtype: torch.dtype, sampler: Sampler, batch: int) -> Callable[[], object]:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    # It encodes in the denoiser's type, as its users run it.
+    pipe: Any = StableDiffusionPipeline(
+        **{**parts, "text_encoder": parts["text_encoder"].to(dtype)},
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def plain() -> np.ndarray:
+        images = pipe([_PROMPT.format("mug")] * batch, **_arguments(sampler, batch)).images
+        return (images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    return plain
+
+
+def _ours(name: str, parts: dict[str, Any], sampler: Sampler, batch: int) -> Callable[[], object]:
+    edited = base_of(name, copy.deepcopy(parts))
+    metric = plain_metric(edited)
+    rows = [
+        RenderRow(PromptRow(_PROMPT.format("{0}"), (concept,), (0.6,), (0.15,)), PromptRow(""), seed)
+        for seed, concept in enumerate(made_up_concepts(edited, metric, batch))
+    ]
+    return lambda: render(edited, metric, rows, sampler)
+
+
+def _ready(name: str, parts: dict[str, Any], sampler: Sampler, batch: int) -> Callable[[], object]:
+    edited = base_of(name, copy.deepcopy(parts))
+    metric = plain_metric(edited)
+    positive = condition(edited, metric, [PromptRow(_PROMPT.format("mug"))]).expand(batch, -1, -1)
+    negative = condition(edited, metric, [PromptRow("")]).expand(batch, -1, -1)
+    pipe = make_pipeline(edited, "ddim")
+    return lambda: pipe(prompt_embeds=positive, negative_prompt_embeds=negative, **_arguments(sampler, batch)).images
+
+
+def _arguments(sampler: Sampler, batch: int) -> dict[str, Any]:
+    return {
+        "height": sampler.height,
+        "width": sampler.width,
+        "num_inference_steps": sampler.steps,
+        "guidance_scale": sampler.guidance,
+        "generator": [torch.Generator().manual_seed(seed) for seed in range(batch)],
+        "output_type": "pt",
+    }
+
+
+def _flops(edited: Base, rows: int) -> int:
+    """Arithmetic of one denoising step of some rows."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config = edited.unet.config
-    latents = torch.randn(
-        2 * len(positive), config.in_channels, config.sample_size, config.sample_size, device=edited.device
-    )
+    latents = torch.randn(rows, config.in_channels, config.sample_size, config.sample_size, device=edited.device)
+    conditioning = condition(edited, plain_metric(edited), [PromptRow("")]).expand(rows, -1, -1)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        edited.unet(latents.to(edited.dtype), torch.tensor(500, device=edited.device), torch.cat([positive, positive]))
+        edited.unet(latents.to(edited.dtype), torch.tensor(500, device=edited.device), conditioning)
     return counter.get_total_flops()

@@ -3,16 +3,22 @@
 What it cannot beat is a denoiser whose cost per row does not fall with the batch: then both take equally long.
 """
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from benchmarks.bases import base_of, device_of, parts_of, plain_metric
-from benchmarks.measure import finish, interleave, machine, matmul_peak, show
+from benchmarks.measure import Sides, finish, interleave, machine, matmul_peak, show
+from perfusion_ops.base import Base
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.training import Example, Trainer
 
 # Bars on the median ratio. On a CPU arithmetic is the limit and only overhead is shared.
 BAR = {"cpu": 1.0, "cuda": 1.5}
 _CONCEPTS = 8
+_PLACEMENTS = {"cpu": 7, "cuda": 1}
 _PUBLISHED_STEPS, _PUBLISHED_BATCH = 400, 16
 
 
@@ -23,28 +29,14 @@ def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, 
     name = base or ("sd15" if gpu else "mini")
     dtype = torch.bfloat16 if gpu else torch.float32
     batch, steps = batch or (_PUBLISHED_BATCH if gpu else 4), steps or (3 if gpu else 2)
-    edited = base_of(name, parts_of(name, where, dtype))
-    metric = plain_metric(edited)
-    channels, size = edited.unet.config.in_channels, edited.resolution // edited.latent_factor
-    generator = torch.Generator().manual_seed(0)
-    config = TrainingConfig(steps=10**5, batch=batch)
-    examples = [
-        Example("mug", torch.randn(4, channels, size, size, generator=generator), torch.ones(4, 1, size, size), config)
-        for _ in range(_CONCEPTS)
-    ]
-    together = Trainer(edited, metric, examples, micro_batch=_CONCEPTS * batch)
-    alone = [Trainer(edited, metric, [example], micro_batch=batch) for example in examples]
+    parts = parts_of(name, where, dtype)
 
-    def grouped() -> None:
-        together.advance(steps)
-
-    def one_by_one() -> None:
-        for trainer in alone:
-            trainer.advance(steps)
+    def sides() -> Sides:
+        return _one_by_one(name, parts, batch, steps), _together(name, parts, batch, steps)
 
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    measured = interleave(one_by_one, grouped, pairs=pairs, device=where)
+    measured = interleave(sides, pairs=pairs, placements=min(_PLACEMENTS[where.type], pairs), device=where)
     low, high = measured.spread()
     best = min(measured.ours_s)
     per_row = best / (steps * _CONCEPTS * batch)
@@ -65,16 +57,41 @@ def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, 
     if gpu:
         figures |= {
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
-            "share_of_matmul_peak": _flops(together, steps) / best / matmul_peak(where, dtype),
+            "share_of_matmul_peak": _flops(name, parts, batch) * steps / best / matmul_peak(where, dtype),
         }
     show(f"median throughput ratio {measured.ratio:.4f}, quartiles {low:.4f} to {high:.4f}")
     return finish("train", figures, {"throughput_ratio": BAR[where.type]})
 
 
-def _flops(trainer: Trainer, steps: int) -> float:
+def _examples(edited: Base, batch: int) -> list[Example]:
+    channels, size = edited.unet.config.in_channels, edited.resolution // edited.latent_factor
+    generator = torch.Generator().manual_seed(0)
+    config = TrainingConfig(steps=10**5, batch=batch)
+    return [
+        Example("mug", torch.randn(4, channels, size, size, generator=generator), torch.ones(4, 1, size, size), config)
+        for _ in range(_CONCEPTS)
+    ]
+
+
+def _together(name: str, parts: dict[str, Any], batch: int, steps: int) -> Callable[[], object]:
+    edited = base_of(name, copy.deepcopy(parts))
+    trainer = Trainer(edited, plain_metric(edited), _examples(edited, batch), micro_batch=_CONCEPTS * batch)
+    return lambda: trainer.advance(steps)
+
+
+def _one_by_one(name: str, parts: dict[str, Any], batch: int, steps: int) -> Callable[[], object]:
+    edited = base_of(name, copy.deepcopy(parts))
+    metric = plain_metric(edited)
+    trainers = [Trainer(edited, metric, [example], micro_batch=batch) for example in _examples(edited, batch)]
+    return lambda: [trainer.advance(steps) for trainer in trainers]
+
+
+def _flops(name: str, parts: dict[str, Any], batch: int) -> int:
+    """Arithmetic of one optimiser step of the whole group."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    step = _together(name, parts, batch, 1)
     counter = FlopCounterMode(display=False)
     with counter:
-        trainer.advance(1)
-    return counter.get_total_flops() * steps
+        step()
+    return counter.get_total_flops()
