@@ -330,8 +330,10 @@ def test_termination_does_not_wait_for_a_training_without_end(catalogue):
 
 
 def test_worker_that_is_killed_costs_no_row(catalogue):
+    # Four groups for two workers: when the first weights are there, both are training for a while yet.
+    write_spec(catalogue, train={"steps": 60, "batch": 2})
     with started(catalogue) as (process, seen):
-        wait_for(process, 120, lambda: count(catalogue, "images/*/*.png") >= 2)
+        wait_for(process, 120, lambda: count(catalogue, "weights/*/*.safetensors") >= 1)
         seen.update(family(process.pid))
         workers = [each for each in seen if "ray::_Actor" in " ".join(each.cmdline())]
         assert workers
