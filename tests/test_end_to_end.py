@@ -269,6 +269,7 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
 
 
 def test_run_whose_driver_was_killed_goes_on_where_it_stopped(catalogue):
+    write_spec(catalogue, render={"steps": 15})  # slow enough to be killed in the middle on any machine
     with started(catalogue) as (process, seen):
         wait_for(process, 120, lambda: count(catalogue, "images/*/*.png") >= 3)
         seen.update(family(process.pid))
@@ -297,6 +298,7 @@ def test_run_whose_driver_was_killed_goes_on_where_it_stopped(catalogue):
 
 
 def test_termination_drains_and_the_same_command_goes_on(catalogue):
+    write_spec(catalogue, render={"steps": 15})
     with started(catalogue) as (process, seen):
         wait_for(process, 120, lambda: count(catalogue, "weights/*/*") >= 2)
         seen.update(family(process.pid))
