@@ -310,12 +310,9 @@ class PerfusionWorker:
     def _row(self, task: RenderTask) -> RenderRow:
         concepts = tuple(self._concept(key)[0] for key in task.concepts)
         self._check_distinct(concepts)
-        negative_slots = set(pieces(task.negative_prompt)[1])
-        bias, temperature = (task.bias,) * len(concepts), (task.temperature,) * len(concepts)
-        positive = PromptRow(task.prompt, concepts, bias, temperature, task.lock)
-        negative = PromptRow(task.negative_prompt)
-        if negative_slots or self._settings.edit_unconditional:
-            negative = PromptRow(task.negative_prompt, concepts, bias, temperature, task.lock)
+        positive = _prompt_row(task, task.prompt, concepts)
+        everywhere = positive.concepts if self._settings.edit_unconditional else ()
+        negative = _prompt_row(task, task.negative_prompt, concepts, everywhere)
         for column, row in (("prompt", positive), ("negative_prompt", negative)):
             try:
                 check_prompt(self._base, row)
@@ -345,6 +342,19 @@ class PerfusionWorker:
         if not answers(data, task.key):
             return None
         return _ok("render", task.key, self._storage.uri(path), data, Origin.REUSED)
+
+
+def _prompt_row(
+    task: RenderTask, text: str, concepts: Sequence[Concept], everywhere: Sequence[Concept] = ()
+) -> PromptRow:
+    """A text with the concepts that it names, and those that act `everywhere`; a concept acts in no other text."""
+    texts, numbers = pieces(text)
+    place = {number: index for index, number in enumerate(dict.fromkeys(numbers))}
+    renumbered = "".join([texts[0], *(f"{{{place[n]}}}{after}" for n, after in zip(numbers, texts[1:], strict=True))])
+    named = [concepts[number] for number in place]
+    acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
+    count = len(acting)
+    return PromptRow(renumbered, acting, (task.bias,) * count, (task.temperature,) * count, task.lock)
 
 
 def _ok(kind: Kind, key: str, uri: str, data: bytes, origin: Origin, *, loss: float | None = None) -> Outcome:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from small_runs import (
+    SHAPE,
     TROUBLES,
     Killed,
     Trouble,
@@ -152,6 +154,19 @@ def test_concept_in_the_negative_prompt_acts(shared):
     without = picture("negative word", "mug", "bag", seed=3, negative="a bag")
     check_objects(shared, renders(with_it, without), shared.run(renders(with_it, without)))
     assert np.abs(pixels(shared, with_it) - pixels(shared, without)).max() > 8
+
+
+def test_concept_acts_in_the_text_that_names_it_and_in_no_other(shared):
+    row = shared._row(picture("named", "mug", "bag", prompt="a {0} and a {0}", negative="a {1}"))
+    assert [len(each.concepts) for each in (row.positive, row.negative)] == [1, 1]
+    assert row.positive.concepts[0] is not row.negative.concepts[0]
+    assert (row.positive.prompt, row.negative.prompt) == ("a {0} and a {0}", "a {0}")
+    # At guidance 1 there is no negative prompt, so a concept that only it names cannot matter.
+    shape = replace(SHAPE, guidance=1.0)
+    one = picture("with", "mug", "bag", seed=3, negative="a {1}", shape=shape)
+    other = picture("without", "mug", seed=3, shape=shape)
+    check_objects(shared, renders(one, other), shared.run(renders(one, other)))
+    assert np.abs(pixels(shared, one) - pixels(shared, other)).max() <= 1
 
 
 def test_objects_whose_outcome_was_lost_are_adopted(worker, tmp_path):
