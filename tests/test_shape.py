@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import MEANING
+from pipeline.schemas import PUBLISHED
+
 ROOT = Path(__file__).parents[1]
 # Each package, and which of the others it may import.
 MAY_IMPORT = {
@@ -144,3 +147,11 @@ def test_nothing_else_lies_at_the_top():
 def test_no_test_file_s_name_stands_twice():
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert sorted(names) == sorted(set(names)), "tests' folders are no packages, so their files share one namespace"
+
+
+def test_every_error_code_and_every_column_is_documented():
+    manifests = (ROOT / "docs" / "manifests.md").read_text()
+    tables = (ROOT / "docs" / "tables.md").read_text()
+    assert [code for code, meaning in MEANING.items() if f"| `{code.value}` | {meaning} |" not in manifests] == []
+    columns = {name for schema in PUBLISHED.values() for name in schema.names}
+    assert [name for name in sorted(columns) if f"`{name}`" not in tables] == []
