@@ -70,6 +70,8 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
     for name, each in (("concepts", work.concepts), ("renders", work.renders)):
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
         say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")
+    if not work.concepts.keys_to_do and not work.renders.keys_to_do:
+        say("  nothing was left to do: all that can be made was there already")
     for name in TABLES:
         for code, count in sorted(published.codes[name].items()):
             say(f"  {name:9} {count:,} {code}: {MEANING[Code(code)]}")

@@ -371,9 +371,10 @@ def test_the_same_again_reuses_and_tells_what_to_do(done, perfusion, monkeypatch
     code, out, _ = perfusion("run", "spoilt.yaml")
     assert code == 3
     lines = out.splitlines()
-    assert lines[1:3] == [
+    assert lines[1:4] == [
         "  concepts  2 invalid, 2 ok; 2 of them reused",
         "  renders   3 invalid, 2 ok; 2 of them reused",
+        "  nothing was left to do: all that can be made was there already",
     ]
     assert (
         "  concepts  1 image_missing: A picture is not where the manifest says: correct the address, or put it there."
