@@ -56,7 +56,7 @@ class EngineSettings(Frozen):
     slots: int | None = Field(
         default=None, ge=1, description="workers; one per GPU, or one in all without a GPU, when absent"
     )
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda|mps)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     micro_batch: int = Field(
         default=128, ge=1, le=65536, description="training rows in the denoiser at once; halves by itself"
