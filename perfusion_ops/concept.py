@@ -51,11 +51,24 @@ class Concept:
     base_digest: str
     metric_digest: str
 
-    def outputs(self, stack: KeyValueStack) -> Tensor:
-        """o_K | o_V, (R,) float32: what the gated edit adds; locked keys are W_K i_super (section 4.2)."""
+    def outputs(self, stack: KeyValueStack, *, trained_keys: bool = False) -> Tensor:
+        """o_K | o_V, (R,) float32: what the gated edit adds.
+
+        Args:
+            stack: the base model's projections.
+            trained_keys: take the keys that the concept learned instead of the locked ones, W_K i_super (section 4.2).
+
+        Raises:
+            ValueError: trained keys are asked of a concept that has none.
+        """
         device = stack.weight.device
-        keys = stack.keys.float() @ self.superclass_input.to(device) if self.key_target is None else self.key_target
-        return torch.cat([keys.to(device), self.value_target.to(device)])
+        if not trained_keys:
+            keys = stack.keys.float() @ self.superclass_input.to(device)
+        elif self.key_target is None:
+            raise ValueError("the concept learned no keys: train it with train.lock 'trained', or use another lock")
+        else:
+            keys = self.key_target.to(device)
+        return torch.cat([keys, self.value_target.to(device)])
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name."""

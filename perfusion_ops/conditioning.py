@@ -73,10 +73,11 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
 
     Raises:
         PromptTooLongError: a prompt does not fit the text encoder.
-        ValueError: two concepts of one row cannot be told apart, or a prompt names a concept number that is absent.
+        ValueError: two concepts of one row cannot be told apart, a prompt names a concept number that is absent, or
+            trained keys are asked of a concept without them.
     """
     plan = _plan(base, rows)
-    distinct = {id(concept): concept for row in rows for concept in row.concepts}
+    distinct = {(id(concept), row.lock == "trained"): concept for row in rows for concept in row.concepts}
     order = {key: index for index, key in enumerate(distinct)}
     slots = max((len(row.concepts) for row in rows), default=0)
     for row in rows:
@@ -90,14 +91,16 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
     bias, temperature = torch.zeros(len(rows), slots), torch.ones(len(rows), slots)
     for b, row in enumerate(rows):
         for j, concept in enumerate(row.concepts):
-            index[b, j] = order[id(concept)]
+            index[b, j] = order[id(concept), row.lock == "trained"]
             used[b, j] = row.edited
             bias[b, j], temperature[b, j] = row.bias[j], row.temperature[j]
     index, used, bias, temperature = index.to(device), used.to(device), bias.to(device), temperature.to(device)
     concepts = list(distinct.values())
     embeddings = torch.stack([concept.embedding for concept in concepts]).to(device)[index]
     inputs = torch.stack([concept.target_input for concept in concepts]).to(device)[index]
-    outputs = torch.stack([concept.outputs(base.stack) for concept in concepts])[index]
+    outputs = torch.stack(
+        [concept.outputs(base.stack, trained_keys=trained) for (_, trained), concept in distinct.items()]
+    )[index]
     encodings = encode(base.text_encoder, plan.tokens, embeddings)
     targets = solve_targets(inputs, used, metric.inverse.to(device))
     kept, gates = gate_and_remove(encodings, targets, bias, temperature)

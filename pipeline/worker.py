@@ -310,6 +310,11 @@ class PerfusionWorker:
     def _row(self, task: RenderTask) -> RenderRow:
         concepts = tuple(self._concept(key)[0] for key in task.concepts)
         self._check_distinct(concepts)
+        if task.lock == "trained" and any(concept.key_target is None for concept in concepts):
+            message = (
+                "lock is 'trained', but a concept learned no keys: train it with train.lock 'trained', or use 'local'"
+            )
+            raise RowError(Code.OUT_OF_RANGE, message, column="lock")
         positive = _prompt_row(task, task.prompt, concepts)
         everywhere = positive.concepts if self._settings.edit_unconditional else ()
         negative = _prompt_row(task, task.negative_prompt, concepts, everywhere)

@@ -109,6 +109,19 @@ def test_global_lock_takes_the_keys_of_the_superclass_prompt_and_keeps_the_value
     torch.testing.assert_close(here[:, :split], plain[list(align)], rtol=1e-5, atol=1e-5)
 
 
+def test_only_a_trained_lock_uses_trained_keys(base, metric):
+    one = concept(base, metric, 3, "hat", "trained")
+    split = base.stack.key_rows
+    assert torch.equal(one.outputs(base.stack, trained_keys=True)[:split], one.key_target)
+    torch.testing.assert_close(one.outputs(base.stack)[:split], base.stack.keys @ one.superclass_input)
+    rows = [PromptRow("a {0}", (one,), (0.5,), (0.15,), lock) for lock in ("local", "trained")]
+    local, trained = condition(base, metric, rows)
+    assert (local[:, :split] != trained[:, :split]).any()
+    assert torch.equal(local[:, split:], trained[:, split:])
+    with pytest.raises(ValueError, match="learned no keys"):
+        condition(base, metric, [PromptRow("a {0}", (concept(base, metric, 1),), (0.5,), (0.15,), "trained")])
+
+
 def test_a_local_lock_maps_the_concept_to_the_superclass_key(base, metric):
     one = concept(base, metric, 1)
     torch.testing.assert_close(one.outputs(base.stack)[: base.stack.key_rows], base.stack.keys @ one.superclass_input)

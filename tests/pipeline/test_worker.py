@@ -229,6 +229,14 @@ def test_picture_trouble_is_its_rows_own(worker, tmp_path):
     assert "mask.png" in outcomes[5].message
 
 
+def test_trained_keys_are_asked_of_concepts_that_have_them(shared):
+    bad, good = picture("no keys", "mug", lock="trained"), picture("locked", "mug")
+    first, second = shared.run(renders(bad, good))
+    assert (first.status, first.code) == (Status.INVALID, Code.OUT_OF_RANGE)
+    assert "learned no keys" in first.message
+    assert second.status == Status.OK
+
+
 def test_prompts_that_do_not_fit_name_their_column(shared):
     many = "very " * 200
     tasks = [
