@@ -266,10 +266,10 @@ _KEYED = {
     """,
 }
 
-# Of equal rows the first is the one that was worked for. An invalid row says where; a failed one has no column.
+# Of equal rows the first is the one that was worked for.
 _RESULT_COLUMNS = """
     CASE WHEN {bad}.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
-    coalesce({bad}.code, r.code) AS error_code, {bad}.column_name AS error_column,
+    coalesce({bad}.code, r.code) AS error_code, coalesce({bad}.column_name, r.column_name) AS error_column,
     coalesce({bad}.message, r.message) AS error_message,
     CASE WHEN repeated AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
     CASE WHEN repeated AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,

@@ -34,6 +34,7 @@ PART = pa.schema(
         ("worker", pa.string()),
         ("finished_at", pa.float64()),
         ("loss", pa.float64()),
+        ("column_name", pa.string()),
     ],
     metadata=METADATA,
 )

@@ -3,7 +3,7 @@
 All of it is small (an outcome is under 1 KB): pictures and weights go from worker to storage, never to the driver.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from perfusion_ops.config import Lock, Scheduler, TrainingConfig
@@ -99,4 +99,5 @@ class Outcome:
     batch: int = 1
     worker: str | None = None
     finished_at: float = 0.0
-    loss: float | None = field(default=None)
+    loss: float | None = None
+    column_name: str | None = None

@@ -367,5 +367,7 @@ def _ok(kind: Kind, key: str, uri: str, data: bytes, origin: Origin, *, loss: fl
 
 
 def _failed(kind: Kind, key: str, error: RowError | StorageError) -> Outcome:
-    status, code = (error.status, error.code) if isinstance(error, RowError) else (Status.FAILED, Code.STORAGE)
-    return Outcome(kind, key, status, code, str(error)[:_MAX_MESSAGE])
+    message = str(error)[:_MAX_MESSAGE]
+    if isinstance(error, RowError):
+        return Outcome(kind, key, error.status, error.code, message, column_name=error.column)
+    return Outcome(kind, key, Status.FAILED, Code.STORAGE, message)

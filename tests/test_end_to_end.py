@@ -258,6 +258,8 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
     assert sorted(rows) == [
         (number, wrong[1] if wrong else "ok", 4 if number == 1 else 1) for number, (_, wrong) in enumerate(PROMPTS, 1)
     ]
+    columns = dict(sql(tmp_path, "SELECT manifest_row, error_column FROM {t} WHERE status <> 'ok'"))
+    assert columns == {n: wrong[0] for n, (_, wrong) in enumerate(PROMPTS, 1) if wrong} | {len(PROMPTS): "prompt"}
     counts = answer(ran)["statuses"]
     assert counts["concepts"] == {"invalid": len(CONCEPTS) - 4, "ok": 4}
     assert counts["renders"] == {"invalid": len(expected | late) - len(CONCEPTS) + 4, "ok": 5}
