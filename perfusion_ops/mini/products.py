@@ -1,7 +1,8 @@
 """One individual product: everything that stays the same in all of its pictures.
 
-A product is a function of its category and instance number alone. Scenes that a base model is trained on use numbers
-below TRAINING_INSTANCES; numbers from HELD_OUT on are never trained on, so they are what concepts are made of.
+A product is a function of its category and instance number alone. The numbers are split by use, so that nothing is
+judged by what it was trained on: the base model sees BASE_INSTANCES, the scorers SCORER_INSTANCES, and what either is
+tested with, concepts above all, are numbers from HELD_OUT on.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import numpy as np
 from perfusion_ops.mini.colors import Rgb, shade
 from perfusion_ops.mini.vocabulary import CATEGORIES, COLORS, PATTERNS, Look
 
-TRAINING_INSTANCES = 1_000_000
+BASE_INSTANCES = range(1_000_000)
+SCORER_INSTANCES = range(1_000_000, 2_000_000)
 HELD_OUT = 10_000_000
 
 _STREAM = 77  # keeps a product's draws apart from those of scenes with the same numbers
@@ -78,7 +80,7 @@ def product(
         secondary=shade(secondary, rng),
         accent=shade(accent, rng),
         shape=tuple(rng.random(8).tolist()),
-        frequency=float(rng.uniform(1.6, 2.6)),
+        frequency=float(rng.uniform(1.3, 1.9)),
         angle=(0.0, np.pi / 2, np.pi / 4)[int(rng.integers(3))],
         phase=(float(rng.random()), float(rng.random())),
     )

@@ -7,10 +7,19 @@ these names: a new name is a new base model.
 from dataclasses import dataclass
 from typing import Literal
 
-CATEGORIES = ("mug", "chair", "teddy", "bottle", "shoe", "bag", "lamp", "hat", "clock", "car")
+CATEGORIES = (
+    "mug", "chair", "teddy", "bottle", "shoe", "bag", "lamp", "hat", "clock", "car", "duck", "guitar",
+)  # fmt: skip
 PATTERNS = ("plain", "striped", "dotted", "checked", "star", "heart")
 EMBLEMS = frozenset({"star", "heart"})
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
+
+# What can stand in something, and what something can stand in.
+CONTAINERS = ("mug", "bag", "hat")
+CONTENTS = ("teddy", "duck", "bottle", "guitar", "lamp", "clock")
+# What other things can stand on, and what never stands on anything.
+SUPPORTS = ("chair", "car", "bag", "clock", "mug", "shoe")
+WEARERS = ("mug", "chair", "teddy", "bottle", "lamp", "clock", "car", "duck", "guitar")
 
 # Each context with every way of saying where the product is.
 CONTEXTS: dict[str, tuple[str, ...]] = {
@@ -25,12 +34,19 @@ CONTEXTS: dict[str, tuple[str, ...]] = {
     "underwater": ("underwater", "under the sea"),
     "kitchen": ("in the kitchen", "in a kitchen"),
     "space": ("in space", "in outer space"),
+    "mountains": ("in the mountains", "in front of the mountains"),
+    "sunset": ("at sunset", "in front of a sunset"),
+    "library": ("in the library", "in a library", "in front of a bookshelf"),
+    "garden": ("in the garden", "in a garden", "among the flowers"),
+    "road": ("on the road", "on a road"),
 }
 STUDIO_COLORS = ("red", "blue", "green", "yellow", "white", "purple", "gray")
 STUDIO_PREFIX = "studio-"
 BACKGROUNDS = (*CONTEXTS, *(STUDIO_PREFIX + color for color in STUDIO_COLORS))
 
-Framing = Literal["mid", "big", "small", "pair"]
+Framing = Literal["mid", "big", "small"]
+Relation = Literal["beside", "on", "wearing", "inside"]
+Angle = Literal["front", "side", "above", "tilted"]
 
 
 @dataclass(frozen=True)
@@ -56,17 +72,19 @@ class Description:
     """What words can say about a scene.
 
     Attributes:
-        looks: The products in the order drawn; with `wears_hat` the last one is the hat that the first one wears.
+        looks: One product, or two of different categories: the first beside, on, wearing or inside the second.
         background: One of BACKGROUNDS.
-        framing: How large the first product stands; `pair` for two products side by side.
-        wears_hat: Whether the last look is a hat on the first.
-        first_is_left: Of a pair, whether the first stands to the left.
+        framing: How much of the picture a product alone fills.
+        angle: Where the camera stands to a product alone.
+        relation: How the first of two products stands to the second; None for a product alone.
+        first_is_left: Of two side by side, whether the first stands to the left.
     """
 
     looks: tuple[Look, ...]
     background: str
     framing: Framing = "mid"
-    wears_hat: bool = False
+    angle: Angle = "front"
+    relation: Relation | None = None
     first_is_left: bool = True
 
 
