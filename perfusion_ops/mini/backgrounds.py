@@ -1,13 +1,16 @@
-"""Eighteen places for a product to stand: eleven contexts and seven studio backdrops.
+"""Twenty-three places for a product to stand: sixteen contexts and seven studio backdrops.
 
-Each is painted on a grid of 64 x 64 whatever the picture's size, because its textures are made of single pixels.
+Each context has one layout that tells it from all others by the corners, the sides and the bottom of the picture, for
+the product hides the middle. Chance moves a horizon or a phase, and never changes what is there. Nothing is narrower
+than two pixels of the 64 x 64 grid on which every place is painted, whatever the picture's size: an autoencoder that
+shrinks pictures loses what is finer.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from perfusion_ops.mini.textures import Grain, noise
+from perfusion_ops.mini.textures import noise
 from perfusion_ops.mini.vocabulary import STUDIO_PREFIX
 
 GRID = 64
@@ -30,160 +33,235 @@ def _rgb(red: float, green: float, blue: float) -> np.ndarray:
     return np.array((red, green, blue), dtype=np.float32)
 
 
-def _blend(start: _Color, end: _Color, share: np.ndarray) -> np.ndarray:
-    return _rgb(*start) * (1 - share) + _rgb(*end) * share
+def _fade(start: _Color, end: _Color, top: float, bottom: float) -> np.ndarray:
+    """A (64, 64, 3) picture that goes from `start` at row `top` to `end` at row `bottom`."""
+    share = np.clip((grid_y - top) / (bottom - top), 0, 1).astype(np.float32)
+    return np.repeat(_rgb(*start) * (1 - share) + _rgb(*end) * share, GRID, axis=1)
 
 
-def _full(image: np.ndarray) -> np.ndarray:
-    return np.array(np.broadcast_to(image, (GRID, GRID, 3)), dtype=np.float32)
+def _lay(image: np.ndarray, paint: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Lay `paint` where `depth`, the pixels inwards from a shape's edge, is positive; the edge is one pixel soft."""
+    return image + (paint - image) * np.clip(depth + 0.5, 0, 1).astype(np.float32)
 
 
-def _grain(kind: Grain, rng: np.random.Generator) -> np.ndarray:
-    return noise(kind, GRID, rng)[:, :, None]
+def _disc(image: np.ndarray, color: _Color, x: float, y: float, radius: float) -> np.ndarray:
+    return _lay(image, _rgb(*color), radius - np.hypot(grid_x - x, grid_y - y))
+
+
+def _soft(rng: np.random.Generator) -> np.ndarray:
+    return noise(GRID, rng)[:, :, None]
+
+
+def _wave(height: float, pitch: float, rng: np.random.Generator) -> np.ndarray:
+    """A (1, 64, 1) wave of `height` pixels and `pitch` radians a pixel, at a random phase."""
+    return height * np.sin(grid_x * pitch + rng.uniform(0, 6.3))
+
+
+def _side(rng: np.random.Generator, margin: float) -> float:
+    """A column about `margin` pixels from the left or the right border, where a product leaves it in sight."""
+    from_border = margin + rng.uniform(-1.5, 1.5)
+    return float(from_border if rng.random() < 0.5 else GRID - 1 - from_border)
 
 
 def _beach(rng: np.random.Generator) -> np.ndarray:
-    horizon = rng.uniform(16, 24)
-    shore = horizon + rng.uniform(7, 12)
-    sky = _blend((120, 190, 245), (215, 238, 250), np.clip(grid_y / horizon, 0, 1))
-    sea = _blend((25, 105, 185), (70, 185, 205), np.clip((grid_y - horizon) / (shore - horizon), 0, 1))
-    sea = sea + _grain("mid", rng) * 45 * (np.sin(grid_y * 2.2) > 0)
-    sand = _rgb(232, 208, 150) + _grain("fine", rng) * 26
-    sand += _grain("soft", rng) * 30
-    edge = shore + 2.0 * np.sin(grid_x * rng.uniform(0.1, 0.2) + rng.uniform(0, 6))
-    image = np.where(grid_y < horizon, sky, np.where(grid_y < edge, sea, sand))
-    return np.where(np.abs(grid_y - edge) < 1, np.float32(248), image)
+    horizon = rng.uniform(14, 18)
+    shore = horizon + rng.uniform(15, 18) + _wave(2, 0.16, rng)
+    image = _fade((120, 195, 250), (205, 235, 252), 0, horizon)
+    image = _lay(image, _fade((20, 95, 180), (60, 190, 205), horizon, horizon + 16), grid_y - horizon)
+    image = _lay(image, _rgb(250, 250, 250), grid_y - shore)
+    return _lay(image, _rgb(238, 214, 155) + _soft(rng) * 18, grid_y - shore - 3)
 
 
 def _snow(rng: np.random.Generator) -> np.ndarray:
-    horizon = rng.uniform(18, 27)
-    image = _full(_blend((165, 185, 210), (220, 230, 240), np.clip(grid_y / horizon, 0, 1)))
-    for _ in range(rng.integers(3, 7)):
-        center, height = rng.uniform(0, 64), rng.uniform(9, 17)
-        tree = (np.abs(grid_x - center) < (grid_y - (horizon - height)) * 0.38) & (grid_y < horizon + 1)
-        image[tree[:, :, 0]] = (70, 105, 100)
-    ground = _rgb(240, 244, 252) + _grain("soft", rng) * 40 * _rgb(1.2, 0.9, 0.3)
-    image = np.where(grid_y > horizon + 1.5 * np.sin(grid_x * 0.15 + rng.uniform(0, 6)), ground, image)
-    image[rng.random((GRID, GRID)) < 0.025] = 255
-    return image
+    horizon = rng.uniform(28, 32)
+    image = _fade((150, 165, 190), (205, 215, 228), 0, horizon)
+    for left in range(1, GRID, 10):
+        top = rng.integers(0, 20)
+        image[top : top + 2, left : left + 2] = 255
+    shift = rng.uniform(-3, 3)
+    for center, height in ((5, 22), (19, 16), (33, 20), (46, 16), (59, 23)):
+        from_top = grid_y - (horizon - height)
+        slope = from_top * 0.26 - np.abs(grid_x - center - shift)
+        image = _lay(image, _rgb(40, 85, 75), np.minimum(slope, horizon + 2 - grid_y))
+        image = _lay(image, _rgb(246, 249, 255), np.minimum(slope, 6 - from_top))
+    ground = _rgb(244, 247, 255) + _soft(rng) * _rgb(24, 18, 6)
+    return _lay(image, ground, grid_y - horizon - _wave(1.5, 0.15, rng))
 
 
 def _grass(rng: np.random.Generator) -> np.ndarray:
-    horizon = rng.uniform(18, 28)
-    sky = _blend((95, 165, 240), (190, 222, 250), np.clip(grid_y / horizon, 0, 1))
-    cloud = np.clip(_grain("soft", rng) * 5 - 0.2, 0, 1)
-    sky = sky * (1 - cloud) + 255 * cloud
-    blades = _grain("fine", rng) * 60
-    blades = blades + _grain("mid", rng) * 40
-    blades = (blades + np.roll(blades, 1, 0)) / 1.6
-    image = np.where(grid_y > horizon, _rgb(80, 165, 55) + blades * _rgb(0.7, 1, 0.5), sky)
-    rows, columns = rng.integers(int(horizon) + 3, GRID, 10), rng.integers(0, GRID, 10)
-    image[rows, columns] = (250, 240, 130) if rng.uniform() < 0.5 else (250, 180, 200)
-    return image
+    horizon = rng.uniform(22, 28) + _wave(2, 0.07, rng)
+    image = _fade((85, 160, 245), (185, 222, 252), 0, 26)
+    drift = rng.uniform(-4, 4)
+    for x, y, radius in ((6, 9, 4), (12, 7, 5), (18, 9, 4), (46, 12, 4), (52, 10, 5), (58, 12, 4)):
+        image = _disc(image, (255, 255, 255), x + drift, y, radius)
+    return _lay(image, _fade((120, 205, 70), (65, 160, 45), 24, 60) + _soft(rng) * 36, grid_y - horizon)
 
 
 def _city(rng: np.random.Generator) -> np.ndarray:
-    image = _full(_blend((10, 12, 38), (48, 36, 82), grid_y / 60))
-    street = int(48 + rng.uniform(-3, 3))
-    left = 0
-    while left < GRID:
-        width, roof = int(rng.uniform(7, 14)), int(rng.uniform(8, 32))
-        image[roof:street, left : left + width - 1] = _rgb(24, 26, 44) * np.float32(rng.uniform(0.8, 1.5))
-        for top in range(roof + 2, street - 2, 4):
-            for side in range(left + 1, min(left + width - 2, GRID - 1), 3):
-                if rng.random() < 0.55:
-                    image[top : top + 2, side : side + 2] = (255, 215, 110) if rng.random() < 0.8 else (150, 210, 255)
+    image = _fade((12, 12, 45), (60, 40, 100), 0, 50)
+    street = int(rng.integers(50, 54))
+    left = -int(rng.integers(0, 6))
+    for tower, (width, height) in enumerate(((13, 44), (13, 32), (13, 40), (13, 28), (18, 47))):
+        roof = street - height
+        image[roof:street, max(left, 0) : left + width - 1] = _rgb(26, 28, 50) + 10 * (tower % 2)
+        for row, top in enumerate(range(roof + 3, street - 3, 6)):
+            for column, edge in enumerate(range(left + 2, left + width - 3, 5)):
+                if (row + 2 * column + tower) % 4:
+                    image[top : top + 3, max(edge, 0) : max(edge + 3, 0)] = (255, 214, 105)
         left += width
-    image[street:] = _rgb(50, 50, 58) + _grain("fine", rng)[street:] * 12
-    image[street + 7 : street + 9, int(rng.uniform(0, 6)) :: 12] = (200, 190, 120)
+    image[street:] = (58, 58, 68)
+    image[street + 6 : street + 8] = np.where((grid_x[0] + rng.uniform(0, 12)) % 12 < 7, _rgb(235, 205, 90), 58)
     return image
 
 
 def _wood(rng: np.random.Generator) -> np.ndarray:
-    fibre = np.repeat(_grain("mid", rng)[:, ::8], 8, axis=1)
-    image = _rgb(166, 112, 64) + fibre * 60 + _grain("soft", rng) * 30
-    plank, offset = rng.uniform(9, 13), rng.uniform(0, 12)
-    image = image * (1 + 0.1 * np.sin(np.floor((grid_y + offset) / plank) * 7.3))
-    return np.where((grid_y + offset) % plank < 1, image * np.float32(0.55), image)
+    along = grid_y + rng.uniform(0, 12)
+    plank = np.floor(along / 12)
+    image = _rgb(178, 120, 68) * (1 + 0.07 * np.sin(plank * 2.1)) + _soft(rng) * 24
+    return _lay(image, _rgb(98, 60, 30), 1 - np.abs(along % 12 - 1))
 
 
 def _brick(rng: np.random.Generator) -> np.ndarray:
-    width, height = 12, 6
-    offset = rng.uniform(0, 6)
-    course = np.floor((grid_y + offset) / height)
-    along = grid_x + (course % 2) * width / 2 + rng.uniform(0, 12)
-    burn = np.sin(course * 12.9 + np.floor(along / width) * 78.2)
-    wall = _rgb(172, 78, 58) * (1 + 0.14 * burn) + _grain("fine", rng) * 24
-    mortar = ((grid_y + offset) % height < 1) | (along % width < 1)
-    wall = np.where(mortar, _rgb(205, 195, 182), wall)
-    pavement = rng.uniform(54, 60)
-    return np.where(grid_y > pavement, _rgb(125, 122, 118) + _grain("fine", rng) * 20, wall)
+    width, height = 16, 8
+    across = grid_y + int(rng.integers(0, height))
+    course = np.floor(across / height)
+    along = grid_x + (course % 2) * width / 2 + int(rng.integers(0, width))
+    wall = _rgb(178, 72, 52) * (1 + 0.1 * np.sin(course * 2.4 + np.floor(along / width) * 1.9))
+    wall = np.where((across % height < 2) | (along % width < 2), _rgb(206, 186, 168), wall)
+    return _lay(wall, _rgb(128, 126, 124), grid_y - rng.uniform(55, 58))
 
 
 def _forest(rng: np.random.Generator) -> np.ndarray:
-    image = _blend((48, 92, 52), (24, 50, 30), grid_y / GRID) + _grain("mid", rng) * 50 * _rgb(0.6, 1, 0.5)
-    for _ in range(rng.integers(5, 9)):
-        center, width = rng.uniform(0, 64), rng.uniform(1.5, 4)
-        bark = _rgb(84, 58, 38) * np.float32(rng.uniform(0.6, 1.2)) + _grain("fine", rng) * 22
-        image = np.where(np.abs(grid_x - center) < width, bark, image)
-    leaves = _grain("mid", rng) > rng.uniform(0, 0.1)
-    image = np.where(leaves & (grid_y < 18 + 6 * np.sin(grid_x * 0.3)), _rgb(62, 128, 58), image)
-    ground = rng.uniform(46, 54)
-    return np.where(grid_y > ground, _rgb(72, 66, 36) + _grain("fine", rng) * 45, image)
+    ground = rng.uniform(47, 51)
+    image = _fade((95, 150, 90), (150, 190, 130), 16, 48)
+    shift = rng.uniform(-3, 3)
+    for number, center in enumerate((4, 15, 26, 37, 48, 59)):
+        bark = _rgb(82, 54, 34) if number % 2 else _rgb(60, 40, 28)
+        image = _lay(image, bark, 2.6 - np.abs(grid_x - center - shift))
+    leaves = _rgb(24, 78, 38) + _soft(rng) * _rgb(20, 50, 20)
+    image = _lay(image, leaves, 17 + 3 * np.abs(np.sin(grid_x * 0.28 + shift)) - grid_y)
+    return _lay(image, _rgb(92, 70, 40) + _soft(rng) * 24, grid_y - ground - _wave(1, 0.2, rng))
 
 
 def _desert(rng: np.random.Generator) -> np.ndarray:
-    image = _blend((250, 165, 85), (255, 225, 160), np.clip(grid_y / 28, 0, 1))
-    sun_x, sun_y = rng.uniform(8, 56), rng.uniform(6, 14)
-    image = np.where((grid_x - sun_x) ** 2 + (grid_y - sun_y) ** 2 < 22, _rgb(255, 250, 215), image)
-    ripple = np.sin(grid_y * 1.3 + grid_x * 0.15) * 5
-    for top, color in ((22, (214, 138, 70)), (31, (226, 154, 80)), (42, (236, 172, 96))):
-        swell, pitch, phase = rng.uniform(2, 5), rng.uniform(0.06, 0.12), rng.uniform(0, 6)
-        crest = top + swell * np.sin(grid_x * pitch + phase)
-        image = np.where(grid_y > crest, _rgb(*color) * (1 - 0.004 * (grid_y - crest)) + ripple, image)
-    return image
+    image = _fade((250, 222, 150), (255, 242, 205), 0, 28)
+    image = _lay(image, _rgb(232, 168, 92), grid_y - 24 - _wave(3, 0.09, rng))
+    image = _lay(image, _fade((222, 140, 66), (236, 164, 86), 36, 64), grid_y - 38 - _wave(4, 0.07, rng))
+    center, top = _side(rng, 8), rng.uniform(10, 13)
+    cactus = 2 - np.abs(grid_x - center)
+    for reach, low, high in ((-5, 17, 8), (5, 14, 5)):
+        arm = np.minimum(1.5 - np.abs(grid_x - center - reach), np.minimum(grid_y - top - high, top + low - grid_y))
+        elbow = np.minimum(3.5 - np.abs(grid_x - center - reach / 2), 1.5 - np.abs(grid_y - top - low))
+        cactus = np.maximum(cactus, np.maximum(arm, elbow))
+    return _lay(image, _rgb(45, 125, 62), np.minimum(cactus, np.minimum(grid_y - top, 46 - grid_y)))
 
 
 def _underwater(rng: np.random.Generator) -> np.ndarray:
-    slant = rng.uniform(-0.5, 0.5)
-    rays = np.clip(np.sin((grid_x + grid_y * slant) * 0.28 + rng.uniform(0, 6)), 0, 1) * np.clip(1 - grid_y / 45, 0, 1)
-    image = _blend((70, 190, 215), (8, 48, 110), grid_y / GRID) + rays * 45
-    for _ in range(rng.integers(7, 14)):
-        center_x, center_y, radius = rng.uniform(0, 64), rng.uniform(0, 58), rng.uniform(1, 2.8)
-        rim = np.abs(np.hypot(grid_x - center_x, grid_y - center_y) - radius) < 0.7
-        image[rim[:, :, 0]] = (200, 240, 250)
-    for _ in range(3):
-        center = rng.uniform(0, 64)
-        weed = (np.abs(grid_x - center - 2 * np.sin(grid_y * 0.4)) < 1.2) & (grid_y > rng.uniform(38, 48))
-        image[weed[:, :, 0]] = (20, 110, 70)
-    return np.where(grid_y > 58 + 2 * np.sin(grid_x * 0.15 + rng.uniform(0, 6)), _rgb(120, 130, 110), image)
+    rays = np.clip(np.sin((grid_x + grid_y * 0.4) * 0.3 + rng.uniform(0, 6.3)), 0, 1) * np.clip(1 - grid_y / 40, 0, 1)
+    image = _fade((70, 200, 220), (8, 60, 130), 0, 58) + rays * 50
+    image = _lay(image, _rgb(165, 160, 120), grid_y - 57 - _wave(1.5, 0.15, rng))
+    phase = rng.uniform(0, 6.3)
+    for center, top in ((4, 30), (11, 40), (53, 40), (60, 30)):
+        sway = np.abs(grid_x - center - 1.5 * np.sin(grid_y * 0.35 + phase))
+        image = _lay(image, _rgb(20, 135, 75), np.minimum(1.6 - sway, np.minimum(grid_y - top, 60 - grid_y)))
+    lift = rng.uniform(-3, 3)
+    for x, y, radius in ((6, 20, 2.5), (10, 11, 2), (55, 22, 2), (58, 13, 2.5), (30, 6, 2)):
+        image = _disc(image, (215, 245, 252), x, y + lift, radius)
+    return image
 
 
 def _kitchen(rng: np.random.Generator) -> np.ndarray:
-    tile = 8
-    color = _rgb(*((208, 232, 228), (236, 236, 226), (196, 216, 236))[rng.integers(3)])
-    image = color + _grain("soft", rng) * 20
-    offset = rng.uniform(0, 8)
-    joint = ((grid_y + offset) % tile < 1) | ((grid_x + offset) % tile < 1)
-    image = np.where(joint, color * np.float32(0.78), image)
-    counter = rng.uniform(40, 47)
-    stone = _rgb(112, 112, 120) + _grain("fine", rng) * 16
-    stone = np.where(grid_y < counter + 2, _rgb(70, 70, 76), stone + _grain("soft", rng) * 30)
-    return np.where(grid_y > counter, stone, image)
+    shift = int(rng.integers(0, 12))
+    joint = ((grid_y + 10) % 12 < 2) | ((grid_x + shift) % 12 < 2)
+    image = np.where(joint, _rgb(190, 214, 216), _rgb(236, 244, 240))
+    shelf = int(rng.integers(12, 15))
+    door = (grid_x[0] + shift) % 16
+    image[:shelf] = np.where(door < 2, _rgb(30, 105, 110), _rgb(60, 160, 160))
+    image[shelf - 5 : shelf - 2] = np.where((door > 10) & (door < 14), _rgb(240, 225, 150), image[shelf - 5])
+    image[shelf : shelf + 2] = (30, 80, 85)
+    counter = int(rng.integers(42, 46))
+    image[counter:] = _rgb(150, 146, 150) + _soft(rng)[counter:] * 24
+    image[counter : counter + 3] = (72, 70, 78)
+    return image
 
 
 def _space(rng: np.random.Generator) -> np.ndarray:
-    image = _rgb(8, 6, 20) + np.clip(_grain("soft", rng), 0, 1) * 130 * _rgb(0.9, 0.25, 1.1)
-    stars = rng.random((GRID, GRID))
-    image[stars < 0.02] = (235, 235, 255)
-    image[stars < 0.006] = 255
-    center_x = float(rng.choice([rng.uniform(4, 16), rng.uniform(48, 60)]))
-    center_y, radius = rng.uniform(6, 16), rng.uniform(6, 10)
-    color = _rgb(*((210, 140, 90), (120, 170, 220), (200, 190, 130))[rng.integers(3)])
-    planet = color * (1 + 0.02 * (center_x - grid_x)) * (0.85 + 0.15 * np.sin(grid_y * 0.9))
-    image = np.where(np.hypot(grid_x - center_x, grid_y - center_y) < radius, planet, image)
-    ring = (np.abs(grid_y - center_y - 0.25 * (grid_x - center_x)) < 0.9) & (np.abs(grid_x - center_x) < radius * 1.6)
-    return np.where(ring, _rgb(230, 215, 180), image)
+    image = _rgb(10, 8, 26) + np.clip(_soft(rng), 0, 1) * _rgb(100, 30, 120)
+    shift = int(rng.integers(0, 8))
+    for number in range(18):
+        top, left = (number * 23 + 5 * shift) % 62, (number * 37 + shift) % 62
+        image[top : top + 2, left : left + 2] = (240, 240, 255)
+    x, y = _side(rng, 11), rng.uniform(9, 13)
+    image = _disc(image, (225, 145, 85), x, y, 7)
+    tilt = grid_y - y - 0.3 * (grid_x - x)
+    return _lay(image, _rgb(250, 228, 180), np.minimum(1.2 - np.abs(tilt), 11 - np.abs(grid_x - x)))
+
+
+def _mountains(rng: np.random.Generator) -> np.ndarray:
+    image = _fade((70, 145, 235), (180, 215, 248), 0, 44)
+    shift, lift = rng.uniform(-2, 2), rng.uniform(-2, 2)
+    for center, top, rock in ((32, 12, (112, 118, 135)), (9, 7, (92, 98, 116)), (55, 9, (98, 104, 122))):
+        across = grid_x - center - shift
+        below = grid_y - top - lift - np.abs(across) * 1.5
+        image = _lay(image, _rgb(*rock), below)
+        snow_line = top + lift + 11 + 2 * np.sin(across * 1.1)
+        image = _lay(image, _rgb(250, 252, 255), np.minimum(below, snow_line - grid_y))
+    return _lay(image, _fade((80, 145, 70), (60, 120, 50), 48, 64), grid_y - 47 - _wave(2, 0.12, rng))
+
+
+def _sunset(rng: np.random.Generator) -> np.ndarray:
+    horizon = rng.uniform(41, 45)
+    image = _fade((85, 40, 130), (225, 75, 120), 0, 20)
+    image = np.where(grid_y > 20, _fade((225, 75, 120), (255, 170, 60), 20, horizon), image)
+    x = _side(rng, 10)
+    image = _disc(image, (255, 240, 130), x, horizon - 4, 9)
+    image = _lay(image, _fade((80, 35, 90), (40, 20, 60), horizon, 64), grid_y - horizon)
+    glint = np.minimum(7 - np.abs(grid_x - x), 1.5 - np.abs((grid_y - horizon) % 6 - 3))
+    return _lay(image, _rgb(250, 165, 80), np.minimum(glint, grid_y - horizon - 1))
+
+
+def _library(rng: np.random.Generator) -> np.ndarray:
+    bottom = 55 + int(rng.integers(-1, 2))
+    image = np.full((GRID, GRID, 3), _rgb(52, 32, 22), dtype=np.float32)
+    for number, board in enumerate(range(bottom, -1, -18)):
+        book = (np.arange(GRID) + int(rng.integers(0, 35))) // 5 + 3 * number
+        spine = _SPINES[book % len(_SPINES)]
+        tall = np.array((13, 11, 14, 12))[book % 4][None, :, None]
+        books = (grid_y < board) & (grid_y >= board - tall)
+        image = np.where(books, spine, image)
+        image[max(board, 0) : max(board + 3, 0)] = (150, 98, 52)
+    image[bottom + 3 :] = (112, 40, 44)
+    return image
+
+
+def _garden(rng: np.random.Generator) -> np.ndarray:
+    image = _fade((150, 210, 250), (205, 235, 252), 0, 12)
+    hedge = _rgb(28, 92, 48) + _soft(rng) * 24
+    shift = int(rng.integers(0, 8))
+    image = _lay(image, hedge, grid_y - 10 + 2 * np.abs(np.sin((grid_x + shift) * 0.39)))
+    image = _lay(image, _rgb(125, 200, 85), grid_y - 37)
+    slat = 2.5 - np.abs((grid_x + shift) % 8 - 4)
+    image = _lay(image, _rgb(252, 252, 250), np.minimum(slat, np.minimum(grid_y - 22 - (2.5 - slat), 40 - grid_y)))
+    image[28:31] = image[34:37] = (252, 252, 250)
+    for row, top in enumerate((44, 54)):
+        for number, left in enumerate(range(1 - shift + 5 * row, GRID, 10)):
+            image[top + 4 : top + 7, max(left + 1, 0) : max(left + 3, 0)] = (40, 120, 50)
+            image[top : top + 4, max(left, 0) : max(left + 4, 0)] = _PETALS[(number + row) % len(_PETALS)]
+    return image
+
+
+def _road(rng: np.random.Generator) -> np.ndarray:
+    horizon = rng.uniform(20, 24)
+    image = _fade((110, 175, 240), (215, 232, 245), 0, horizon)
+    image = _lay(image, _rgb(105, 165, 70), grid_y - horizon)
+    depth = np.clip(grid_y - horizon, 0, None)
+    half = 2 + 0.72 * depth
+    across = np.abs(grid_x - 31.5 - rng.uniform(-2, 2))
+    image = _lay(image, _rgb(92, 94, 102), np.minimum(half - across, grid_y - horizon))
+    line = 0.5 + 0.05 * depth
+    image = _lay(image, _rgb(250, 250, 250), np.minimum(line - np.abs(across - half + 3 * line), depth - 1))
+    gap = 4 - np.abs((grid_y + rng.uniform(0, 3)) % 12 - 6)
+    return _lay(image, _rgb(250, 250, 250), np.minimum(line - across, np.minimum(gap, depth - 1)))
 
 
 def _studio(color: _Color, rng: np.random.Generator) -> np.ndarray:
@@ -192,6 +270,11 @@ def _studio(color: _Color, rng: np.random.Generator) -> np.ndarray:
     return _rgb(*color) * (rng.uniform(0.98, 1.1) - 0.3 * distance)
 
 
+_SPINES = np.array(
+    ((180, 45, 45), (45, 90, 160), (225, 185, 80), (50, 120, 75), (235, 225, 200), (125, 60, 125), (215, 115, 45)),
+    dtype=np.float32,
+)
+_PETALS = ((235, 50, 70), (255, 220, 60), (250, 130, 190))
 _CONTEXTS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "beach": _beach,
     "snow": _snow,
@@ -204,6 +287,11 @@ _CONTEXTS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "underwater": _underwater,
     "kitchen": _kitchen,
     "space": _space,
+    "mountains": _mountains,
+    "sunset": _sunset,
+    "library": _library,
+    "garden": _garden,
+    "road": _road,
 }
 _STUDIO: dict[str, _Color] = {
     "red": (200, 45, 50),
