@@ -82,3 +82,8 @@ def heart(x: float, y: float, radius: float) -> Points:
     across = 16 * np.sin(t) ** 3
     down = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     return np.stack([x + radius * across / 16, y + radius * down / 15], axis=1)
+
+
+def hand(turn: float, length: float) -> tuple[float, float]:
+    """The tip of a clock's hand `length` long that starts at the origin, `turn` of a full turn (0..1) from +x."""
+    return float(length * np.cos(FULL_TURN * turn)), float(length * np.sin(FULL_TURN * turn))

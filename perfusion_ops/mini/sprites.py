@@ -15,6 +15,10 @@ from perfusion_ops.mini.products import Product
 
 _FINE = 3  # sub-pixels along each side of a pixel
 
+# Stripes, dots and squares per repeat of a product's pattern: none may shrink to what 64 pixels cannot show.
+_STRIPES, _DOTS, _CHECKS = 1.35, 1.35, 1.9
+_DOT_RADIUS = 0.33  # of the distance between dots
+
 
 @dataclass(frozen=True)
 class View:
@@ -28,6 +32,8 @@ class View:
         mirrored: Whether left and right change places.
         light: Gain of brightness per unit of the product to the right and downwards.
         brightness: Gain of the whole product.
+        squeeze: Factors of the product's width and height, before anything else: a camera at the side or above.
+        shear: Rise per unit to the right of the squeezed product, before it is mirrored and turned.
     """
 
     x: float
@@ -37,6 +43,8 @@ class View:
     mirrored: bool = False
     light: tuple[float, float] = (0.0, 0.0)
     brightness: float = 1.0
+    squeeze: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ def sprite(product: Product, view: View, size: int) -> Sprite:
     x, y, scale = view.x * unit, view.y * unit, view.scale * unit
     cosine, sine = np.cos(view.angle) * scale, np.sin(view.angle) * scale
     mirror = -1 if view.mirrored else 1
-    matrix = np.array([[cosine * mirror, -sine], [sine * mirror, cosine]])
+    turned = np.array([[cosine * mirror, -sine], [sine * mirror, cosine]])
+    matrix = turned @ np.array([[1.0, 0.0], [-view.shear, 1.0]]) @ np.diag(view.squeeze)
 
     layers = drawing(product)
     corners = np.concatenate([layer.points for layer in layers]) @ matrix.T + (x, y)
@@ -76,7 +85,7 @@ def sprite(product: Product, view: View, size: int) -> Sprite:
     shapes = [(layer, outline.ravel().tolist()) for layer, outline in zip(layers, outlines, strict=True)]
     canvas = ((right - left) * _FINE, (bottom - top) * _FINE)
     pattern = _pattern(product, np.linalg.inv(matrix), (x - left, y - top), canvas)
-    colored, covered = _paint(product, shapes, pattern, canvas, max(2, int(scale * 0.09)))
+    colored, covered = _paint(product, shapes, pattern, canvas, max(2, round(scale * 0.13)))
 
     color = np.asarray(colored.reduce(_FINE), np.float32)
     across = (np.arange(left, right, dtype=np.float32) - x) / scale
@@ -100,12 +109,12 @@ def _pattern(
     phase_u, phase_v = product.phase
     if kind == "striped":
         along = u * np.sin(product.angle) + v * np.cos(product.angle)
-        marked = np.sin(2 * np.pi * (frequency * along + phase_u)) > 0
+        marked = (frequency * _STRIPES * along + phase_u) % 1 < 0.5
     elif kind == "dotted":
-        cell_u, cell_v = u * frequency * 1.2 + phase_u, v * frequency * 1.2 + phase_v
-        marked = (cell_u % 1 - 0.5) ** 2 + (cell_v % 1 - 0.5) ** 2 < 0.085
+        cell_u, cell_v = u * frequency * _DOTS + phase_u, v * frequency * _DOTS + phase_v
+        marked = (cell_u % 1 - 0.5) ** 2 + (cell_v % 1 - 0.5) ** 2 < _DOT_RADIUS**2
     else:
-        cell_u, cell_v = np.floor(u * frequency * 1.5 + phase_u), np.floor(v * frequency * 1.5 + phase_v)
+        cell_u, cell_v = np.floor(u * frequency * _CHECKS + phase_u), np.floor(v * frequency * _CHECKS + phase_v)
         marked = (cell_u + cell_v) % 2 > 0
     return Image.fromarray(marked.astype(np.uint8) * 255)
 
@@ -131,10 +140,11 @@ def _paint(
     brush, cover = ImageDraw.Draw(colored), ImageDraw.Draw(covered)
     for layer, polygon in shapes:
         brush.polygon(polygon, fill=layer.fill or product.primary)
+        closed = polygon + polygon[:2]
         if layer.emblem:
+            brush.line(closed, fill=darken(layer.fill or product.primary, 0.6), width=1)
             continue
         cover.polygon(polygon, fill=255)
-        closed = polygon + polygon[:2]
         if layer.fill is None:
             if pattern is not None:
                 body = Image.new("L", canvas, 0)
