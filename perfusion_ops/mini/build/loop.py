@@ -1,0 +1,173 @@
+"""One training loop for every stage: AdamW, running mean of the weights, log, checkpoints, resumption.
+
+A step depends on its number alone (its samples and its noise are drawn from a generator seeded with it), so a training
+that was stopped and resumed sees what an undisturbed one sees.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.recipe import Fit
+
+_WARM_UP = 200  # steps
+_CHECKPOINT_EVERY = 180  # seconds
+_LOG_EVERY = 20  # seconds
+_CLIP = 1.0
+
+Loss = Callable[[int, torch.Generator], Tensor]
+
+
+def rate_at(step: int, fit: Fit) -> float:
+    """The learning rate of step `step` (from 0)."""
+    warm = min(1.0, (step + 1) / min(_WARM_UP, fit.steps))
+    left = (fit.steps - step) / max(fit.decay * fit.steps, 1)
+    return fit.rate * warm * min(1.0, left)
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    loss: Loss,
+    fit: Fit,
+    *,
+    machine: Machine,
+    folder: Path,
+    seed: int,
+    rates: dict[str, float] | None = None,
+    until: float | None = None,
+) -> bool:
+    """Train `model` in place from its last checkpoint to the end, and leave the running mean of its weights in it.
+
+    Args:
+        name: of the stage: of its checkpoint `<name>.safetensors` and of its log lines.
+        model: on the machine's device.
+        loss: of a step number and a generator; its batch is this process's share of `fit.batch`.
+        fit: how long and how fast.
+        machine: where; only rank 0 writes.
+        folder: of checkpoints and of `log.jsonl`.
+        seed: of all samples and noise.
+        rates: factors of the learning rate for parameters whose names begin so.
+        until: a `time.time()` at which to stop with a checkpoint.
+
+    Returns:
+        Whether the last step is done.
+    """
+    parameters = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for key, value in parameters.items():
+        factor = next((factor for prefix, factor in (rates or {}).items() if key.startswith(prefix)), 1.0)
+        groups.setdefault(factor, []).append(value)
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "factor": factor} for factor, group in groups.items()],
+        betas=(0.9, 0.99), weight_decay=0.01, fused=True,
+    )  # fmt: skip
+    state = model.state_dict()
+    mean = {key: value.detach().clone() for key, value in state.items()}
+    path = folder / f"{name}.safetensors"
+    step = _restore(path, state, mean, parameters, optimizer) if path.exists() else 0
+    ordered = list(parameters.values())
+    model.train()
+    saved = logged = time.time()
+    since, total = step, torch.zeros((), device=machine.device)
+    done = step >= fit.steps
+    while not done:
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, fit) * group["factor"]
+        generator = torch.Generator().manual_seed(((seed * 1_000_003 + step) * 64 + machine.rank) % 2**63)
+        value = loss(step, generator)
+        value.backward()
+        machine.average_gradients(ordered)
+        nn.utils.clip_grad_norm_(ordered, _CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step, total = step + 1, total + value.detach()
+        _follow(mean, state, min(fit.average, (step + 1) / (step + 10)))
+        # Ranks meet in every step, so that all of them see the same end but for the clock, which rank 0 reads for all.
+        now = time.time()
+        done = step >= fit.steps
+        stopped = not done and machine.agree(until is not None and now > until)
+        if machine.rank == 0 and (done or stopped or now - logged > _LOG_EVERY):
+            mean_loss = float(total) / (step - since)
+            _log(folder, name, step, mean_loss, (step - since) * fit.batch / (now - logged), rate_at(step - 1, fit))
+            since, total, logged = step, torch.zeros_like(total), now
+        if machine.rank == 0 and (done or stopped or now - saved > _CHECKPOINT_EVERY):
+            _save(path, step, state, mean, parameters, optimizer)
+            saved = now
+        if stopped:
+            return False
+    model.load_state_dict(mean)
+    model.eval()
+    return True
+
+
+def load_mean(path: Path, model: nn.Module) -> int:
+    """Put the running mean of a checkpoint's weights into `model` and say after how many steps it was taken."""
+    with safe_open(path, "pt") as file:
+        model.load_state_dict({key: file.get_tensor(f"mean.{key}") for key in model.state_dict()})
+        return int(file.metadata()["step"])
+
+
+@torch.no_grad()
+def _follow(mean: dict[str, Tensor], state: dict[str, Tensor], decay: float) -> None:
+    floating = [key for key, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([mean[key] for key in floating], [state[key] for key in floating], 1 - decay)
+    for key, value in state.items():
+        if not value.is_floating_point():
+            mean[key].copy_(value)
+
+
+def _log(folder: Path, name: str, step: int, loss: float, samples_per_s: float, rate: float) -> None:
+    line = {
+        "stage": name, "step": step, "loss": round(loss, 5), "samples_per_s": round(samples_per_s, 1),
+        "rate": float(f"{rate:.3g}"), "time": round(time.time()),
+    }  # fmt: skip
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _save(
+    path: Path,
+    step: int,
+    state: dict[str, Tensor],
+    mean: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    tensors = {f"state.{key}": value.detach() for key, value in state.items()}
+    tensors |= {f"mean.{key}": value for key, value in mean.items()}
+    for key, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        tensors |= {f"first.{key}": moments["exp_avg"], f"second.{key}": moments["exp_avg_sq"]}
+    unfinished = path.with_suffix(".unfinished")
+    contiguous = {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
+    save_file(contiguous, unfinished, metadata={"step": str(step)})
+    unfinished.replace(path)
+
+
+def _restore(
+    path: Path,
+    state: dict[str, Tensor],
+    mean: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    with safe_open(path, "pt") as file, torch.no_grad():
+        step = int(file.metadata()["step"])
+        for key, value in state.items():
+            value.copy_(file.get_tensor(f"state.{key}"))
+            mean[key].copy_(file.get_tensor(f"mean.{key}"))
+        for key, parameter in parameters.items():
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=parameter.device),
+                "exp_avg": file.get_tensor(f"first.{key}").to(parameter.device),
+                "exp_avg_sq": file.get_tensor(f"second.{key}").to(parameter.device),
+            }
+    return step

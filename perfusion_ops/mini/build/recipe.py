@@ -1,0 +1,99 @@
+"""Every number of the build: sizes, samples, rates and seeds. `FULL` made the weights that ship; `TINY` only shows that
+the chain holds together."""
+
+from pydantic import Field
+
+from perfusion_ops.config import Frozen
+
+
+class Fit(Frozen):
+    """How one model is trained: AdamW at a constant rate after a warm-up, then down to zero over the last share."""
+
+    samples: int = Field(gt=0, description="scenes seen in all")
+    batch: int = Field(gt=0, description="scenes of one step, over all processes")
+    rate: float = Field(gt=0, description="learning rate at its height")
+    decay: float = Field(default=0.3, ge=0, le=1, description="last share of the steps, over which the rate falls to 0")
+    average: float = Field(default=0.999, gt=0, lt=1, description="decay of the running mean of the weights")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return max(self.samples // self.batch, 1)
+
+
+class Text(Frozen):
+    """The text encoder."""
+
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    fit: Fit
+
+
+class Autoencoder(Frozen):
+    """The VAE; four pixels a side become one latent position."""
+
+    channels: tuple[int, int, int] = (24, 48, 96)
+    latent: int = 8
+    groups: int = 8
+    fit: Fit
+
+
+class Denoiser(Frozen):
+    """The UNet, which trains the text encoder on."""
+
+    channels: tuple[int, int, int] = (64, 128, 128)
+    heads: int = 4
+    groups: int = 16
+    unconditional: float = Field(default=0.1, description="share of samples with an empty caption")
+    text_rate: float = Field(default=0.3, description="the text encoder's learning rate as a share of the denoiser's")
+    fit: Fit
+
+
+class Scorer(Frozen):
+    """A scorer of any kind: a residual network's widths, or a transformer's width and depth."""
+
+    channels: tuple[int, ...] = (48, 96, 192)
+    width: int = 128
+    layers: int = 4
+    fit: Fit
+
+
+class Recipe(Frozen):
+    """The whole build."""
+
+    seed: int = 2026
+    pictures: int = Field(description="pictures rendered for the base, none of which a scorer sees")
+    scorer_pictures: int = Field(description="pictures rendered for the scorers, none of which the base sees")
+    held_out: int = Field(description="pictures that nothing is trained on")
+    text: Text
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    reader: Scorer
+    identity: Scorer
+    dual: Scorer
+
+
+FULL = Recipe(
+    pictures=120_000,
+    scorer_pictures=60_000,
+    held_out=2_000,
+    text=Text(fit=Fit(samples=300_000, batch=128, rate=1e-3)),
+    autoencoder=Autoencoder(fit=Fit(samples=150_000, batch=16, rate=2e-3, decay=0.5)),
+    denoiser=Denoiser(fit=Fit(samples=1_000_000, batch=64, rate=8e-4, average=0.9995)),
+    reader=Scorer(channels=(64, 128, 192), fit=Fit(samples=360_000, batch=64, rate=1e-3)),
+    identity=Scorer(channels=(48, 96, 192), fit=Fit(samples=360_000, batch=128, rate=1e-3)),
+    dual=Scorer(fit=Fit(samples=300_000, batch=128, rate=1e-3)),
+)
+
+TINY = Recipe(
+    pictures=96,
+    scorer_pictures=96,
+    held_out=32,
+    text=Text(width=32, layers=1, heads=2, fit=Fit(samples=64, batch=16, rate=1e-3)),
+    autoencoder=Autoencoder(channels=(8, 8, 8), latent=4, fit=Fit(samples=32, batch=8, rate=1e-3)),
+    denoiser=Denoiser(channels=(16, 16, 16), heads=2, groups=8, fit=Fit(samples=32, batch=8, rate=1e-3)),
+    reader=Scorer(channels=(8, 8, 8), fit=Fit(samples=32, batch=8, rate=1e-3)),
+    identity=Scorer(channels=(8, 8, 8), fit=Fit(samples=32, batch=8, rate=1e-3)),
+    dual=Scorer(width=32, layers=1, fit=Fit(samples=32, batch=8, rate=1e-3)),
+)
