@@ -1,0 +1,82 @@
+"""Which scorers are to be used, each for its purpose, and the one name and digest under which tables know them."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from perfusion_ops.mini import base_folder
+from perfusion_ops.scoring.folder import Kind, ScorerError, ScorerFolder, describe_scorer
+
+# Grows when the same folders give other scores: what a score means, how a picture is prepared.
+_VERSION = "perfusion scores 1"
+
+_FIT: dict[str, tuple[Kind, ...]] = {"text": ("dual",), "image": ("dual", "image"), "reader": ("reader",)}
+_ABILITY: dict[str, str] = {
+    "text": "compares pictures with texts (a CLIP or SigLIP model)",
+    "image": "embeds pictures (a DINO, ViT, ResNet, ConvNeXt, CLIP or SigLIP model)",
+    "reader": "labels pictures (a classifier with labels such as 'context:beach')",
+}
+
+
+@dataclass(frozen=True)
+class ScorerChoice:
+    """Described scorers, each for its purpose; None for a score that is not wanted."""
+
+    name: str
+    text: ScorerFolder | None
+    image: ScorerFolder | None
+    reader: ScorerFolder | None
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of what all scores depend on: the folders' contents and purposes, not where they lie."""
+        parts = (("text", self.text), ("image", self.image), ("reader", self.reader))
+        lines = [_VERSION, *(f"{purpose} {folder.digest}" for purpose, folder in parts if folder)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def mini_folder() -> Path:
+    """Where the embedded world's scorers lie: `dual`, `identity` and `reader`."""
+    return base_folder().parent / "scorers"
+
+
+def choose_scorers(
+    scorer: str | None = None, *, text: str | None = None, image: str | None = None, reader: str | None = None
+) -> ScorerChoice:
+    """The scorers that a person asked for.
+
+    Args:
+        scorer: `mini`, or one folder for everything that it can do; `mini` when nothing is given at all.
+        text: folder that compares pictures with prompts.
+        image: folder that compares pictures with training pictures.
+        reader: folder that says where products stand.
+
+    Raises:
+        ScorerError: a folder is no scorer or unfit for its purpose, or `scorer` stands beside another argument.
+    """
+    given = {"text": text, "image": image, "reader": reader}
+    if scorer and any(given.values()):
+        raise ScorerError(
+            f"the scorer {scorer!r} stands for all of them: give it alone, or one folder for each purpose"
+        )
+    if (scorer or "mini") == "mini" and not any(given.values()):
+        home = mini_folder()
+        if not home.is_dir():
+            raise ScorerError(
+                "this installation has no embedded scorers: install it again, or give folders of your own"
+            )
+        return ScorerChoice("mini", *(describe_scorer(home / part) for part in ("dual", "identity", "reader")))
+    described = {folder: describe_scorer(folder) for folder in {scorer, *given.values()} if folder}
+    found = {purpose: described[folder] if folder else None for purpose, folder in given.items()}
+    if scorer:
+        found = {
+            purpose: described[scorer] if described[scorer].kind in kinds else None for purpose, kinds in _FIT.items()
+        }
+    for purpose, folder in found.items():
+        if folder and folder.kind not in _FIT[purpose]:
+            raise ScorerError(
+                f"{folder.path} ({folder.model_type}) cannot be the {purpose} scorer: "
+                f"give a folder that {_ABILITY[purpose]}"
+            )
+    name = " ".join(f"{purpose}={folder.name}" for purpose, folder in found.items() if folder)
+    return ScorerChoice(name, **found)
