@@ -1,0 +1,99 @@
+"""The identity scorer: a small residual network whose pooled features are near for two pictures of one product.
+
+Metric learning by InfoNCE: a batch holds two photographs of each of its products, and each has to find the other among
+all. Every third batch mixes products at random, every third takes neighbours in kind, every third neighbours in kind
+and colour: at last only what makes a product an individual tells them apart.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import ResNetModel
+
+from perfusion_ops.mini.build import scorers
+from perfusion_ops.mini.build.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.pictures import photographed, tensor
+from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.scorers import VIEWS
+from perfusion_ops.mini.products import SCORER_INSTANCES, product
+from perfusion_ops.mini.vocabulary import CATEGORIES, COLORS
+
+NAME = "identity"
+_TEMPERATURE = 0.07
+
+
+def build(recipe: Recipe) -> ResNetModel:
+    """The untrained network; `pooler_output` is the embedding."""
+    return ResNetModel(scorers.residual(recipe.identity))
+
+
+def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
+    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    torch.manual_seed(recipe.seed)
+    pictures = scorers.photographs(machine, recipe, folder)
+    model = build(recipe).to(device=machine.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    share = recipe.identity.fit.batch // machine.processes
+    train(
+        NAME, model, _loss(model, pictures, share, machine), recipe.identity.fit,
+        machine=machine, folder=folder, seed=recipe.seed, until=until,
+    )  # fmt: skip
+
+
+def _loss(model: ResNetModel, pictures: np.ndarray, share: int, machine: Machine) -> Loss:
+    through = machine.compiled(model)
+    kinds = _kinds(len(pictures) // VIEWS)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        products = neighbours(kinds[step % 3], share // 2, generator)
+        views = torch.rand(len(products), VIEWS, generator=generator).argsort(1)[:, :2]
+        chosen = (products * VIEWS + views.T).flatten()
+        seen = scorers.worn(tensor(pictures[chosen.numpy()]), generator).to(machine.device)
+        with machine.autocast():
+            pooled = through(seen).pooler_output
+        return contrast(functional.normalize(pooled.float().flatten(1), dim=1), _TEMPERATURE)
+
+    return loss
+
+
+def _kinds(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of `count` products a number that it shares with its likes: all, its category, that and its colour."""
+    instances = [photographed(number * VIEWS, SCORER_INSTANCES, VIEWS)[0] for number in range(count)]
+    looks = [product(CATEGORIES[instance % len(CATEGORIES)], instance).look for instance in instances]
+    category = torch.tensor([CATEGORIES.index(look.category) for look in looks])
+    color = torch.tensor([COLORS.index(look.primary) for look in looks])
+    return torch.zeros(count, dtype=torch.long), category, category * len(COLORS) + color
+
+
+def neighbours(kinds: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different ones of N things, likes side by side: a random run of all things in the order of their kinds.
+
+    Args:
+        kinds: (N,) number of each thing's kind; things of one kind stand in random order.
+        count: at most N.
+        generator: of the order and of where the run starts.
+
+    Returns:
+        (count,) places in `kinds`.
+    """
+    ordered = (kinds + torch.rand(len(kinds), generator=generator, dtype=torch.float64)).argsort()
+    start = int(torch.randint(len(kinds), (), generator=generator))
+    return ordered.roll(-start)[:count]
+
+
+def contrast(embeddings: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of (2N, D) unit vectors in which n and N + n show the same: each finds the other among all but itself."""
+    count = len(embeddings) // 2
+    alike = (embeddings @ embeddings.T / temperature).fill_diagonal_(float("-inf"))
+    other = torch.arange(2 * count, device=embeddings.device).roll(count)
+    return functional.cross_entropy(alike, other)
+
+
+def export(recipe: Recipe, folder: Path, into: Path) -> None:
+    """Replace `into` by the network as last saved in `folder`: a transformers folder."""
+    model = build(recipe)
+    load_mean(folder / f"{NAME}.safetensors", model)
+    scorers.write(model, into)

@@ -1,0 +1,102 @@
+"""The reader: a small residual network that says what a picture shows, one head for each question.
+
+`class` answers for every category by itself, for a picture may show two products; every other head chooses one of its
+labels. Colour, pattern and angle are those of a product alone, so only pictures of one product teach them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import ResNetForImageClassification
+
+from perfusion_ops.mini.build import scorers
+from perfusion_ops.mini.build.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.pictures import described, tensor
+from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.products import SCORER_INSTANCES
+from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Angle, Description, Relation
+
+NAME = "reader"
+HEADS: dict[str, tuple[str, ...]] = {
+    "class": CATEGORIES,
+    "context": BACKGROUNDS,
+    "color": COLORS,
+    "pattern": PATTERNS,
+    "angle": get_args(Angle),
+    "relation": ("none", *get_args(Relation)),
+}
+_UNTAUGHT = -100  # what cross entropy ignores
+
+
+def build(recipe: Recipe) -> ResNetForImageClassification:
+    """The untrained reader; its labels are `head:name`."""
+    labels = [f"{head}:{label}" for head, names in HEADS.items() for label in names]
+    options = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    return ResNetForImageClassification(scorers.residual(recipe.reader, **options))
+
+
+def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
+    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    torch.manual_seed(recipe.seed)
+    pictures = scorers.scenes(machine, recipe, folder)
+    model = build(recipe).to(device=machine.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    share = recipe.reader.fit.batch // machine.processes
+    train(
+        NAME, model, _loss(model, pictures, share, machine), recipe.reader.fit,
+        machine=machine, folder=folder, seed=recipe.seed, until=until,
+    )  # fmt: skip
+
+
+def _loss(model: ResNetForImageClassification, pictures: np.ndarray, share: int, machine: Machine) -> Loss:
+    through = machine.compiled(model)
+
+    def loss(_: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(pictures), (share,), generator=generator).sort().values
+        seen = scorers.worn(tensor(pictures[chosen.numpy()]), generator).to(machine.device)
+        truth = answers([described(number, SCORER_INSTANCES) for number in chosen.tolist()])
+        with machine.autocast():
+            logits = through(seen).logits
+        parts = logits.float().split([len(names) for names in HEADS.values()], dim=1)
+        total = torch.zeros((), device=machine.device)
+        for head, part in zip(HEADS, parts, strict=True):
+            right = truth[head].to(machine.device)
+            if head == "class":
+                total = total + functional.binary_cross_entropy_with_logits(part, right, reduction="sum")
+            else:
+                total = total + functional.cross_entropy(part, right, ignore_index=_UNTAUGHT, reduction="sum")
+        return total / share
+
+    return loss
+
+
+def answers(scenes: Sequence[Description]) -> dict[str, Tensor]:
+    """What is right for B scenes: `class` (B, L) float of zeros and ones, any other head (B,) label numbers."""
+    present = torch.zeros(len(scenes), len(CATEGORIES))
+    for row, scene in enumerate(scenes):
+        present[row, [CATEGORIES.index(look.category) for look in scene.looks]] = 1
+
+    def choice(head: str, labels: list[str | None]) -> Tensor:
+        return torch.tensor([_UNTAUGHT if label is None else HEADS[head].index(label) for label in labels])
+
+    alone = [scene.looks[0] if scene.relation is None else None for scene in scenes]
+    return {
+        "class": present,
+        "context": choice("context", [scene.background for scene in scenes]),
+        "color": choice("color", [look and look.primary for look in alone]),
+        "pattern": choice("pattern", [look and look.pattern for look in alone]),
+        "angle": choice("angle", [scene.angle if scene.relation is None else None for scene in scenes]),
+        "relation": choice("relation", [scene.relation or "none" for scene in scenes]),
+    }
+
+
+def export(recipe: Recipe, folder: Path, into: Path) -> None:
+    """Replace `into` by the reader as last saved in `folder`: a transformers folder."""
+    model = build(recipe)
+    load_mean(folder / f"{NAME}.safetensors", model)
+    scorers.write(model, into)
