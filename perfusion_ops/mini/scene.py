@@ -36,7 +36,7 @@ PORTRAIT_BACKGROUNDS = ("studio-white", "wood", "grass", "studio-gray", "kitchen
 
 _Option = TypeVar("_Option")
 
-_SCENE_STREAM, _PORTRAIT_STREAM, _PHOTOGRAPH_STREAM = 4242, 9, 17
+_SCENE_STREAM, _PORTRAIT_STREAM, _PHOTOGRAPH_STREAM, _PAIR_STREAM = 4242, 9, 17, 23
 _IN_CONTEXT = 0.8
 _RELATIONS: dict[Relation | None, float] = {None: 0.7, "beside": 0.13, "on": 0.06, "wearing": 0.06, "inside": 0.05}
 _FRAMINGS: dict[Framing, float] = {"mid": 0.76, "big": 0.14, "small": 0.1}
@@ -142,6 +142,13 @@ def portrait(item: Product, number: int) -> Scene:
     return Scene(place, (*seed, 1), (Placed(item, sample_view(np.random.default_rng(seed))),))
 
 
+def pair(relation: Relation, first: Product, second: Product, background: str, seed: int) -> Scene:
+    """The scene number `seed` (from 0) in which `first` is `relation` `second`, before `background`."""
+    rng = np.random.default_rng([seed, _PAIR_STREAM])
+    placed = _stand(relation, first, second, _middle(rng), rng)
+    return Scene(background, (seed, _PAIR_STREAM, 1), placed, relation=relation)
+
+
 def _choice(rng: np.random.Generator, shares: Mapping[_Option, float]) -> _Option:
     return list(shares)[int(np.searchsorted(np.cumsum(list(shares.values())), rng.random(), side="right"))]
 
@@ -168,24 +175,34 @@ def _two(relation: Relation, rng: np.random.Generator, instances: range) -> tupl
     def draw(*categories: str, but: str = "") -> Product:
         return _product(rng, tuple(name for name in categories if name != but), instances)
 
-    x = 32 + rng.uniform(-3, 3)
+    x = _middle(rng)
     if relation == "beside":
         first = draw(*CATEGORIES)
-        second = draw(*CATEGORIES, but=first.look.category)
+        return _stand(relation, first, draw(*CATEGORIES, but=first.look.category), x, rng)
+    second = draw(*{"wearing": ("hat",), "inside": CONTAINERS, "on": SUPPORTS}[relation])
+    first = draw(*(CONTENTS if relation == "inside" else CATEGORIES), but=second.look.category)
+    return _stand(relation, first, second, x, rng)
+
+
+def _middle(rng: np.random.Generator) -> float:
+    return 32 + rng.uniform(-3, 3)
+
+
+def _stand(
+    relation: Relation, first: Product, second: Product, x: float, rng: np.random.Generator
+) -> tuple[Placed, Placed]:
+    """Both from back to front, the first `relation` the second, about the column `x`."""
+    if relation == "beside":
         sides = (17, 47) if rng.random() < 0.5 else (47, 17)
         at = [(side + rng.uniform(-1.5, 1.5), 37 + rng.uniform(-4, 4), rng.uniform(13.5, 15.5)) for side in sides]
         return Placed(first, _view(rng, *at[0])), Placed(second, _view(rng, *at[1]))
     if relation == "wearing":
-        second = draw("hat")
-        first = draw(*CATEGORIES, but="hat")
         view = _view(rng, x, 41 + rng.uniform(-1, 2), rng.uniform(17, 19))
         scale = view.scale * 0.62
         return Placed(first, view), Placed(second, _above(rng, first, view, second, scale, sunk=0.3))
-    lower = draw(*(CONTAINERS if relation == "inside" else SUPPORTS))
-    upper = draw(*(CONTENTS if relation == "inside" else CATEGORIES), but=lower.look.category)
     view = _view(rng, x, 46 + rng.uniform(-1, 1), rng.uniform(14.5, 16))
     scale, sunk = (rng.uniform(13.5, 15), 0.75) if relation == "inside" else (rng.uniform(12.5, 14), 0.05)
-    return Placed(upper, _above(rng, lower, view, upper, scale, sunk)), Placed(lower, view)
+    return Placed(first, _above(rng, second, view, first, scale, sunk)), Placed(second, view)
 
 
 def _above(  # noqa: PLR0917 - who, where, who, how large
