@@ -19,7 +19,7 @@ DUAL_TYPES = frozenset({"clip", "siglip"})
 CLASS_TOKEN_TYPES = frozenset({"vit", "dinov2", "dinov2_with_registers", "dinov3_vit"})
 POOLED_TYPES = frozenset({"resnet", "convnext", "convnextv2"})
 
-HEADS = ("class", "context", "color", "pattern", "angle")
+HEADS = ("class", "context", "color", "pattern", "angle", "relation")
 MULTI_LABEL_HEADS = frozenset({"class"})  # two products may stand in one picture
 
 _READER = "ForImageClassification"
