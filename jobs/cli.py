@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from jobs import catalog, demo, plan, query, report, run, schema, status
+from jobs import catalog, demo, plan, query, report, run, schema, score, status
 from jobs.output import CRASH, INTERRUPTED, USAGE, complain
 from jobs.spec_file import SpecError
 
@@ -27,6 +27,7 @@ app.command("plan")(plan.plan)
 app.command("run")(run.command)
 app.command("status")(status.command)
 app.command("query")(query.command)
+app.command("score")(score.command)
 app.command("report")(report.command)
 app.command("schema")(schema.command)
 
@@ -35,6 +36,7 @@ def main() -> None:
     """Entry point of the console script."""
     from cluster.local import ClusterError
     from perfusion_ops.folder import BaseError
+    from perfusion_ops.scoring.folder import ScorerError
     from pipeline.catalog import CatalogError
     from pipeline.errors import ManifestError
     from pipeline.lease import LeaseHeld
@@ -43,7 +45,7 @@ def main() -> None:
 
     try:
         app(prog_name="perfusion")
-    except (SpecError, ManifestError, BaseError, CatalogError) as error:
+    except (SpecError, ManifestError, BaseError, CatalogError, ScorerError) as error:
         for line in str(error).splitlines():
             complain(line)
         sys.exit(USAGE)

@@ -9,7 +9,7 @@ import typer
 from jobs.output import complain, plain, refuse, say_json, table
 from jobs.target import Target, storage_of
 
-Sql = Annotated[str, typer.Argument(help="one SELECT over concepts, renders and current")]
+Sql = Annotated[str, typer.Argument(help="one SELECT over concepts, renders, scores and current")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object a row")]
 Csv = Annotated[bool, typer.Option("--csv", help="CSV with a header")]
 
@@ -17,7 +17,7 @@ _DEFAULT = "SELECT status, origin, count(*) AS rows, sum(bytes) AS bytes FROM re
 
 
 def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = False) -> None:
-    """Run SQL over the published tables. Views: concepts, renders (all runs), current (what a shop would show now)."""
+    """Run SQL over the published tables. Views: concepts, renders, scores (all runs), current (what a shop shows)."""
     import duckdb
 
     from pipeline.views import connect
@@ -30,7 +30,7 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
                 complain(f"nothing is published under {target} yet, so the tables are empty")
             relation = connection.sql(sql)
             if relation is None:
-                refuse("the query gives no rows: write a SELECT over concepts, renders and current")
+                refuse("the query gives no rows: write a SELECT over concepts, renders, scores and current")
             result = relation.to_arrow_table()
     except duckdb.Error as error:
         refuse(f"the query cannot be run: {str(error).strip()}")

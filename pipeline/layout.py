@@ -1,6 +1,6 @@
 """Where everything lies under a root. Keys, never ids, make paths; this module is the only place that spells them."""
 
-TABLES = ("concepts", "renders")
+TABLES = ("concepts", "renders")  # what every run publishes
 
 
 def weights_path(concept_key: str) -> str:
@@ -31,6 +31,11 @@ def metric_path(metric_key: str) -> str:
 def table_path(table: str, run_date: str, run_id: str, part: int = 0) -> str:
     """Published file of a run: `table` is one of TABLES, `run_date` is YYYY-MM-DD."""
     return f"tables/{table}/run_date={run_date}/run_id={run_id}/part-{part:05d}.parquet"
+
+
+def scores_path(run_date: str, run_id: str, scorer_digest: str) -> str:
+    """Published scores of a run by one set of scorers (64 hex digits)."""
+    return f"tables/scores/run_date={run_date}/run_id={run_id}/part-{scorer_digest[:16]}.parquet"
 
 
 def run_path(run_id: str, name: str = "") -> str:

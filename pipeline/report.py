@@ -26,6 +26,7 @@ from markupsafe import Markup
 
 from pipeline.errors import MEANING, Code, Status
 from pipeline.layout import TABLES, run_path
+from pipeline.report_scores import MAX_SCORERS, extremes, scorer_figures
 from pipeline.schemas import PUBLISHED
 from pipeline.sheets import PictureReader, Row, combined_renders, concept_cards, rows, sample_concepts
 from pipeline.storage import Storage
@@ -38,6 +39,7 @@ SETTINGS = 60  # lines of the spec shown
 BINS = 24
 
 _COMBINED_SHARE = 0.25  # of the room for pictures
+_SCORED_SHARE = 0.1  # likewise
 _SLACK = 4096  # the page's sentences grow by some digits once the sheets are in
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 _KEYS = {"concepts": "concept_key", "renders": "render_key"}
@@ -114,14 +116,20 @@ def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max
     environment = _environment()
     template = environment.get_template("report.html.j2")
     tiles: Any = environment.get_template("tiles.html.j2").module
+    scored: Any = environment.get_template("scores.html.j2").module
     view = _figures(storage, run_id, tables)
     inputs = _json(storage, run_path(run_id, "inputs.json"))
     reader = PictureReader(storage)
 
-    def render(cards: list[Markup], combined: list[Markup]) -> bytes:
-        return template.render(view, cards=cards, combined=combined).encode("utf-8")
+    def render(cards: list[Markup], combined: list[Markup], ends: list[Markup]) -> bytes:
+        return template.render(view, cards=cards, combined=combined, extremes=ends).encode("utf-8")
 
-    room = max_bytes - len(render([], [])) - _SLACK
+    room = max_bytes - len(render([], [], [])) - _SLACK
+    ends: list[Markup] = []
+    if view["scores"]:
+        both = extremes(tables.connection, view["scores"][0].digest, reader)
+        ends = _that_fit(map(scored.scored, both), int(room * _SCORED_SHARE))
+    room -= sum(map(_size, ends))
     combined = _that_fit(
         map(tiles.combined, combined_renders(tables.connection, MAX_COMBINED, inputs, reader)),
         int(room * _COMBINED_SHARE),
@@ -131,7 +139,7 @@ def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max
     sample = sample_concepts(tables.connection, max_concepts)
     cards = _that_fit(map(tiles.card, concept_cards(tables.connection, sample, tables.carried, inputs, reader)), room)
     shown = zip((row["concept_id"] for row in sample), cards, strict=False)
-    return render([card for _, card in sorted(shown)], combined)
+    return render([card for _, card in sorted(shown)], combined, ends)
 
 
 def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
@@ -158,7 +166,9 @@ def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
         "slowest": rows(connection, _SLOWEST, {"limit": SLOWEST}),
         "concepts_total": _count(connection, "SELECT count(DISTINCT concept_id) FROM concepts"),
         "combined_total": _count(connection, "SELECT count(*) FROM renders WHERE len(concept_ids) > 1"),
-        "pattern": {table: storage.uri(f"tables/{table}/*/run_id={run_id}/*.parquet") for table in TABLES},
+        "scores": scorer_figures(connection, storage, run_id),
+        "scores_shown": MAX_SCORERS,
+        "pattern": {table: storage.uri(f"tables/{table}/*/run_id={run_id}/*.parquet") for table in PUBLISHED},
     }
 
 

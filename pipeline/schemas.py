@@ -98,7 +98,24 @@ RENDERS = pa.schema(
     metadata=METADATA,
 )
 
-PUBLISHED = {"concepts": CONCEPTS, "renders": RENDERS}
+# One row per picture and set of scorers; joined to `renders` by run_id and render_key.
+SCORES = pa.schema(
+    [
+        ("run_id", _RUN_ID),
+        ("render_key", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("text_similarity", pa.float64()),
+        ("image_similarity", pa.float64()),
+        ("context_correct", pa.bool_()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("scored_at", _TIME),
+    ],
+    metadata=METADATA,
+)
+
+PUBLISHED = {"concepts": CONCEPTS, "renders": RENDERS, "scores": SCORES}
 
 # Names that a manifest's extra columns may not bear (compared without case: SQL does not tell cases apart).
 RESERVED_COLUMNS = frozenset(

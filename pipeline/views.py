@@ -1,4 +1,4 @@
-"""The published tables as SQL: `concepts`, `renders` and `current`, on any storage, published or not.
+"""The published tables as SQL: `concepts`, `renders`, `scores` and `current`, on any storage, published or not.
 
 Each call sees the files that are there when it connects. Files of older schema versions are read with nulls for what
 they lack; with nothing published the views are empty and have the fixed columns.
@@ -11,7 +11,6 @@ import duckdb
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.layout import TABLES
 from pipeline.schemas import PUBLISHED
 from pipeline.storage import Storage
 
@@ -42,7 +41,7 @@ QUALIFY row_number() OVER (
 def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection with the views of everything that is published under a root.
 
-    - `concepts`, `renders`: every row of every run, with `run_date` from the path.
+    - `concepts`, `renders`, `scores`: every row of every run, with `run_date` from the path.
     - `current`: the pictures that a shop would show now: for each prompt, size and index the ok rows of the newest run
       that has any, equal pictures once.
 
@@ -53,7 +52,7 @@ def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
     local = isinstance(storage.filesystem, LocalFileSystem)
     if not local:
         connection.register_filesystem(storage.filesystem)
-    for table in TABLES:
+    for table in PUBLISHED:
         files = [path for path, _ in storage.list(f"tables/{table}") if path.endswith(".parquet")]
         if files:
             # DuckDB takes every name for a pattern.
@@ -78,7 +77,7 @@ def query(storage: Storage, sql: str, parameters: list[Any] | None = None) -> pa
 
     Args:
         storage: whose tables.
-        sql: one SELECT over `concepts`, `renders` and `current`.
+        sql: one SELECT over `concepts`, `renders`, `scores` and `current`.
         parameters: values of its placeholders.
 
     Raises:
