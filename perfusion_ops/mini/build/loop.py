@@ -118,13 +118,17 @@ def load_mean(path: Path, model: nn.Module) -> int:
 @torch.no_grad()
 def _follow(mean: dict[str, Tensor], state: dict[str, Tensor], decay: float) -> None:
     floating = [key for key, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([mean[key] for key in floating], [state[key] for key in floating], 1 - decay)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        [mean[key] for key in floating], [state[key] for key in floating], 1 - decay
+    )
     for key, value in state.items():
         if not value.is_floating_point():
             mean[key].copy_(value)
 
 
-def _log(folder: Path, name: str, step: int, loss: float, samples_per_s: float, rate: float) -> None:
+def _log(  # noqa: PLR0917 - the line's fields in their order
+    folder: Path, name: str, step: int, loss: float, samples_per_s: float, rate: float
+) -> None:
     line = {
         "stage": name, "step": step, "loss": round(loss, 5), "samples_per_s": round(samples_per_s, 1),
         "rate": float(f"{rate:.3g}"), "time": round(time.time()),
@@ -133,7 +137,7 @@ def _log(folder: Path, name: str, step: int, loss: float, samples_per_s: float, 
         file.write(json.dumps(line) + "\n")
 
 
-def _save(
+def _save(  # noqa: PLR0917 - all that a checkpoint holds
     path: Path,
     step: int,
     state: dict[str, Tensor],
@@ -165,9 +169,10 @@ def _restore(
             value.copy_(file.get_tensor(f"state.{key}"))
             mean[key].copy_(file.get_tensor(f"mean.{key}"))
         for key, parameter in parameters.items():
+            # Laid out in memory as the parameter: the fused optimiser walks both without a look at their strides.
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device),
-                "exp_avg": file.get_tensor(f"first.{key}").to(parameter.device),
-                "exp_avg_sq": file.get_tensor(f"second.{key}").to(parameter.device),
+                "exp_avg": torch.empty_like(parameter).copy_(file.get_tensor(f"first.{key}")),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(file.get_tensor(f"second.{key}")),
             }
     return step
