@@ -4,7 +4,7 @@ BIN := .venv/bin
 NAME ?=
 ARGS ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench quality clean
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
@@ -26,6 +26,9 @@ check: .venv/ready  ## lint, format and types
 
 bench: .venv/ready  ## make bench NAME=render | train
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality
+	@$(BIN)/python -m perfusion_ops.mini.quality --out .bench/quality $(ARGS)
 
 clean:
 	rm -rf .venv demo .bench
