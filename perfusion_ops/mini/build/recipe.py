@@ -33,7 +33,7 @@ class Text(Frozen):
 class Autoencoder(Frozen):
     """The VAE; four pixels a side become one latent position."""
 
-    channels: tuple[int, int, int] = (24, 48, 96)
+    channels: tuple[int, int, int] = (16, 48, 96)
     latent: int = 8
     groups: int = 8
     fit: Fit
@@ -51,9 +51,10 @@ class Denoiser(Frozen):
 
 
 class Scorer(Frozen):
-    """A scorer of any kind: a residual network's widths, or a transformer's width and depth."""
+    """A scorer of any kind: a residual network's widths and depths, or a transformer's width and depth."""
 
-    channels: tuple[int, ...] = (48, 96, 192)
+    channels: tuple[int, int, int] = (48, 96, 192)
+    depths: tuple[int, int, int] = (1, 2, 1)
     width: int = 128
     layers: int = 4
     fit: Fit
@@ -79,11 +80,11 @@ FULL = Recipe(
     scorer_pictures=60_000,
     held_out=2_000,
     text=Text(fit=Fit(samples=300_000, batch=128, rate=1e-3)),
-    autoencoder=Autoencoder(fit=Fit(samples=150_000, batch=16, rate=2e-3, decay=0.5)),
+    autoencoder=Autoencoder(fit=Fit(samples=110_000, batch=16, rate=2e-3, decay=0.5)),
     denoiser=Denoiser(fit=Fit(samples=1_000_000, batch=64, rate=8e-4, average=0.9995)),
-    reader=Scorer(channels=(64, 128, 192), fit=Fit(samples=360_000, batch=64, rate=1e-3)),
-    identity=Scorer(channels=(48, 96, 192), fit=Fit(samples=360_000, batch=128, rate=1e-3)),
-    dual=Scorer(fit=Fit(samples=300_000, batch=128, rate=1e-3)),
+    reader=Scorer(fit=Fit(samples=300_000, batch=64, rate=2e-3, decay=0.5)),
+    identity=Scorer(fit=Fit(samples=400_000, batch=128, rate=2e-3, decay=0.5)),
+    dual=Scorer(fit=Fit(samples=240_000, batch=128, rate=1e-3, decay=0.5)),
 )
 
 TINY = Recipe(
