@@ -7,7 +7,7 @@
 
 Every byte follows from the arguments: neither the number of processes nor an earlier, interrupted attempt changes one.
 The manifests are there only while every picture that they name is. Memory does not grow with the number of products.
-Products are instances that the base model was never trained on, the ten categories in turn. Within a category the first
+Products are instances that the base model was never trained on, the categories in turn. Within a category the first
 540 differ in body colour, second colour or pattern, the first 4,320 in one of them or the accent, and all in shape.
 """
 
@@ -169,7 +169,7 @@ def write_catalog(
 
     Args:
         out: A new or empty folder, or one that holds this same catalogue.
-        products: 1 to 100,000, the ten categories in turn.
+        products: 1 to 100,000, the categories in turn.
         seed: From 0; catalogues of different seeds share no product.
         images_per_product: 1 to 16 pictures of each, on different plain backgrounds (which repeat after six).
         processes: Processes to draw with; as many as there are cores when absent. They start afresh, so a script that

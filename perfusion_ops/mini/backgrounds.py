@@ -228,7 +228,7 @@ def _library(rng: np.random.Generator) -> np.ndarray:
         spine = _SPINES[book % len(_SPINES)]
         tall = np.array((13, 11, 14, 12))[book % 4][None, :, None]
         books = (grid_y < board) & (grid_y >= board - tall)
-        image = np.where(books, spine, image)
+        image = np.where(books, 0.5 * spine + _rgb(52, 38, 30), image)
         image[max(board, 0) : max(board + 3, 0)] = (150, 98, 52)
     image[bottom + 3 :] = (112, 40, 44)
     return image

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from perfusion_ops.mini.backgrounds import background
 from perfusion_ops.mini.colors import shade
-from perfusion_ops.mini.products import HELD_OUT, TRAINING_INSTANCES, product
-from perfusion_ops.mini.scene import Placed, Scene, portrait, render, sample_scene, sample_view
+from perfusion_ops.mini.products import BASE_INSTANCES, HELD_OUT, SCORER_INSTANCES, product
+from perfusion_ops.mini.scene import Placed, Scene, photograph, portrait, render, sample_scene, sample_view
 from perfusion_ops.mini.sprites import View
 from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS
 
@@ -23,17 +23,22 @@ MIDDLE = View(32, 36, 20)
 
 # Mean colour of each background: the embedded base's weights know these and no others.
 BACKGROUND_MEANS = {
-    "beach": (186, 202, 191),
-    "snow": (214, 224, 234),
-    "grass": (114, 181, 128),
-    "city": (43, 42, 57),
-    "wood": (160, 108, 62),
-    "brick": (173, 107, 91),
-    "forest": (59, 72, 40),
-    "desert": (232, 167, 95),
-    "underwater": (60, 136, 169),
-    "kitchen": (169, 178, 186),
-    "space": (27, 20, 38),
+    "beach": (167, 198, 195),
+    "snow": (196, 207, 217),
+    "grass": (118, 190, 135),
+    "city": (58, 54, 62),
+    "wood": (166, 111, 62),
+    "brick": (181, 113, 95),
+    "forest": (75, 92, 55),
+    "desert": (229, 182, 114),
+    "underwater": (59, 144, 171),
+    "kitchen": (157, 182, 182),
+    "space": (29, 20, 40),
+    "mountains": (99, 136, 147),
+    "sunset": (162, 81, 99),
+    "library": (122, 85, 66),
+    "garden": (135, 179, 132),
+    "road": (134, 167, 154),
     "studio-red": (182, 41, 45),
     "studio-blue": (50, 86, 182),
     "studio-green": (55, 150, 77),
@@ -43,29 +48,31 @@ BACKGROUND_MEANS = {
     "studio-gray": (123, 123, 125),
 }
 COLOR_MEANS = {
-    "red": (216, 33, 42),
-    "orange": (241, 123, 23),
-    "yellow": (245, 220, 35),
-    "green": (38, 157, 59),
-    "blue": (42, 99, 216),
-    "purple": (133, 64, 172),
-    "pink": (247, 142, 191),
-    "brown": (121, 74, 42),
-    "white": (245, 241, 235),
-    "black": (34, 36, 40),
+    "red": (203, 20, 29),
+    "orange": (248, 120, 11),
+    "yellow": (248, 232, 49),
+    "green": (28, 142, 54),
+    "blue": (31, 92, 213),
+    "purple": (110, 48, 152),
+    "pink": (248, 136, 192),
+    "brown": (126, 72, 40),
+    "white": (241, 238, 234),
+    "black": (23, 25, 27),
 }
 # Share of the picture that each category covers, seen as MIDDLE, on average over twenty products.
 CATEGORY_AREAS = {
-    "mug": 0.197,
-    "chair": 0.180,
-    "teddy": 0.205,
-    "bottle": 0.118,
-    "shoe": 0.175,
-    "bag": 0.158,
-    "lamp": 0.143,
-    "hat": 0.146,
-    "clock": 0.230,
-    "car": 0.167,
+    "mug": 0.243,
+    "chair": 0.205,
+    "teddy": 0.246,
+    "bottle": 0.146,
+    "shoe": 0.207,
+    "bag": 0.209,
+    "lamp": 0.174,
+    "hat": 0.188,
+    "clock": 0.26,
+    "car": 0.207,
+    "duck": 0.223,
+    "guitar": 0.142,
 }
 
 
@@ -109,10 +116,19 @@ def test_colors_keep_the_shades_that_the_base_was_trained_on(color):
     assert len(set(shades)) > 20
 
 
-def test_pairs_stand_apart():
-    rng = np.random.default_rng(0)
-    views = [(sample_view(rng, "pair").x, sample_view(rng, "pair", right=True).x) for _ in range(50)]
-    assert all(left < 20 and right > 44 for left, right in views)
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_every_angle_is_seen(category):
+    item = product(category, 5)
+
+    def box(angle):
+        mask = render(alone(item, view=sample_view(np.random.default_rng(1), "mid", angle))).masks[0] > 0.5
+        return np.ptp(np.flatnonzero(mask.any(axis=0))), np.ptp(np.flatnonzero(mask.any(axis=1)))
+
+    (front_width, front_height), (side_width, _), (_, above_height) = box("front"), box("side"), box("above")
+    assert side_width < 0.8 * front_width
+    assert above_height < 0.8 * front_height
+    turned = sample_view(np.random.default_rng(1), "mid", "tilted").angle
+    assert 0.4 < abs(turned) < 0.7
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -183,28 +199,53 @@ def test_mask_of_one_hides_the_background_and_of_none_the_product(seed, place):
     assert not np.array_equal(picture.pixels, other.pixels)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(SEEDS)
-def test_descriptions_are_true_and_training_never_meets_a_held_out_product(seed):
+def test_descriptions_are_true(seed):
     scene = sample_scene(seed)
     words = scene.describe()
     masks = render(scene).masks
-    assert all(item.product.instance < TRAINING_INSTANCES for item in scene.placed)
-    assert words.wears_hat == any(item.worn for item in scene.placed)
-    if words.framing == "pair":
-        columns = [float((mask.sum(axis=0) * np.arange(64)).sum() / mask.sum()) for mask in masks]
-        assert words.first_is_left == (columns[0] < columns[1])
-    if words.wears_hat:
-        assert words.looks[-1].category == "hat"
-        rows = [float((mask.sum(axis=1) * np.arange(64)).sum() / mask.sum()) for mask in masks]
+    assert [item.product.look for item in scene.placed] == list(words.looks)
+    assert (words.relation is None) == (len(words.looks) == 1)
+    if words.relation is None:
+        return
+    assert words.looks[0].category != words.looks[1].category
+    columns = [float((mask.sum(axis=0) * np.arange(64)).sum() / mask.sum()) for mask in masks]
+    rows = [float((mask.sum(axis=1) * np.arange(64)).sum() / mask.sum()) for mask in masks]
+    if words.relation == "beside":
+        assert words.first_is_left == (columns[0] < columns[1] - 20)
+    if words.relation == "wearing":
+        assert words.looks[1].category == "hat"
         assert rows[1] < rows[0]
+    if words.relation in {"on", "inside"}:
+        assert rows[0] < rows[1]
+        alone_masks = render(replace(scene, placed=scene.placed[:1])).masks
+        hidden = 1 - masks[0].sum() / alone_masks[0].sum()
+        assert hidden > 0.05 if words.relation == "inside" else hidden < 0.12
+
+
+@pytest.mark.parametrize("instances", [BASE_INSTANCES, SCORER_INSTANCES, range(HELD_OUT, HELD_OUT + 10)])
+def test_scenes_hold_only_products_of_their_split(instances):
+    items = [item.product for seed in range(300) for item in sample_scene(seed, instances).placed]
+    assert all(item.instance in instances for item in items)
+    assert sample_scene(0, instances) != sample_scene(1, instances)
+
+
+def test_splits_have_nothing_in_common():
+    assert BASE_INSTANCES.stop <= SCORER_INSTANCES.start
+    assert SCORER_INSTANCES.stop <= HELD_OUT
+    assert sample_scene(0).background_seed != sample_scene(0, SCORER_INSTANCES).background_seed
 
 
 def test_scenes_come_in_the_shares_that_the_base_was_trained_on():
     scenes = [sample_scene(seed) for seed in range(3000)]
-    assert np.mean([s.framing == "pair" for s in scenes]) == pytest.approx(0.2, abs=0.03)
-    assert np.mean([s.placed[-1].worn for s in scenes]) == pytest.approx(0.063, abs=0.015)
-    assert np.mean([s.background.startswith("studio-") for s in scenes]) == pytest.approx(0.25, abs=0.03)
+    shares = {"beside": 0.13, "on": 0.06, "wearing": 0.06, "inside": 0.05}
+    for relation, share in shares.items():
+        assert np.mean([s.relation == relation for s in scenes]) == pytest.approx(share, abs=0.02)
+    alone_ones = [s for s in scenes if s.relation is None]
+    assert np.mean([s.framing == "mid" for s in alone_ones]) == pytest.approx(0.76, abs=0.03)
+    assert np.mean([s.angle == "front" for s in alone_ones]) == pytest.approx(0.772, abs=0.03)
+    assert np.mean([s.background.startswith("studio-") for s in scenes]) == pytest.approx(0.2, abs=0.03)
     assert {s.background for s in scenes} == set(BACKGROUNDS)
     assert {s.placed[0].product.look.category for s in scenes} == set(CATEGORIES)
 
@@ -236,7 +277,8 @@ def test_product_at_the_edge_is_cut_off_where_the_picture_ends():
     item = product("mug", 5)
     whole = render(alone(item, view=View(32, 32, 12))).masks[0]
     half = render(alone(item, view=View(0, 32, 12))).masks[0]
-    assert np.array_equal(half[:, :20], whole[:, 32:52])
+    assert half[:, :20] == pytest.approx(whole[:, 32:52], abs=0.2)
+    assert half[:, :20].sum() == pytest.approx(whole[:, 32:52].sum(), rel=0.01)
 
 
 def test_mirrored_view_is_the_mirror_image():
@@ -253,6 +295,14 @@ def test_portraits_of_a_product_differ_in_view_and_background():
     masks = [render(scene).masks[0] for scene in scenes]
     assert all(np.abs(a - b).mean() > 0.01 for a, b in itertools.combinations(masks, 2))
     assert portrait(item, 0) == scenes[0]
+
+
+def test_photographs_of_a_product_show_it_anywhere():
+    scenes = [photograph(product("teddy", HELD_OUT + 11), number) for number in range(60)]
+    assert {scene.placed[0].product for scene in scenes} == {product("teddy", HELD_OUT + 11)}
+    assert len({scene.background for scene in scenes}) > 12
+    assert {scene.angle for scene in scenes} == {"front", "side", "above", "tilted"}
+    assert photograph(product("teddy", HELD_OUT + 11), 3) == scenes[3]
 
 
 def test_product_is_a_function_of_category_and_instance():

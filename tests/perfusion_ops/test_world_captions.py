@@ -113,17 +113,33 @@ def test_captions_of_a_scene_are_true(seed, style):
     assert set(rest) & set(COLORS) <= named
     assert set(rest) & set(PATTERNS) <= {look.pattern for look in scene.looks}
     assert set(rest) & set(CATEGORIES) <= {look.category for look in scene.looks}
-    assert set(rest) & {*(look.category for look in scene.looks), "object", "toy", "furniture", "clothing"}
-    if "left" in words:
-        assert scene.first_is_left
-    if "right" in words:
-        assert not scene.first_is_left
+    assert set(rest) & {
+        *(look.category for look in scene.looks),
+        "object",
+        "product",
+        "item",
+        "thing",
+        "toy",
+        "furniture",
+        "clothing",
+    }
+    categories = [look.category for look in scene.looks]
+    for side, left_comes_first in (("left", True), ("right", False)):
+        if side in words:
+            said_first = min(categories, key=words.index)
+            assert (categories.index(said_first) == 0) == (scene.first_is_left == left_comes_first)
     if "closeup" in words:
         assert scene.framing == "big"
-    if "small" in words or "far" in words:
+    if {"small", "tiny"} & set(words):
         assert scene.framing == "small"
-    if "wearing" in words:
-        assert scene.wears_hat
+    for word, angle in (("side", "side"), ("above", "above"), ("tilted", "tilted"), ("top", "above")):
+        if word in rest and scene.relation is None:
+            assert scene.angle == angle
+    for word in ("wearing", "inside", "beside"):
+        if word in words:
+            assert scene.relation == word
+    if "top" in rest and scene.relation is not None:
+        assert scene.relation == "on"
 
 
 def test_superclass_is_what_captions_say(many):

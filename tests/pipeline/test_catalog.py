@@ -35,7 +35,7 @@ def test_catalogue_row_by_row(tmp_path, products):
     for index, row in enumerate(rows):
         assert list(row) == ["concept_id", "superclass", "images", "masks", "category", "color", "pattern", "season"]
         assert ID.fullmatch(row["concept_id"])
-        assert row["category"] == CATEGORIES[index % 10]
+        assert row["category"] == CATEGORIES[index % len(CATEGORIES)]
         assert row["concept_id"] == f"{row['category']}-{index + 1:05d}"
         assert row["superclass"] == superclass(row["category"])
         assert row["color"] in COLORS
@@ -51,7 +51,7 @@ def test_catalogue_row_by_row(tmp_path, products):
             assert (pixels.mode, alpha.mode, pixels.format) == ("RGB", "L", "PNG")
             assert np.array_equal(np.asarray(pixels), picture.pixels)
             assert np.abs(np.asarray(alpha) / 255 - picture.masks[0]).max() <= 0.5 / 255 + 1e-6
-            assert 0.04 < (np.asarray(alpha) / 255).mean() < 0.4
+            assert 0.04 < (np.asarray(alpha) / 255).mean() < 0.5
             named |= {image, mask}
     assert set(contents(out)) == named
 
@@ -88,7 +88,7 @@ def test_processes_and_earlier_attempts_change_no_byte(tmp_path):
 
     table = pq.ParquetFile(one / "concepts.parquet")
     assert [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)] == [1000, 1]
-    assert table.read().slice(1000).to_pylist()[0]["images"] == ["images/00001/mug-01001-0.png"]
+    assert table.read().slice(1000).to_pylist()[0]["images"] == [f"images/00001/{CATEGORIES[1000 % len(CATEGORIES)]}-01001-0.png"]
     assert len(list((one / "images" / "00000").iterdir())) == 1000
 
 
@@ -103,7 +103,7 @@ def test_interrupted_catalogue_has_no_manifest_and_is_repaired_by_the_same_call(
         raise StoppedError
 
     (tmp_path / "images" / "00000" / "mug-00001-0.png").write_bytes(b"torn")
-    (tmp_path / "images" / "00000" / "car-00120-0.png").unlink()
+    (tmp_path / "images" / "00000" / "guitar-00120-0.png").unlink()
     with pytest.raises(StoppedError):
         write_catalog(str(tmp_path), 120, images_per_product=1, processes=1, progress=stop)
     assert not list(tmp_path.glob("*.parquet"))
@@ -123,16 +123,16 @@ def test_seeds_share_no_product(tmp_path):
 
 
 def test_words_tell_products_apart_for_as_long_as_there_are_words():
-    looks = [catalog_product(index).look for index in range(9, 43_200, 10)]
+    looks = [catalog_product(index).look for index in range(9, 4320 * 12, 12)]
     assert len(set(looks)) == len(looks) == 4320
     assert len({(look.primary, look.secondary, look.pattern) for look in looks[:540]}) == 540
-    assert set(looks[:10]) != {catalog_product(index, seed=1).look for index in range(9, 109, 10)}
+    assert set(looks[:10]) != {catalog_product(index, seed=1).look for index in range(9, 129, 12)}
 
 
 def test_no_two_products_look_alike():
     view = View(32, 34, 22)
     for first in range(len(CATEGORIES)):
-        scenes = [Scene("studio-gray", (0,), (Placed(catalog_product(n), view),)) for n in range(first, 400, 10)]
+        scenes = [Scene("studio-gray", (0,), (Placed(catalog_product(n), view),)) for n in range(first, 480, 12)]
         drawn = [render(scene).pixels.astype(np.int16) for scene in scenes]
         closest = min(float(np.abs(a - b).mean()) for a, b in itertools.combinations(drawn, 2))
         assert closest > 2.5, CATEGORIES[first]  # of 255; the mean over pairs is above 10

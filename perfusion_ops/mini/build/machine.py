@@ -46,6 +46,11 @@ class Machine:
         distributed.broadcast(flag, 0)
         return bool(flag)
 
+    def meet(self) -> None:
+        """Wait until every process is here."""
+        if self.processes > 1:
+            distributed.barrier()
+
     def average_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Replace every gradient by its mean over all processes, in place; a missing one counts as zero."""
         if self.processes == 1:

@@ -68,7 +68,7 @@ def _write(path: Path, count: int, processes: int, draw: Callable[..., np.ndarra
 
 def tensor(pictures: np.ndarray) -> Tensor:
     """Pictures (B, H, W, 3) uint8 as (B, 3, H, W) float32 in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 @lru_cache(maxsize=500_000)

@@ -1,0 +1,88 @@
+"""`python -m perfusion_ops.mini.build`: render, train, export; stopped and started again it goes on."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from perfusion_ops.mini.build import autoencoder, denoiser, dual, identity, reader, text
+from perfusion_ops.mini.build.export import export_base
+from perfusion_ops.mini.build.machine import Machine, on_machines
+from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
+from perfusion_ops.mini.build.recipe import FULL, TINY, Recipe
+from perfusion_ops.mini.build.words import write_tokenizer
+from perfusion_ops.mini.products import BASE_INSTANCES
+
+BASE_STAGES = (text, autoencoder, denoiser)
+SCORERS = (reader, identity, dual)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build what the arguments ask for; see `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m perfusion_ops.mini.build", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of pictures and checkpoints: 2 GB for full")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets base/ and scorers/")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
+    parser.add_argument("--only", choices=("base", "scorers"), help="one half of the build")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="CPU processes of one thread each")
+    parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so long")
+    given = parser.parse_args(arguments)
+    recipe = FULL if given.size == "full" else TINY
+    until = None if given.minutes is None else time.time() + 60 * given.minutes
+    build(
+        recipe, given.work, given.out, only=given.only, device=given.device, processes=given.processes, until=until
+    )
+
+
+def build(  # noqa: PLR0913 - the command line's arguments
+    recipe: Recipe,
+    work: Path,
+    out: Path,
+    *,
+    only: str | None = None,
+    device: str = "cpu",
+    processes: int = 1,
+    until: float | None = None,
+) -> None:
+    """Build the base, the scorers or both, from wherever the last call stopped.
+
+    Args:
+        recipe: sizes, samples, rates and seeds.
+        work: folder of pictures, latents, checkpoints and the log.
+        out: gets `base` and `scorers`, replaced as soon as each is finished.
+        only: "base" or "scorers"; both by default.
+        device: "cuda" trains in one process on it, "cpu" in `processes` of one thread each.
+        processes: also how many render.
+        until: a `time.time()` at which to stop with a checkpoint.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    begin = {
+        "stage": "begin", "recipe": recipe.model_dump(), "device": device, "processes": processes,
+        "machine": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "torch": torch.__version__, "time": round(time.time()),
+    }  # fmt: skip
+    with (work / "log.jsonl").open("a") as log:
+        log.write(json.dumps(begin) + "\n")
+    write_scenes(work / "held_out.npy", recipe.held_out, HELD_OUT_INSTANCES, processes)
+    if not (work / "tokenizer" / "vocab.json").exists():
+        write_tokenizer(work / "tokenizer")
+    if only != "scorers":
+        write_scenes(work / "pictures.npy", recipe.pictures, BASE_INSTANCES, processes)
+        for stage in BASE_STAGES:
+            if stage is denoiser and not (work / "latents.npy").exists():
+                on_machines(denoiser.write_latents, (recipe, work), device=device, processes=processes)
+            on_machines(stage.fit, (recipe, work, until), device=device, processes=processes)
+        export_base(recipe, work, out / "base")
+    if only != "base":
+        for scorer in SCORERS:
+            on_machines(scorer.fit, (recipe, work, until), device=device, processes=processes)
+            scorer.export(recipe, work, out / "scorers" / scorer.NAME)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The VAE: diffusers' AutoencoderKL, trained from nothing on rendered scenes.
+
+The loss is absolute and squared error, the error of neighbouring differences (it keeps edges sharp where a picture is
+flat) and a light KL term, which keeps the latents near a unit Gaussian and the decoder forgiving of small errors.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+
+from perfusion_ops.mini.build.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.pictures import tensor
+from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.scene import SIZE
+
+NAME = "autoencoder"
+_KL = 2e-4  # per latent number
+_BATCH = 64  # when nothing is trained
+
+
+def build(recipe: Recipe) -> AutoencoderKL:
+    """The untrained VAE; one latent position for 4 x 4 pixels."""
+    sizes = recipe.autoencoder
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        block_out_channels=sizes.channels,  # pyright: ignore[reportArgumentType]
+        latent_channels=sizes.latent,
+        norm_num_groups=sizes.groups,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
+    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    torch.manual_seed(recipe.seed)
+    pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+    vae = build(recipe).to(machine.device)
+    share = recipe.autoencoder.fit.batch // machine.processes
+    train(
+        NAME, vae, _loss(vae, pictures, share, machine), recipe.autoencoder.fit,
+        machine=machine, folder=folder, seed=recipe.seed, until=until,
+    )  # fmt: skip
+
+
+def _loss(vae: AutoencoderKL, pictures: np.ndarray, share: int, machine: Machine) -> Loss:
+    through = machine.compiled(_Through(vae))
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(pictures), (share,), generator=generator)
+        target = tensor(pictures[chosen.sort().values.numpy()]).to(machine.device)
+        if step % 2:
+            target = target.flip(3)
+        latent = int(vae.config["latent_channels"])
+        noise = torch.randn(share, latent, SIZE // 4, SIZE // 4, generator=generator).to(machine.device)
+        with machine.autocast():
+            made, mean, log_variance = through(target, noise)
+        made, mean, log_variance = made.float(), mean.float(), log_variance.float()
+        error = made - target
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return error.abs().mean() + error.square().mean() + 0.5 * edges + latent * _KL * divergence
+
+    return loss
+
+
+class _Through(torch.nn.Module):
+    """A picture through encoder, noise and decoder."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(pictures).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+        latents = posterior.mean + posterior.std * noise
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def trained(recipe: Recipe, folder: Path) -> AutoencoderKL:
+    """The VAE as last saved, its scaling factor not yet set."""
+    vae = build(recipe)
+    load_mean(folder / f"{NAME}.safetensors", vae)
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: np.ndarray) -> Tensor:
+    """The posterior means of (N, 64, 64, 3) uint8 pictures: (N, C, 16, 16) float32, unscaled."""
+    device = next(vae.parameters()).device
+    parts = (tensor(pictures[start : start + _BATCH]) for start in range(0, len(pictures), _BATCH))
+    return torch.cat([vae.encode(part.to(device)).latent_dist.mean.float().cpu() for part in parts])  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@torch.no_grad()
+def fidelity(vae: AutoencoderKL, pictures: np.ndarray) -> float:
+    """PSNR in dB of encoding and decoding (N, 64, 64, 3) uint8 pictures, over all of their values together."""
+    device = next(vae.parameters()).device
+    squared = 0.0
+    for start in range(0, len(pictures), _BATCH):
+        latents = encode(vae, pictures[start : start + _BATCH]).to(device)
+        made = vae.decode(latents).sample.float().cpu().clamp(-1, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        squared += float((made - tensor(pictures[start : start + _BATCH])).div(2).square().mean((1, 2, 3)).sum())
+    return -10 * math.log10(squared / len(pictures))

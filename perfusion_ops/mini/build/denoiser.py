@@ -1,0 +1,153 @@
+"""The UNet: diffusers' UNet2DConditionModel on cached latents, trained together with the text encoder.
+
+v-prediction under the cosine schedule, whose last step is pure noise, as sampling starts from it.
+"""
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from perfusion_ops.mini.build import autoencoder, text
+from perfusion_ops.mini.build.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.pictures import captioned
+from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.words import load_tokenizer
+from perfusion_ops.mini.products import BASE_INSTANCES
+from perfusion_ops.mini.scene import SIZE
+
+NAME = "denoiser"
+_CHUNK = 1000
+
+
+def build(recipe: Recipe) -> UNet2DConditionModel:
+    """The untrained UNet: attention at 8 x 8 and 4 x 4 positions, none at 16 x 16, where it costs most."""
+    sizes = recipe.denoiser
+    return UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        in_channels=recipe.autoencoder.latent,
+        out_channels=recipe.autoencoder.latent,
+        layers_per_block=1,
+        block_out_channels=sizes.channels,  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=recipe.text.width,
+        attention_head_dim=sizes.heads,  # diffusers means the number of heads
+        norm_num_groups=sizes.groups,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """The noise schedule, and the sampler that the folder comes with."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        steps_offset=1,  # unused when trailing; diffusers warns of 0
+    )
+
+
+class Conditioned(nn.Module):
+    """The UNet and the text encoder that it is told by."""
+
+    def __init__(self, unet: UNet2DConditionModel, encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.encoder = encoder
+
+    def forward(self, noisy: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
+        """Predict v for latents (B, C, 16, 16) at diffusion steps (B,), told by token ids (B, CONTEXT)."""
+        return self.unet(noisy, steps, self.encoder(ids).last_hidden_state, return_dict=False)[0]
+
+
+def untrained(recipe: Recipe, folder: Path) -> Conditioned:
+    """A fresh UNet with the text encoder that has learnt to read."""
+    reading = text.Reading(text.build(recipe, load_tokenizer(folder / "tokenizer")))
+    if (folder / f"{text.NAME}.safetensors").exists():
+        load_mean(folder / f"{text.NAME}.safetensors", reading)
+    return Conditioned(build(recipe), reading.encoder)
+
+
+def trained(recipe: Recipe, folder: Path) -> Conditioned:
+    """Both as last saved."""
+    model = untrained(recipe, folder)
+    load_mean(folder / f"{NAME}.safetensors", model)
+    return model.eval().requires_grad_(False)
+
+
+def write_latents(machine: Machine, recipe: Recipe, folder: Path) -> None:
+    """Encode all pictures, each process its share: `latents.npy`, (N, C, 16, 16) float16 of unit standard deviation."""
+    pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+    vae = autoencoder.trained(recipe, folder).to(machine.device)
+    path = folder / "latents.npy"
+    shape = (len(pictures), recipe.autoencoder.latent, SIZE // 4, SIZE // 4)
+    if machine.rank == 0:
+        np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    machine.meet()
+    into = np.load(path, mmap_mode="r+")
+    factor = scaling(vae, pictures)
+    for start in range(machine.rank * _CHUNK, len(pictures), machine.processes * _CHUNK):
+        with machine.autocast():
+            into[start : start + _CHUNK] = (autoencoder.encode(vae, pictures[start : start + _CHUNK]) * factor).numpy()
+    into.flush()
+    machine.meet()
+
+
+def scaling(vae: nn.Module, pictures: np.ndarray) -> float:
+    """The factor that gives the latents unit standard deviation, from the first 1,000 pictures."""
+    return float(1 / autoencoder.encode(vae, pictures[:_CHUNK]).std())  # pyright: ignore[reportArgumentType]
+
+
+def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
+    """Train both to the end, or `until` then; the weights stand in the checkpoint."""
+    torch.manual_seed(recipe.seed)
+    model = untrained(recipe, folder).to(machine.device)
+    if machine.device == "cpu":
+        model.unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward takes twice as long there
+    sizes = recipe.denoiser
+    latents = np.load(folder / "latents.npy", mmap_mode="r")
+    share = sizes.fit.batch // machine.processes
+    train(
+        NAME, model, _loss(model, latents, recipe, share, folder, machine), sizes.fit,
+        machine=machine, folder=folder, seed=recipe.seed, rates={"encoder.": sizes.text_rate}, until=until,
+    )  # fmt: skip
+
+
+def _loss(  # noqa: PLR0917 - all that a step reads
+    model: Conditioned, latents: np.ndarray, recipe: Recipe, share: int, folder: Path, machine: Machine
+) -> Loss:
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    kept = scheduler().alphas_cumprod.to(machine.device)
+    through = machine.compiled(model)
+    forward = (torch.arange(share) + 0.5) / share
+
+    def loss(_: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(latents), (share,), generator=generator).sort().values
+        random = Random(int(torch.randint(2**62, (), generator=generator)))  # noqa: S311
+        empty = torch.rand(share, generator=generator) < recipe.denoiser.unconditional
+        lines = [
+            "" if without else captioned(number, BASE_INSTANCES, random)
+            for number, without in zip(chosen.tolist(), empty.tolist(), strict=True)
+        ]
+        ids = text.tokens(tokenizer, lines).to(machine.device)
+        clean = torch.from_numpy(latents[chosen.numpy()]).float().to(machine.device)
+        noise = torch.randn(clean.shape, generator=generator).to(machine.device)
+        # Every batch spreads over the whole schedule: evenly, shifted at random.
+        shifted = (forward + torch.rand((), generator=generator)) % 1
+        steps = (shifted * len(kept)).long()[torch.randperm(share, generator=generator)].to(machine.device)
+        signal = kept[steps].sqrt()[:, None, None, None]
+        loud = (1 - kept[steps]).sqrt()[:, None, None, None]
+        with machine.autocast():
+            made = through(signal * clean + loud * noise, steps, ids)
+        return nn.functional.mse_loss(made.float(), signal * noise - loud * clean)
+
+    return loss

@@ -1,0 +1,57 @@
+"""The trained parts as one diffusers folder in fp16, with the defaults that suit it and the log of its making."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from perfusion_ops.base import quiet_libraries
+from perfusion_ops.mini.build import autoencoder, denoiser
+from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.words import load_tokenizer
+from perfusion_ops.mini.scene import SIZE
+
+SETTINGS = {
+    "name": "mini",
+    "resolution": SIZE,
+    "captions": "mini",
+    "templates": [
+        "a photo of a {}",
+        "a good photo of a {}",
+        "the photo of a {}",
+        "a photo of the {}",
+        "an image of a {}",
+        "a picture of a {}",
+    ],
+    "training": {"steps": 400, "batch": 4, "lr_value": 0.01},
+    "sampling": {"steps": 20, "guidance": 3.5, "bias": 0.75},
+}
+
+
+def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
+    """Replace `into` by the base model trained in `folder`: a StableDiffusionPipeline of a few MB."""
+    vae = autoencoder.trained(recipe, folder)
+    factor = denoiser.scaling(vae, np.load(folder / "pictures.npy", mmap_mode="r"))
+    vae.register_to_config(scaling_factor=factor)
+    model = denoiser.trained(recipe, folder)
+    with quiet_libraries():
+        pipe = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=model.encoder,
+            tokenizer=load_tokenizer(folder / "tokenizer"),
+            unet=model.unet,
+            scheduler=denoiser.scheduler(),
+            safety_checker=None,  # pyright: ignore[reportArgumentType]
+            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            requires_safety_checker=False,
+        )
+        shutil.rmtree(into, ignore_errors=True)
+        pipe.to(dtype=torch.float16).save_pretrained(into)
+    # Readers of older folders look for the classic pair of files.
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(folder / "tokenizer" / name, into / "tokenizer" / name)
+    (into / "perfusion.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+    shutil.copyfile(folder / "log.jsonl", into / "log.jsonl")
