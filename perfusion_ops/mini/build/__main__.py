@@ -4,20 +4,22 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from perfusion_ops.mini.build import autoencoder, denoiser, dual, identity, reader, text
 from perfusion_ops.mini.build.export import export_base
-from perfusion_ops.mini.build.machine import Machine, on_machines
+from perfusion_ops.mini.build.loop import steps_done
+from perfusion_ops.mini.build.machine import on_machines
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
 from perfusion_ops.mini.build.recipe import FULL, TINY, Recipe
 from perfusion_ops.mini.build.words import write_tokenizer
 from perfusion_ops.mini.products import BASE_INSTANCES
 
-BASE_STAGES = (text, autoencoder, denoiser)
 SCORERS = (reader, identity, dual)
 
 
@@ -34,12 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     recipe = FULL if given.size == "full" else TINY
     until = None if given.minutes is None else time.time() + 60 * given.minutes
-    build(
+    finished = build(
         recipe, given.work, given.out, only=given.only, device=given.device, processes=given.processes, until=until
     )
+    sys.stdout.write(f"built {given.out}\n" if finished else "stopped; the same command goes on from here\n")
 
 
-def build(  # noqa: PLR0913 - the command line's arguments
+def build(
     recipe: Recipe,
     work: Path,
     out: Path,
@@ -48,7 +51,7 @@ def build(  # noqa: PLR0913 - the command line's arguments
     device: str = "cpu",
     processes: int = 1,
     until: float | None = None,
-) -> None:
+) -> bool:
     """Build the base, the scorers or both, from wherever the last call stopped.
 
     Args:
@@ -59,7 +62,15 @@ def build(  # noqa: PLR0913 - the command line's arguments
         device: "cuda" trains in one process on it, "cpu" in `processes` of one thread each.
         processes: also how many render.
         until: a `time.time()` at which to stop with a checkpoint.
+
+    Returns:
+        Whether all is done.
     """
+
+    def fit(stage: ModuleType) -> bool:
+        on_machines(stage.fit, (recipe, work, until), device=device, processes=processes)
+        return steps_done(work, stage.NAME) >= getattr(recipe, stage.NAME).fit.steps
+
     work.mkdir(parents=True, exist_ok=True)
     begin = {
         "stage": "begin", "recipe": recipe.model_dump(), "device": device, "processes": processes,
@@ -73,15 +84,19 @@ def build(  # noqa: PLR0913 - the command line's arguments
         write_tokenizer(work / "tokenizer")
     if only != "scorers":
         write_scenes(work / "pictures.npy", recipe.pictures, BASE_INSTANCES, processes)
-        for stage in BASE_STAGES:
-            if stage is denoiser and not (work / "latents.npy").exists():
-                on_machines(denoiser.write_latents, (recipe, work), device=device, processes=processes)
-            on_machines(stage.fit, (recipe, work, until), device=device, processes=processes)
+        if not (fit(text) and fit(autoencoder)):
+            return False
+        if not (work / "latents.npy").exists():
+            on_machines(denoiser.write_latents, (recipe, work), device=device, processes=processes)
+        if not fit(denoiser):
+            return False
         export_base(recipe, work, out / "base")
     if only != "base":
         for scorer in SCORERS:
-            on_machines(scorer.fit, (recipe, work, until), device=device, processes=processes)
+            if not fit(scorer):
+                return False
             scorer.export(recipe, work, out / "scorers" / scorer.NAME)
+    return True
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from perfusion_ops.mini.build.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.machine import Machine
@@ -42,7 +42,8 @@ def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> 
     """Train it to the end, or `until` then; the weights stand in the checkpoint."""
     torch.manual_seed(recipe.seed)
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-    vae = build(recipe).to(machine.device)
+    vae = build(recipe)
+    nn.Module.to(vae, machine.device)
     share = recipe.autoencoder.fit.batch // machine.processes
     train(
         NAME, vae, _loss(vae, pictures, share, machine), recipe.autoencoder.fit,
@@ -71,7 +72,7 @@ def _loss(vae: AutoencoderKL, pictures: np.ndarray, share: int, machine: Machine
     return loss
 
 
-class _Through(torch.nn.Module):
+class _Through(nn.Module):
     """A picture through encoder, noise and decoder."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -106,6 +107,6 @@ def fidelity(vae: AutoencoderKL, pictures: np.ndarray) -> float:
     squared = 0.0
     for start in range(0, len(pictures), _BATCH):
         latents = encode(vae, pictures[start : start + _BATCH]).to(device)
-        made = vae.decode(latents).sample.float().cpu().clamp(-1, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        made = vae.decode(latents).sample.float().cpu().clamp(-1, 1)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         squared += float((made - tensor(pictures[start : start + _BATCH])).div(2).square().mean((1, 2, 3)).sum())
     return -10 * math.log10(squared / len(pictures))

@@ -35,7 +35,7 @@ def build(recipe: Recipe) -> UNet2DConditionModel:
         in_channels=recipe.autoencoder.latent,
         out_channels=recipe.autoencoder.latent,
         layers_per_block=1,
-        block_out_channels=sizes.channels,  # pyright: ignore[reportArgumentType]
+        block_out_channels=sizes.channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=recipe.text.width,
@@ -87,8 +87,9 @@ def trained(recipe: Recipe, folder: Path) -> Conditioned:
 def write_latents(machine: Machine, recipe: Recipe, folder: Path) -> None:
     """Encode all pictures, each process its share: `latents.npy`, (N, C, 16, 16) float16 of unit standard deviation."""
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-    vae = autoencoder.trained(recipe, folder).to(machine.device)
-    path = folder / "latents.npy"
+    vae = autoencoder.trained(recipe, folder)
+    nn.Module.to(vae, machine.device)
+    path = folder / "latents.unfinished.npy"
     shape = (len(pictures), recipe.autoencoder.latent, SIZE // 4, SIZE // 4)
     if machine.rank == 0:
         np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
@@ -100,6 +101,8 @@ def write_latents(machine: Machine, recipe: Recipe, folder: Path) -> None:
             into[start : start + _CHUNK] = (autoencoder.encode(vae, pictures[start : start + _CHUNK]) * factor).numpy()
     into.flush()
     machine.meet()
+    if machine.rank == 0:
+        path.replace(folder / "latents.npy")
 
 
 def scaling(vae: nn.Module, pictures: np.ndarray) -> float:

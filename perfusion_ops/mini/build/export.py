@@ -43,7 +43,7 @@ def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
             text_encoder=model.encoder,
             tokenizer=load_tokenizer(folder / "tokenizer"),
             unet=model.unet,
-            scheduler=denoiser.scheduler(),
+            scheduler=denoiser.scheduler(),  # pyright: ignore[reportArgumentType]
             safety_checker=None,  # pyright: ignore[reportArgumentType]
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,

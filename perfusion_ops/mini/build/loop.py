@@ -108,6 +108,15 @@ def train(
     return True
 
 
+def steps_done(folder: Path, name: str) -> int:
+    """How many steps the last checkpoint of the stage `name` is worth; 0 without one."""
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
+
+
 def load_mean(path: Path, model: nn.Module) -> int:
     """Put the running mean of a checkpoint's weights into `model` and say after how many steps it was taken."""
     with safe_open(path, "pt") as file:

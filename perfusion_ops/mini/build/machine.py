@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from perfusion_ops.mini.grammar import caption
-from perfusion_ops.mini.scene import SIZE, photograph, render, sample_scene
 from perfusion_ops.mini.products import HELD_OUT, product
+from perfusion_ops.mini.scene import SIZE, photograph, render, sample_scene
 from perfusion_ops.mini.vocabulary import CATEGORIES, Description
 
 HELD_OUT_INSTANCES = range(HELD_OUT, HELD_OUT + 1_000_000)

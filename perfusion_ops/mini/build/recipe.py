@@ -1,5 +1,7 @@
-"""Every number of the build: sizes, samples, rates and seeds. `FULL` made the weights that ship; `TINY` only shows that
-the chain holds together."""
+"""Every number of the build: sizes, samples, rates and seeds.
+
+`FULL` made the weights that ship; `TINY` only shows that the chain holds together.
+"""
 
 from pydantic import Field
 

@@ -38,16 +38,16 @@ def build(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
             num_attention_heads=sizes.heads,
             max_position_embeddings=CONTEXT,
             projection_dim=sizes.width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=int(tokenizer.bos_token_id),  # pyright: ignore[reportArgumentType]
+            eos_token_id=int(tokenizer.eos_token_id),  # pyright: ignore[reportArgumentType]
+            pad_token_id=int(tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
         )
     )
 
 
 def tokens(tokenizer: CLIPTokenizer, lines: list[str]) -> Tensor:
     """Token ids of captions, (B, CONTEXT), padded to the full context as the denoiser sees them."""
-    return tokenizer(lines, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")["input_ids"]  # pyright: ignore[reportReturnType]
+    return tokenizer(lines, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")["input_ids"]
 
 
 class Reading(nn.Module):
@@ -70,7 +70,7 @@ class Reading(nn.Module):
     def forward(self, ids: Tensor, scenes: list[Description]) -> Tensor:
         """The mean loss of all answers to captions `ids` (B, CONTEXT) of `scenes`."""
         rows = torch.arange(len(ids))
-        states = self.encoder(ids).last_hidden_state[rows, (ids == self.end).int().argmax(1)]
+        states = self.encoder(ids).last_hidden_state[rows, ids.eq(self.end).int().argmax(1)]
         device = states.device
 
         def choice(head: nn.Linear, answers: list[int]) -> Tensor:

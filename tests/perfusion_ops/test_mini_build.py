@@ -1,0 +1,202 @@
+"""The build of the embedded models: the whole chain at a tiny size, and the loop that every stage trains in."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from perfusion_ops.base import load_base
+from perfusion_ops.conditioning import PromptRow
+from perfusion_ops.config import MetricConfig
+from perfusion_ops.folder import describe
+from perfusion_ops.metric import estimate
+from perfusion_ops.mini.build import __main__ as build
+from perfusion_ops.mini.build import autoencoder, denoiser, text, words
+from perfusion_ops.mini.build.loop import rate_at, train
+from perfusion_ops.mini.build.machine import Machine, on_machines
+from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
+from perfusion_ops.mini.build.recipe import TINY, Fit
+from perfusion_ops.mini.grammar import captions
+from perfusion_ops.mini.products import SCORER_INSTANCES, product
+from perfusion_ops.mini.scene import photograph, render, sample_scene
+from perfusion_ops.mini.vocabulary import CATEGORIES
+from perfusion_ops.rendering import RenderRow, Sampler
+from perfusion_ops.rendering import render as render_rows
+
+FIT = Fit(samples=40, batch=2, rate=1e-2, average=0.9)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    home = tmp_path_factory.mktemp("built")
+    build.main(["--work", str(home / "work"), "--out", str(home / "out"), "--size", "tiny", "--processes", "1"])
+    return home
+
+
+def test_the_whole_chain_ends_in_folders_that_load_and_draw(built):
+    base = load_base(describe(built / "out" / "base"))
+    assert base.resolution == 64
+    lines = list(captions(300, seed=1))
+    metric = estimate(
+        base.text_encoder, base.tokenizer, lines[:200], held_out=lines[200:], config=MetricConfig(),
+        base_digest=base.folder.digest,
+    )  # fmt: skip
+    rows = [RenderRow(PromptRow("a photo of a mug on the beach"), PromptRow(""), 0)]
+    picture = render_rows(base, metric, rows, Sampler(64, 64, 2, 3.0, "ddim"))[0]
+    assert np.asarray(picture).shape == (64, 64, 3)
+    assert np.asarray(picture).std() > 0
+    latents = autoencoder.encode(base.vae, np.load(built / "work" / "pictures.npy"))
+    assert float(latents.std() * base.vae.config.scaling_factor) == pytest.approx(1, abs=0.05)
+
+
+def test_the_log_tells_recipe_machine_loss_and_throughput(built):
+    lines = [json.loads(line) for line in (built / "out" / "base" / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["recipe"] == TINY.model_dump(mode="json")
+    assert {"device", "processes", "machine", "torch"} <= set(lines[0])
+    assert {"text", "autoencoder", "denoiser"} <= {line["stage"] for line in lines}
+    for line in lines[1:]:
+        assert line["loss"] > 0
+        assert line["samples_per_s"] > 0
+
+
+def test_a_second_call_trains_nothing_and_exports_the_same(built):
+    before = {path: path.read_bytes() for path in (built / "out").rglob("*.safetensors")}
+    assert len(before) == 6
+    build.main(["--work", str(built / "work"), "--out", str(built / "out"), "--size", "tiny", "--processes", "1"])
+    assert {path: path.read_bytes() for path in (built / "out").rglob("*.safetensors")} == before
+
+
+def test_a_build_that_runs_out_of_time_leaves_a_checkpoint_and_no_folder(built, tmp_path, capsys):
+    arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--size", "tiny", "--only", "base"]
+    build.main([*arguments, "--processes", "1", "--minutes", "0"])
+    assert "goes on from here" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    build.main([*arguments, "--processes", "1"])
+    for stage in ("unet", "vae", "text_encoder"):
+        (one,), (other,) = ((home / "out" / "base" / stage).glob("*.safetensors") for home in (built, tmp_path))
+        ours, theirs = load_file(one), load_file(other)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.slope = nn.Parameter(torch.randn(4))
+        self.norm = nn.BatchNorm1d(4)
+
+
+def fit_line(folder, until=None, rates=None):
+    line = Line()
+    steps = []
+
+    def loss(step, generator):
+        steps.append(step)
+        seen = torch.randn(8, 4, generator=generator)
+        return (line.norm(seen) @ line.slope - seen.sum(1)).square().mean()
+
+    done = train("line", line, loss, FIT, machine=Machine("cpu"), folder=folder, seed=5, until=until, rates=rates)
+    return line, done, steps
+
+
+def test_stopped_and_resumed_equals_undisturbed(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole, done, steps = fit_line(tmp_path / "whole")
+    assert done
+    assert steps == list(range(FIT.steps))
+    for step in range(7):
+        _, done, steps = fit_line(tmp_path / "parts", until=time.time() - 1)
+        assert not done
+        assert steps == [step]
+    parts, done, steps = fit_line(tmp_path / "parts")
+    assert done
+    assert steps == list(range(7, FIT.steps))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+
+
+def test_what_is_left_is_the_running_mean(tmp_path):
+    line, _, _ = fit_line(tmp_path)
+    stored = load_file(tmp_path / "line.safetensors")
+    assert torch.equal(line.slope.data, stored["mean.slope"])
+    assert not torch.equal(stored["mean.slope"], stored["state.slope"])
+    assert int(stored["mean.norm.num_batches_tracked"]) == FIT.steps
+
+
+def test_a_rate_of_zero_holds_its_parameters_still(tmp_path):
+    line, _, _ = fit_line(tmp_path, rates={"norm.": 0.0})
+    assert torch.equal(line.norm.weight, Line().norm.weight)
+    assert not torch.equal(line.slope, Line().slope)
+
+
+def test_the_rate_rises_stays_and_falls():
+    fit = Fit(samples=10_000, batch=10, rate=2.0, decay=0.25)
+    assert fit.steps == 1000
+    rates = [rate_at(step, fit) for step in range(1000)]
+    assert rates[0] == pytest.approx(2 / 200)
+    assert rates[200:750] == [2.0] * 550
+    assert rates[875] == pytest.approx(1.0)
+    assert 0 < rates[-1] < 0.01
+
+
+def _averaged(machine: Machine, folder: Path) -> None:
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(5))]
+    parameters[0].grad = torch.full((2, 3), float(machine.rank))
+    machine.average_gradients(parameters)
+    agreed = machine.agree(machine.rank == 0)
+    np.save(folder / f"{machine.rank}.npy", [*parameters[0].grad.flatten().tolist(), float(agreed)])
+
+
+def test_processes_share_the_mean_of_their_gradients(tmp_path):
+    on_machines(_averaged, (tmp_path,), device="cpu", processes=2)
+    for rank in range(2):
+        assert np.load(tmp_path / f"{rank}.npy").tolist() == [0.5] * 6 + [1.0]
+
+
+def test_pictures_are_those_of_their_numbers_whatever_the_processes(tmp_path):
+    one = write_scenes(tmp_path / "one.npy", 12, SCORER_INSTANCES, 1)
+    two = write_scenes(tmp_path / "two.npy", 12, SCORER_INSTANCES, 2)
+    assert np.array_equal(one, two)
+    assert np.array_equal(one[7], render(sample_scene(7, SCORER_INSTANCES)).pixels)
+    photographs = write_photographs(tmp_path / "photographs.npy", 8, SCORER_INSTANCES, 4, 1)
+    instance, view = photographed(6, SCORER_INSTANCES, 4)
+    item = product(CATEGORIES[instance % len(CATEGORIES)], instance)
+    assert np.array_equal(photographs[6], render(photograph(item, view)).pixels)
+
+
+def test_the_denoiser_starts_from_the_encoder_that_has_learnt_to_read(built):
+    model = denoiser.untrained(TINY, built / "work")
+    stored = load_file(built / "work" / f"{text.NAME}.safetensors")
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, stored[f"mean.encoder.{name}"])
+
+
+def test_every_word_is_one_token_and_any_other_is_spelled(tmp_path):
+    tokenizer = words.write_tokenizer(tmp_path)
+    lines = list(captions(3000, seed=9))
+    for line in lines:
+        assert len(tokenizer(line)["input_ids"]) == len(line.replace(",", " ,").split()) + 2
+    assert len(tokenizer("a photo of a zyzzyva")["input_ids"]) > 7
+    assert tokenizer.decode(tokenizer("a zyzzyva")["input_ids"], skip_special_tokens=True).strip() == "a zyzzyva"
+
+
+def test_noise_ends_in_nothing_but_noise():
+    kept = denoiser.scheduler().alphas_cumprod
+    assert float(kept[-1]) < 1e-6
+    assert float(kept[0]) > 0.999
+    assert bool((kept.diff() < 0).all())
+
+
+def test_psnr_is_that_of_all_values_together():
+    vae = autoencoder.build(TINY).eval()
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    with torch.no_grad():
+        seen = torch.from_numpy(pictures).permute(0, 3, 1, 2).double() / 127.5 - 1
+        made = vae.decode(vae.encode(seen.float()).latent_dist.mode()).sample.clamp(-1, 1).double()
+    expected = 10 * np.log10(4 / float((made - seen).square().mean()))
+    assert autoencoder.fidelity(vae, pictures) == pytest.approx(expected, rel=1e-4)
