@@ -7,9 +7,13 @@ from transformers import (
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ResNetConfig,
     ResNetForImageClassification,
     ResNetModel,
+    SiglipConfig,
+    SiglipModel,
     ViTConfig,
     ViTModel,
 )
@@ -61,6 +65,24 @@ def dual(folder, *, seed=0, positions=None, dtype=torch.float32):
     return save(folder, model.to(dtype), processor, tokenizer, seed=seed)
 
 
+def siglip(folder):
+    tokenizer = AutoTokenizer.from_pretrained(base_folder() / "tokenizer")
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "projection_size": 24,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config={**_TRANSFORMER, "intermediate_size": 48}))
+    return save(folder, model, ViTImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+
+
 def identity(folder, *, seed=0):
     processor = BitImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
     return save(folder, ResNetModel(ResNetConfig(**_TRUNK)), processor, seed=seed)
@@ -69,6 +91,11 @@ def identity(folder, *, seed=0):
 def dino(folder):
     processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return save(folder, Dinov2Model(Dinov2Config(**_TRANSFORMER)), processor)
+
+
+def dinov3(folder):
+    model = DINOv3ViTModel(DINOv3ViTConfig(**_TRANSFORMER, intermediate_size=48, num_register_tokens=2))
+    return save(folder, model, ViTImageProcessorPil(size={"height": 32, "width": 32}))
 
 
 def vit(folder):

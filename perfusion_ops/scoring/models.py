@@ -91,7 +91,8 @@ class DualScorer:
         self._folder, self._device = folder, device
         self._model = _model(AutoModel, folder, device)
         self._prepare = _Preprocessor(folder)
-        self._tokenizer: Any = _try(folder, lambda: AutoTokenizer.from_pretrained(folder.path, **_LOCAL))
+        with quiet_libraries():
+            self._tokenizer: Any = _try(folder, lambda: AutoTokenizer.from_pretrained(folder.path, **_LOCAL))
         self._positions = int(self._model.config.text_config.max_position_embeddings)
         _try(folder, lambda: (self.embed_images(_PLAIN), self.embed_texts(["a photo"])))
 

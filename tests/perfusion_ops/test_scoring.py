@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoModelForImageClassification, AutoTokenizer, CLIPModel, Dinov2Model, ResNetModel, ViTModel
+from transformers import (
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    CLIPModel,
+    Dinov2Model,
+    DINOv3ViTModel,
+    ResNetModel,
+    SiglipModel,
+    ViTModel,
+)
 
 from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, phrases
 from perfusion_ops.scoring.choice import choose_scorers
@@ -20,6 +29,12 @@ from perfusion_ops.scoring.folder import ScorerError, describe_scorer
 from perfusion_ops.scoring.models import DualScorer, ImageScorer, LabelReader, load_scorers
 from perfusion_ops.text import PromptTooLongError
 
+DUALS = {"dual": CLIPModel, "siglip": SiglipModel}
+TRANSFORMERS = {
+    "dino": (Dinov2Model, {}),
+    "dinov3": (DINOv3ViTModel, {}),
+    "vit": (ViTModel, {"add_pooling_layer": False}),
+}
 SIZES = [(64, 64), (48, 80), (80, 48), (33, 32), (200, 41)]
 
 
@@ -29,7 +44,9 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("scorers")
     small_scorers.all_three(home)
     small_scorers.dino(home / "dino")
+    small_scorers.dinov3(home / "dinov3")
     small_scorers.vit(home / "vit")
+    small_scorers.siglip(home / "siglip")
     return home
 
 
@@ -79,17 +96,17 @@ def features(home, name, picture):
     """The embedding straight from transformers, in float64."""
     folder = home / name
     values = prepared(folder, picture)
-    if name == "dual":
-        return unit(CLIPModel.from_pretrained(folder).double().eval().get_image_features(values).pooler_output)
+    if name in DUALS:
+        return unit(DUALS[name].from_pretrained(folder).double().eval().get_image_features(values).pooler_output)
     if name == "identity":
         return unit(ResNetModel.from_pretrained(folder).double().eval()(values).pooler_output.flatten(1))
-    loader, options = (Dinov2Model, {}) if name == "dino" else (ViTModel, {"add_pooling_layer": False})
+    loader, options = TRANSFORMERS[name]
     return unit(loader.from_pretrained(folder, **options).double().eval()(values).last_hidden_state[:, 0])
 
 
-@pytest.mark.parametrize("name", ["dual", "identity", "dino", "vit"])
+@pytest.mark.parametrize("name", ["dual", "siglip", "identity", "dino", "dinov3", "vit"])
 def test_embeddings_are_those_of_a_naive_reference_in_float64(home, name):
-    scorer = (DualScorer if name == "dual" else ImageScorer)(describe_scorer(home / name))
+    scorer = (DualScorer if name in DUALS else ImageScorer)(describe_scorer(home / name))
     found = scorer.embed_images(pictures())
     assert found.dtype == np.float32
     expected = np.concatenate([features(home, name, picture) for picture in pictures()])
@@ -98,13 +115,15 @@ def test_embeddings_are_those_of_a_naive_reference_in_float64(home, name):
     assert np.abs(found[0] - found[1]).max() > 1e-2, "different pictures must differ by far more than the tolerance"
 
 
-def test_a_cosine_of_picture_and_text_by_hand(home):
-    scorer = DualScorer(describe_scorer(home / "dual"))
+@pytest.mark.parametrize("name", DUALS)
+def test_a_cosine_of_picture_and_text_by_hand(home, name):
+    scorer = DualScorer(describe_scorer(home / name))
     text = "a photo of a red mug on the beach"
-    tokenizer = AutoTokenizer.from_pretrained(home / "dual")
-    model = CLIPModel.from_pretrained(home / "dual").double().eval()
-    output = model.get_text_features(**tokenizer(text, return_tensors="pt"))
-    expected = (unit(output.pooler_output) @ features(home, "dual", noise(64, 64)).T).item()
+    # SigLIP reads its last position, so it was trained on texts padded to the full length; CLIP may have them short.
+    padding = {"padding": "max_length", "max_length": 16} if name == "siglip" else {}
+    ids = AutoTokenizer.from_pretrained(home / name)(text, return_tensors="pt", **padding)["input_ids"]
+    output = DUALS[name].from_pretrained(home / name).double().eval().get_text_features(ids)
+    expected = (unit(output.pooler_output) @ features(home, name, noise(64, 64)).T).item()
     found = scorer.embed_texts(["something else", text])[1] @ scorer.embed_images([noise(64, 64)])[0]
     assert found == pytest.approx(expected, abs=2e-5)
 

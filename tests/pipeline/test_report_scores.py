@@ -82,7 +82,7 @@ def test_figures_are_those_of_the_table(root):
     assert "1 lacks a score: image_missing" in found
     assert '<a href="#scores">' in source
     # The ends, each once and in order; they are pictures of this very run.
-    ends = [float(value) for value in re.findall(r"<b>([-0-9.]+)</b> image similarity", source)]
+    ends = [float(value) for value in re.findall(r'<b>([-0-9.]+)</b> <span class="muted">image similarity', source)]
     wanted = [value for number, value in enumerate(similarity) if number != 3]
     assert ends == pytest.approx(wanted[:EXTREMES] + wanted[-EXTREMES:], abs=1e-4)
     tiles = source.partition('id="scores"')[2].partition("</section>")[0]
@@ -95,7 +95,7 @@ def test_few_pictures_come_once(root):
     rows = scored(root, text_similarity=[0.1])[:4]
     put(root, "text only", rows)
     source = page(root)
-    assert source.count("</b> text similarity") == 4
+    assert source.count('<span class="muted">text similarity') == 4
     assert "Contexts shown" not in source
 
 

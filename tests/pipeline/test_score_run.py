@@ -18,7 +18,7 @@ from small_scores import DATE, RUN, Root, key, png
 
 from perfusion_ops.scoring.choice import choose_scorers
 from perfusion_ops.scoring.models import load_scorers
-from pipeline.errors import Code
+from pipeline.errors import Code, ManifestError
 from pipeline.layout import image_path, run_path, scores_path
 from pipeline.run import execute
 from pipeline.schemas import PUBLISHED, SCORES
@@ -164,7 +164,7 @@ def spoil(root, way, name, row):
             root.photos[name] = []
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.sampled_from(WAYS), min_size=1, max_size=7), st.integers(1, 4))
 def test_there_is_one_row_for_each_ok_picture_whatever_became_of_it(choice, scorers, ways, batch):
     with tempfile.TemporaryDirectory() as folder:
@@ -231,6 +231,18 @@ def test_concepts_that_the_run_did_not_record_are_found_in_its_manifest(root, ch
     score(root, choice, scorers)
     assert [row["image_similarity"] for row in root.scores()] == pytest.approx(before)
     assert None not in before
+
+
+def test_without_record_and_manifest_nothing_is_published(root, choice, scorers):
+    root.publish(recorded={})
+    (root.folder / "concepts.parquet").unlink()
+    with pytest.raises(ManifestError, match="there is no manifest at"):
+        score(root, choice, scorers)
+    assert root.scores() == []
+    text_only = type(choice)("text", choice.text, None, None)
+    assert score(root, text_only, type(scorers)(text=scorers.text)).added, (
+        "who needs no training pictures asks for none"
+    )
 
 
 def test_training_pictures_are_read_under_the_run_s_own_limits(root, choice, scorers):
