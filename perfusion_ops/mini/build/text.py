@@ -57,7 +57,7 @@ class Reading(nn.Module):
         super().__init__()
         width = encoder.config.hidden_size
         self.encoder = encoder
-        self.end = encoder.config.eos_token_id
+        self.end = int(encoder.config.eos_token_id)  # pyright: ignore[reportArgumentType]
         self.place = nn.Linear(width, len(BACKGROUNDS))
         self.angle = nn.Linear(width, len(ANGLES))
         self.framing = nn.Linear(width, len(FRAMINGS))
