@@ -148,6 +148,14 @@ def test_the_reader_is_taught_the_scene_and_looks_only_of_a_product_alone():
     assert reader.HEADS["context"] == BACKGROUNDS
 
 
+def test_the_reader_sees_more_of_the_looks_that_are_hard_to_tell():
+    scenes = [sample_scene(number, SCORER_INSTANCES).describe() for number in range(300)]
+    hard = [reader.often(scene) for scene in scenes if scene.looks[0].pattern == "checked" and not scene.relation]
+    rest = [reader.often(scene) for scene in scenes if scene.looks[0].pattern == "plain" or scene.relation]
+    assert len(hard) > 5
+    assert min(hard) > max(rest) == min(rest) == 1
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     kinds=st.lists(st.integers(0, 4), min_size=1, max_size=40),

@@ -73,7 +73,9 @@ def worn(pictures: Tensor, generator: torch.Generator) -> Tensor:
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     each = torch.arange(count)[:, None, None]
     shifted = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    soft = functional.avg_pool2d(shifted, 3, stride=1, padding=1, count_include_pad=False)
+    wide = functional.pad(shifted, (1, 1, 1, 1), mode="replicate")
+    across = wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]
+    soft = (across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]) / 9
     softened = shifted + draw(0, _SOFTNESS) * (soft - shifted)
     lit = softened * draw(1 - _CONTRAST, 1 + _CONTRAST) + draw(-_BRIGHTNESS, _BRIGHTNESS)
     noise = torch.randn(pictures.shape, generator=generator) * draw(0, _NOISE)
