@@ -16,10 +16,9 @@ from transformers import ResNetModel
 from perfusion_ops.mini.build import scorers
 from perfusion_ops.mini.build.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.machine import Machine
-from perfusion_ops.mini.build.pictures import photographed, tensor
+from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.scorers import VIEWS
-from perfusion_ops.mini.products import SCORER_INSTANCES, product
 from perfusion_ops.mini.vocabulary import CATEGORIES, COLORS
 
 NAME = "identity"
@@ -61,8 +60,7 @@ def _loss(model: ResNetModel, pictures: np.ndarray, share: int, machine: Machine
 
 def _kinds(count: int) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `count` products a number that it shares with its likes: all, its category, that and its colour."""
-    instances = [photographed(number * VIEWS, SCORER_INSTANCES, VIEWS)[0] for number in range(count)]
-    looks = [product(CATEGORIES[instance % len(CATEGORIES)], instance).look for instance in instances]
+    looks = [scorers.photographed_scene(number * VIEWS).placed[0].product.look for number in range(count)]
     category = torch.tensor([CATEGORIES.index(look.category) for look in looks])
     color = torch.tensor([COLORS.index(look.primary) for look in looks])
     return torch.zeros(count, dtype=torch.long), category, category * len(COLORS) + color

@@ -1,8 +1,8 @@
 """The reader: a small residual network that says what a picture shows, one head for each question.
 
 `class` answers for every category by itself, for a picture may show two products; every other head chooses one of its
-labels. Colour, pattern and angle are those of a product alone, so only pictures of one product teach them. Which of a
-pattern's two colours is the main one shows only in handles, rims and soles, so such pictures are shown more often.
+labels. Colour, pattern and angle are those of a product alone, so only pictures of one product teach them. None of the
+questions has a side, so half of the pictures are mirrored.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from transformers import ResNetForImageClassification
 from perfusion_ops.mini.build import scorers
 from perfusion_ops.mini.build.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.machine import Machine
-from perfusion_ops.mini.build.pictures import described, tensor
+from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.products import SCORER_INSTANCES
+from perfusion_ops.mini.scene import sample_scene
 from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Angle, Description, Relation
 
 NAME = "reader"
@@ -33,8 +34,9 @@ HEADS: dict[str, tuple[str, ...]] = {
     "relation": ("none", *get_args(Relation)),
 }
 _UNTAUGHT = -100  # what cross entropy ignores
-_HARD = ("striped", "checked")
-_OFTEN = 4.0  # times as often as others
+# Two products, or one in two colours: which of them is its main one shows only in handles, rims and soles.
+_HARD = ("striped", "dotted", "checked")
+_OFTEN = 3.0  # times as often as others
 
 
 def build(recipe: Recipe) -> ResNetForImageClassification:
@@ -45,9 +47,9 @@ def build(recipe: Recipe) -> ResNetForImageClassification:
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    """Train it to the end, or `until` then, on scenes and photographs; the weights stand in the checkpoint."""
     torch.manual_seed(recipe.seed)
-    pictures = scorers.scenes(machine, recipe, folder)
+    pictures = scorers.scenes(machine, recipe, folder), scorers.photographs(machine, recipe, folder)
     model = build(recipe).to(device=machine.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     share = recipe.reader.fit.batch // machine.processes
     train(
@@ -56,20 +58,28 @@ def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> 
     )  # fmt: skip
 
 
-def _loss(model: ResNetForImageClassification, pictures: np.ndarray, share: int, machine: Machine) -> Loss:
+def _loss(
+    model: ResNetForImageClassification, pictures: tuple[np.ndarray, np.ndarray], share: int, machine: Machine
+) -> Loss:
     through = machine.compiled(model)
-    weights = torch.tensor([often(described(number, SCORER_INSTANCES)) for number in range(len(pictures))])
+    scenes, photographs = pictures
+    seen = [sample_scene(number, SCORER_INSTANCES).describe() for number in range(len(scenes))]
+    seen += [scorers.photographed_scene(number).describe() for number in range(len(photographs))]
+    truth, weights = answers(seen), torch.tensor([often(scene) for scene in seen])
 
     def loss(_: int, generator: torch.Generator) -> Tensor:
         chosen = torch.multinomial(weights, share, replacement=True, generator=generator).sort().values
-        seen = scorers.worn(tensor(pictures[chosen.numpy()]), generator).to(machine.device)
-        truth = answers([described(number, SCORER_INSTANCES) for number in chosen.tolist()])
+        of_scenes = chosen[chosen < len(scenes)].numpy()
+        of_photographs = chosen[chosen >= len(scenes)].numpy() - len(scenes)
+        clean = tensor(np.concatenate([scenes[of_scenes], photographs[of_photographs]]))
+        mirrored = torch.rand(share, 1, 1, 1, generator=generator) < 0.5
+        given = scorers.worn(torch.where(mirrored, clean.flip(3), clean), generator).to(machine.device)
         with machine.autocast():
-            logits = through(seen).logits
+            logits = through(given).logits
         parts = logits.float().split([len(names) for names in HEADS.values()], dim=1)
         total = torch.zeros((), device=machine.device)
         for head, part in zip(HEADS, parts, strict=True):
-            right = truth[head].to(machine.device)
+            right = truth[head][chosen].to(machine.device)
             if head == "class":
                 total = total + functional.binary_cross_entropy_with_logits(part, right, reduction="sum")
             else:
@@ -80,8 +90,8 @@ def _loss(model: ResNetForImageClassification, pictures: np.ndarray, share: int,
 
 
 def often(scene: Description) -> float:
-    """How often a scene is shown, next to others: more where two colours cover one product alone alike."""
-    return _OFTEN if scene.relation is None and scene.looks[0].pattern in _HARD else 1.0
+    """How often a scene is shown, next to others."""
+    return _OFTEN if scene.relation is not None or scene.looks[0].pattern in _HARD else 1.0
 
 
 def answers(scenes: Sequence[Description]) -> dict[str, Tensor]:

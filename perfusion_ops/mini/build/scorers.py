@@ -1,7 +1,7 @@
 """What the three scorers share: pictures that no base saw, wear that makes them tolerant, and the folder they end in.
 
 A scorer is trained on clean renders and judges pictures that a diffusion model drew and a VAE decoded. So it sees every
-training picture shifted by a few pixels, softened, noisy and in other light, never mirrored: sides have words.
+training picture shifted by a few pixels, softened, noisy and in other light.
 """
 
 import json
@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, ResNetConfig
 
 from perfusion_ops.base import quiet_libraries
 from perfusion_ops.mini.build.machine import Machine
-from perfusion_ops.mini.build.pictures import write_photographs, write_scenes
+from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import Recipe, Scorer
-from perfusion_ops.mini.products import SCORER_INSTANCES
-from perfusion_ops.mini.scene import SIZE
+from perfusion_ops.mini.products import SCORER_INSTANCES, product
+from perfusion_ops.mini.scene import SIZE, Scene, photograph
+from perfusion_ops.mini.vocabulary import CATEGORIES
 
 VIEWS = 4  # photographs of each product
 
@@ -59,6 +60,12 @@ def photographs(machine: Machine, recipe: Recipe, folder: Path) -> np.ndarray:
         write_photographs(path, recipe.scorer_pictures, SCORER_INSTANCES, VIEWS, machine.processes)
     machine.meet()
     return np.load(path, mmap_mode="r")
+
+
+def photographed_scene(number: int) -> Scene:
+    """What the picture `number` of `photographs` shows."""
+    instance, view = photographed(number, SCORER_INSTANCES, VIEWS)
+    return photograph(product(CATEGORIES[instance % len(CATEGORIES)], instance), view)
 
 
 def worn(pictures: Tensor, generator: torch.Generator) -> Tensor:
