@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these load slowly
     from perfusion_ops.scoring.choice import ScorerChoice
     from perfusion_ops.scoring.protocols import Scorers
     from pipeline.scoring import ScoreSummary
+    from pipeline.storage import Storage
 
 Run = Annotated[str | None, typer.Argument(help="the run; the newest finished one when absent", show_default=False)]
 Scorer = Annotated[
@@ -48,29 +49,43 @@ def command(
     Publishes the table `scores` and shows it in the report of the run. The same scorers a second time add nothing.
     """
     from perfusion_ops.scoring.choice import choose_scorers
-    from pipeline.clock import SystemClock
-    from pipeline.report import write_report
-    from pipeline.scoring import score_run
-    from pipeline.status import read_status
 
     if device not in ("auto", "cpu", "cuda"):
         refuse(f"there is no device {device!r}: give auto, cpu or cuda")
     storage = storage_of(target)
     choice = choose_scorers(scorer, text=text, image=image, reader=reader)
-    finished = [each.run_id for each in read_status(storage, SystemClock(), run) if each.state == "finished"]
-    if not finished:
+    run_id = newest(storage, run)
+    if run_id is None:
         refuse(f"there is no finished run{f' {run!r}' if run else ''} under {target}; see `perfusion status {target}`")
-
-    summary = score_run(
-        storage, finished[-1], choice, load=_loader(device), batch=batch, progress=_progress(time.monotonic)
-    )
-    report = write_report(storage, finished[-1]) if summary.added else None
+    summary, report = score(storage, run_id, choice, batch=batch, device=device)
     code = FAILED_ROWS if summary.errors else OK
     if json:
         say_json({**asdict(summary), "report": report, "exit_code": code})
     else:
-        _tell(summary, report)
+        tell(summary)
+        if report:
+            say(f"  report            {location(report)}")
     raise typer.Exit(code)
+
+
+def score(
+    storage: "Storage", run_id: str, choice: "ScorerChoice", *, batch: int = 16, device: str = "auto"
+) -> "tuple[ScoreSummary, str | None]":
+    """Score one finished run; returns what came of it, and where its report was written anew if scores were added."""
+    from pipeline.report import write_report
+    from pipeline.scoring import score_run
+
+    summary = score_run(storage, run_id, choice, load=_loader(device), batch=batch, progress=_progress(time.monotonic))
+    return summary, write_report(storage, run_id) if summary.added else None
+
+
+def newest(storage: "Storage", run: str | None) -> str | None:
+    """The newest finished run, or `run` if it is finished."""
+    from pipeline.clock import SystemClock
+    from pipeline.status import read_status
+
+    finished = [each.run_id for each in read_status(storage, SystemClock(), run) if each.state == "finished"]
+    return finished[-1] if finished else None
 
 
 def _loader(device: str) -> "Callable[[ScorerChoice], Scorers]":
@@ -95,7 +110,8 @@ def _progress(clock: Callable[[], float]) -> Callable[[int, int], None]:
     return progress
 
 
-def _tell(summary: "ScoreSummary", report: str | None) -> None:
+def tell(summary: "ScoreSummary") -> None:
+    """Print what a run's scores come to."""
     again = "" if summary.added else ", which were there already"
     say(f"run {summary.run_id}: scores of {counted(summary.rows, 'picture')} by {summary.scorer}{again}")
     for name, mean in (("text_similarity", summary.text_similarity), ("image_similarity", summary.image_similarity)):
@@ -106,5 +122,3 @@ def _tell(summary: "ScoreSummary", report: str | None) -> None:
     for code, count in summary.errors.items():
         say(f"  {count:,} {code}: {MEANING[Code(code)]}")
     say(f"  table             {location(summary.uri)}")
-    if report:
-        say(f"  report            {location(report)}")
