@@ -80,7 +80,7 @@ def product(
         secondary=shade(secondary, rng),
         accent=shade(accent, rng),
         shape=tuple(rng.random(8).tolist()),
-        frequency=float(rng.uniform(1.3, 1.9)),
+        frequency=float(rng.uniform(1.4, 1.8)),
         angle=(0.0, np.pi / 2, np.pi / 4)[int(rng.integers(3))],
         phase=(float(rng.random()), float(rng.random())),
     )
