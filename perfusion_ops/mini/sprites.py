@@ -15,8 +15,8 @@ from perfusion_ops.mini.products import Product
 
 _FINE = 3  # sub-pixels along each side of a pixel
 
-# Stripes, dots and squares per repeat of a product's pattern. What is finer than two latent positions is neither kept by
-# the autoencoder nor learnt by the denoiser.
+# Stripes, dots and squares per repeat of a pattern. What is finer than two latent positions is neither kept by the
+# autoencoder nor learnt by the denoiser.
 _STRIPES, _DOTS, _CHECKS = 1.1, 1.15, 1.6
 _DOT_RADIUS = 0.33  # of the distance between dots
 
