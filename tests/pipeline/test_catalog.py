@@ -88,7 +88,9 @@ def test_processes_and_earlier_attempts_change_no_byte(tmp_path):
 
     table = pq.ParquetFile(one / "concepts.parquet")
     assert [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)] == [1000, 1]
-    assert table.read().slice(1000).to_pylist()[0]["images"] == [f"images/00001/{CATEGORIES[1000 % len(CATEGORIES)]}-01001-0.png"]
+    assert table.read().slice(1000).to_pylist()[0]["images"] == [
+        f"images/00001/{CATEGORIES[1000 % len(CATEGORIES)]}-01001-0.png"
+    ]
     assert len(list((one / "images" / "00000").iterdir())) == 1000
 
 
