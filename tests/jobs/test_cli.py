@@ -566,4 +566,3 @@ def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monke
     assert ran[0][0].root == str(tmp_path / "there")
     monkeypatch.chdir("/")
     assert load_spec(str(tmp_path / "here" / "spec.yaml")) == ran[0][0]
-
