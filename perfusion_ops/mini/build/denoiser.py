@@ -36,7 +36,8 @@ def build(recipe: Recipe) -> UNet2DConditionModel:
         sample_size=SIZE // 4,
         in_channels=recipe.autoencoder.latent,
         out_channels=recipe.autoencoder.latent,
-        layers_per_block=(2, 1, 1),  # outlines and patterns live at 16 x 16
+        # Outlines and patterns live at 16 x 16.
+        layers_per_block=(2, 1, 1),  # pyright: ignore[reportArgumentType]
         block_out_channels=sizes.channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
