@@ -85,8 +85,8 @@ FULL = Recipe(
     autoencoder=Autoencoder(fit=Fit(samples=90_000, batch=16, rate=2e-3, decay=0.5)),
     denoiser=Denoiser(fit=Fit(samples=1_600_000, batch=64, rate=8e-4, decay=0.25, average=0.9995)),
     reader=Scorer(fit=Fit(samples=1_200_000, batch=64, rate=2e-3, decay=0.5)),
-    identity=Scorer(fit=Fit(samples=400_000, batch=128, rate=2e-3, decay=0.5)),
-    dual=Scorer(fit=Fit(samples=300_000, batch=128, rate=1e-3, decay=0.5)),
+    identity=Scorer(fit=Fit(samples=280_000, batch=128, rate=2e-3, decay=0.5)),
+    dual=Scorer(fit=Fit(samples=260_000, batch=128, rate=1e-3, decay=0.5)),
 )
 
 TINY = Recipe(
