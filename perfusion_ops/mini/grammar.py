@@ -137,7 +137,7 @@ def _noun(look: Look, rng: Random, general: float = 0.0, adjective: str = "") ->
         word = _pick(_THING, rng) if rng.random() < 0.6 else _GENERAL.get(look.category, "object")
     if not adjective and rng.random() < 0.04:
         adjective = _pick(_PRAISE, rng)
-    colored, patterned = rng.random() < 0.55, rng.random() < 0.65
+    colored, patterned = rng.random() < 0.55, rng.random() < 0.8
     color, pattern, emblem = look.primary if colored else "", "", ""
     if patterned and look.pattern in EMBLEMS:
         emblem = f" with {_with_article(f'{look.emblem_color} {look.pattern}' if rng.random() < 0.3 else look.pattern)}"

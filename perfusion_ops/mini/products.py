@@ -18,6 +18,7 @@ HELD_OUT = 10_000_000
 
 _STREAM = 77  # keeps a product's draws apart from those of scenes with the same numbers
 _PATTERN_SHARES = (0.3, 0.2, 0.17, 0.13, 0.1, 0.1)
+_LIGHT = frozenset({"orange", "yellow", "pink", "white"})
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class Product:
         accent: RGB of the third colour.
         shape: Eight numbers in 0..1 that the category's drawing reads proportions from.
         frequency: Repeats of the pattern per unit of the product's own coordinates.
-        angle: Direction of stripes, radians.
-        phase: Where the pattern starts, in repeats.
+        phase: How far the pattern's middle lies from the product's to the left and above, in repeats.
     """
 
     look: Look
@@ -43,7 +43,6 @@ class Product:
     accent: Rgb
     shape: tuple[float, ...]
     frequency: float
-    angle: float
     phase: tuple[float, float]
 
 
@@ -72,7 +71,7 @@ def product(
     rng = np.random.default_rng([CATEGORIES.index(category), instance, _STREAM])
     order = rng.permutation(len(COLORS))
     drawn_pattern = PATTERNS[int(rng.choice(len(PATTERNS), p=_PATTERN_SHARES))]
-    primary, secondary, accent = colors or tuple(COLORS[int(place)] for place in order[:3])
+    primary, secondary, accent = colors or _contrasting([COLORS[int(place)] for place in order])
     return Product(
         look=Look(category, primary, secondary, accent, pattern or drawn_pattern),
         instance=instance,
@@ -80,7 +79,13 @@ def product(
         secondary=shade(secondary, rng),
         accent=shade(accent, rng),
         shape=tuple(rng.random(8).tolist()),
-        frequency=float(rng.uniform(1.4, 1.8)),
-        angle=(0.0, np.pi / 2, np.pi / 4)[int(rng.integers(3))],
-        phase=(float(rng.random()), float(rng.random())),
+        frequency=float(rng.uniform(1.45, 1.75)),
+        phase=(float(rng.uniform(-0.08, 0.08)), float(rng.uniform(-0.08, 0.08))),
     )
+
+
+def _contrasting(names: list[str]) -> tuple[str, str, str]:
+    """The first of `names`, the next that stands out against it, and the next after that."""
+    primary, *others = names
+    secondary = next(name for name in others if (name in _LIGHT) != (primary in _LIGHT))
+    return primary, secondary, next(name for name in others if name != secondary)

@@ -16,8 +16,9 @@ from perfusion_ops.mini.products import Product
 _FINE = 3  # sub-pixels along each side of a pixel
 
 # Stripes, dots and squares per repeat of a pattern. What is finer than two latent positions is neither kept by the
-# autoencoder nor learnt by the denoiser.
+# autoencoder nor learnt by the denoiser; and a pattern that began anywhere would have to be guessed before it is drawn.
 _STRIPES, _DOTS, _CHECKS = 1.1, 1.15, 1.6
+_STRIPE_WIDTH = 0.42  # of the distance between stripes: the main colour is the one that there is more of
 _DOT_RADIUS = 0.33  # of the distance between dots
 
 
@@ -107,16 +108,14 @@ def _pattern(
     dy = ((np.arange(canvas[1], dtype=np.float32) + 0.5) / _FINE - origin[1])[:, None]
     u = inverse[0, 0] * dx + inverse[0, 1] * dy
     v = inverse[1, 0] * dx + inverse[1, 1] * dy
-    phase_u, phase_v = product.phase
+    repeats = frequency * {"striped": _STRIPES, "dotted": _DOTS, "checked": _CHECKS}[kind]
+    across, down = u * repeats + product.phase[0], v * repeats + product.phase[1]
     if kind == "striped":
-        along = u * np.sin(product.angle) + v * np.cos(product.angle)
-        marked = (frequency * _STRIPES * along + phase_u) % 1 < 0.5
+        marked = np.abs(down - np.rint(down)) < _STRIPE_WIDTH / 2
     elif kind == "dotted":
-        cell_u, cell_v = u * frequency * _DOTS + phase_u, v * frequency * _DOTS + phase_v
-        marked = (cell_u % 1 - 0.5) ** 2 + (cell_v % 1 - 0.5) ** 2 < _DOT_RADIUS**2
+        marked = (across - np.rint(across)) ** 2 + (down - np.rint(down)) ** 2 < _DOT_RADIUS**2
     else:
-        cell_u, cell_v = np.floor(u * frequency * _CHECKS + phase_u), np.floor(v * frequency * _CHECKS + phase_v)
-        marked = (cell_u + cell_v) % 2 > 0
+        marked = (np.rint(across) + np.rint(down)) % 2 > 0
     return Image.fromarray(marked.astype(np.uint8) * 255)
 
 

@@ -61,8 +61,6 @@ class Look:
     @property
     def emblem_color(self) -> str:
         """Colour in which a star or heart is drawn: the one that stands out where the category carries it."""
-        if self.category == "bottle":
-            return self.accent
         return self.primary if self.category == "clock" else self.secondary
 
 

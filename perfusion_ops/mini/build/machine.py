@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
+_BF16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -29,8 +31,8 @@ class Machine:
     processes: int = 1
 
     def autocast(self) -> AbstractContextManager:
-        """bf16 where it is safe."""
-        return torch.autocast(self.device, dtype=torch.bfloat16)
+        """bf16 where it is safe, unless this processor has no instructions for it and takes ten times as long."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda" or _BF16)
 
     def compiled(self, module: nn.Module) -> Any:
         """`module`, compiled where that pays: on a GPU. On a CPU compiling takes minutes and makes steps slower."""

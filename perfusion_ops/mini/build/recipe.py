@@ -35,16 +35,17 @@ class Text(Frozen):
 class Autoencoder(Frozen):
     """The VAE; four pixels a side become one latent position."""
 
-    channels: tuple[int, int, int] = (16, 48, 96)
+    channels: tuple[int, int, int] = (16, 32, 64)
     latent: int = 8
     groups: int = 8
+    window: int = Field(default=32, description="pixels a side of what is seen of a picture until the rate falls")
     fit: Fit
 
 
 class Denoiser(Frozen):
     """The UNet, which trains the text encoder on."""
 
-    channels: tuple[int, int, int] = (64, 128, 128)
+    channels: tuple[int, int, int] = (48, 96, 128)
     heads: int = 4
     groups: int = 16
     unconditional: float = Field(default=0.1, description="share of samples with an empty caption")
@@ -78,13 +79,13 @@ class Recipe(Frozen):
 
 
 FULL = Recipe(
-    pictures=120_000,
-    scorer_pictures=60_000,
+    pictures=100_000,
+    scorer_pictures=48_000,
     held_out=2_000,
     text=Text(fit=Fit(samples=300_000, batch=128, rate=1e-3)),
-    autoencoder=Autoencoder(fit=Fit(samples=90_000, batch=16, rate=2e-3, decay=0.5)),
+    autoencoder=Autoencoder(fit=Fit(samples=104_000, batch=16, rate=2e-3, decay=0.25)),
     denoiser=Denoiser(fit=Fit(samples=1_600_000, batch=64, rate=8e-4, decay=0.25, average=0.9995)),
-    reader=Scorer(fit=Fit(samples=1_200_000, batch=64, rate=2e-3, decay=0.5)),
+    reader=Scorer(fit=Fit(samples=450_000, batch=64, rate=2e-3, decay=0.5)),
     identity=Scorer(fit=Fit(samples=280_000, batch=128, rate=2e-3, decay=0.5)),
     dual=Scorer(fit=Fit(samples=260_000, batch=128, rate=1e-3, decay=0.5)),
 )
