@@ -5,6 +5,7 @@ judged by what it was trained on: the base model sees BASE_INSTANCES, the scorer
 tested with, concepts above all, are numbers from HELD_OUT on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ def product(
     rng = np.random.default_rng([CATEGORIES.index(category), instance, _STREAM])
     order = rng.permutation(len(COLORS))
     drawn_pattern = PATTERNS[int(rng.choice(len(PATTERNS), p=_PATTERN_SHARES))]
-    primary, secondary, accent = colors or _contrasting([COLORS[int(place)] for place in order])
+    primary, secondary, accent = colors or contrasting([COLORS[int(place)] for place in order])
     return Product(
         look=Look(category, primary, secondary, accent, pattern or drawn_pattern),
         instance=instance,
@@ -84,8 +85,15 @@ def product(
     )
 
 
-def _contrasting(names: list[str]) -> tuple[str, str, str]:
-    """The first of `names`, the next that stands out against it, and the next after that."""
+def contrasting(names: Sequence[str]) -> tuple[str, str, str]:
+    """Three colours of a product: the first of `names`, the next that stands out against it, the next after that.
+
+    Args:
+        names: different ones of COLORS, at least one of them light and one dark, three or more.
+
+    Raises:
+        StopIteration: all are light, or all dark.
+    """
     primary, *others = names
     secondary = next(name for name in others if (name in _LIGHT) != (primary in _LIGHT))
     return primary, secondary, next(name for name in others if name != secondary)

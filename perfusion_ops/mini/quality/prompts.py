@@ -12,7 +12,7 @@ from typing import TypeVar, get_args
 
 import numpy as np
 
-from perfusion_ops.mini.products import HELD_OUT, Product, product
+from perfusion_ops.mini.products import HELD_OUT, Product, contrasting, product
 from perfusion_ops.mini.scene import Placed, Scene, pair, sample_view
 from perfusion_ops.mini.vocabulary import (
     BACKGROUNDS,
@@ -137,7 +137,8 @@ def scene_of(asked: Shown, number: int) -> Scene:
 
 
 def _held_out(category: str, instance: int, asked: Shown) -> Product:
+    if asked.color is None:
+        return product(category, instance, pattern=asked.pattern)
     own = product(category, instance).look
-    colors = [name for name in (own.primary, own.secondary, own.accent) if name != asked.color]
-    first, second, third = ([asked.color] if asked.color else []) + colors[: 2 if asked.color else 3]
-    return product(category, instance, colors=(first, second, third), pattern=asked.pattern)
+    names = dict.fromkeys((asked.color, own.primary, own.secondary, own.accent, *COLORS))
+    return product(category, instance, colors=contrasting(list(names)), pattern=asked.pattern)
