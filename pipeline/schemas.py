@@ -130,6 +130,8 @@ RESERVED_COLUMNS = frozenset(
         *("width", "height", "steps", "guidance", "scheduler"),
         # the plan's
         *("row", "code", "column_name", "message", "where_expr", "_place"),
+        # the report's
+        "_total",
     ]
 )
 

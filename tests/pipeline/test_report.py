@@ -22,7 +22,7 @@ from pipeline.errors import MEANING, Code
 from pipeline.layout import image_path, table_path
 from pipeline.report import BINS, MAX_COMBINED, MIN_BYTES, SLOWEST, write_report
 from pipeline.schemas import CONCEPTS, RENDERS
-from pipeline.sheets import CRISP_PX, THUMBNAIL_PX, PictureReader, thumbnail
+from pipeline.sheets import CRISP_PX, RENDERS_PER_CONCEPT, THUMBNAIL_PX, PictureReader, thumbnail
 from pipeline.storage import Storage
 
 RUN = "2026-11-20-nightly"
@@ -124,7 +124,7 @@ def render(row: int, index: int, names: list[str], uri: str | None, /, **changes
 def publish(storage: Storage, concepts: list[dict], renders: list[dict], extra: list[pa.Field] | None = None) -> None:
     for table, schema, rows in (
         ("concepts", pa.schema([*CONCEPTS, *(extra or [])]), concepts),
-        ("renders", RENDERS, renders),
+        ("renders", pa.schema([*RENDERS, *(extra or [])]), renders),
     ):
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
@@ -549,3 +549,21 @@ def test_other_filesystems_hold_the_page_too():
 
 def test_every_code_has_a_meaning():
     assert set(MEANING) == set(Code)
+
+
+def test_extra_columns_may_bear_the_names_that_a_query_would_give_its_own(storage):
+    names = ("total", "nth", "place", "value", "median")
+    extra = dict.fromkeys(names, "theirs")
+    uri = picture(storage, encoded("red"))
+    ways = ("in the snow", "in space")
+    renders = [
+        render(row, index, ["mug-1"], uri, prompt=f"a {{mug-1}} {way}", **extra)
+        for row, way in enumerate(ways, 1)
+        for index in range(RENDERS_PER_CONCEPT)
+    ]
+    publish(storage, [concept(1, "mug-1", **extra)], renders, [pa.field(name, pa.string()) for name in names])
+    page = page_of(storage)
+    assert page.count("theirs") >= len(names)
+    # Every prompt is shown before the second picture of any.
+    assert all(page.count(way) > 1 for way in ways)
+    assert page.count(ways[0]) == page.count(ways[1])

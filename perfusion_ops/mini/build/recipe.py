@@ -82,7 +82,7 @@ FULL = Recipe(
     pictures=100_000,
     scorer_pictures=48_000,
     held_out=2_000,
-    text=Text(fit=Fit(samples=300_000, batch=128, rate=1e-3)),
+    text=Text(fit=Fit(samples=200_000, batch=128, rate=1e-3)),
     autoencoder=Autoencoder(fit=Fit(samples=104_000, batch=16, rate=2e-3, decay=0.25)),
     denoiser=Denoiser(fit=Fit(samples=1_600_000, batch=64, rate=8e-4, decay=0.25, average=0.9995)),
     reader=Scorer(fit=Fit(samples=450_000, batch=64, rate=2e-3, decay=0.5)),
