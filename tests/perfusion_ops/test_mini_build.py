@@ -19,6 +19,7 @@ from perfusion_ops.mini.build import __main__ as build
 from perfusion_ops.mini.build import autoencoder, denoiser, text, words
 from perfusion_ops.mini.build.loop import rate_at, train
 from perfusion_ops.mini.build.machine import Machine, on_machines
+from perfusion_ops.mini.build.muon import orthogonal
 from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import TINY, Fit
 from perfusion_ops.mini.grammar import captions
@@ -88,33 +89,38 @@ class Line(nn.Module):
         super().__init__()
         torch.manual_seed(3)
         self.slope = nn.Parameter(torch.randn(4))
+        self.mix = nn.Parameter(torch.randn(3, 4))
         self.norm = nn.BatchNorm1d(4)
 
 
-def fit_line(folder, until=None, rates=None):
+def fit_line(folder, until=None, rates=None, inner=None):
     line = Line()
     steps = []
 
     def loss(step, generator):
         steps.append(step)
         seen = torch.randn(8, 4, generator=generator)
-        return (line.norm(seen) @ line.slope - seen.sum(1)).square().mean()
+        normed = line.norm(seen)
+        return (normed @ line.slope - seen.sum(1)).square().mean() + (normed @ line.mix.T - seen[:, :3]).square().mean()
 
-    done = train("line", line, loss, FIT, machine=Machine("cpu"), folder=folder, seed=5, until=until, rates=rates)
+    done = train(
+        "line", line, loss, FIT, machine=Machine("cpu"), folder=folder, seed=5, until=until, rates=rates, inner=inner
+    )
     return line, done, steps
 
 
-def test_stopped_and_resumed_equals_undisturbed(tmp_path):
+@pytest.mark.parametrize("inner", [None, lambda name: name == "mix"], ids=["AdamW", "Muon for matrices"])
+def test_stopped_and_resumed_equals_undisturbed(tmp_path, inner):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    whole, done, steps = fit_line(tmp_path / "whole")
+    whole, done, steps = fit_line(tmp_path / "whole", inner=inner)
     assert done
     assert steps == list(range(FIT.steps))
     for step in range(7):
-        _, done, steps = fit_line(tmp_path / "parts", until=time.time() - 1)
+        _, done, steps = fit_line(tmp_path / "parts", until=time.time() - 1, inner=inner)
         assert not done
         assert steps == [step]
-    parts, done, steps = fit_line(tmp_path / "parts")
+    parts, done, steps = fit_line(tmp_path / "parts", inner=inner)
     assert done
     assert steps == list(range(7, FIT.steps))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
@@ -156,6 +162,41 @@ def test_processes_share_the_mean_of_their_gradients(tmp_path):
     on_machines(_averaged, (tmp_path,), device="cpu", processes=2)
     for rank in range(2):
         assert np.load(tmp_path / f"{rank}.npy").tolist() == [0.5] * 6 + [1.0]
+
+
+def _fit_shared(machine: Machine, folder: Path) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 3))
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    share = 8 // machine.processes
+
+    def loss(step: int, _: torch.Generator) -> torch.Tensor:
+        seen = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(step))
+        mine = seen[machine.rank * share :][:share]
+        return (model(mine) - mine[:, :2, 3:6, 3:6]).square().mean()
+
+    fit = Fit(samples=48, batch=8, rate=1e-2)
+    place = folder / str(machine.processes)
+    place.mkdir(exist_ok=True)
+    train("one", model, loss, fit, machine=machine, folder=place, seed=0, inner=lambda name: name.startswith("2."))
+
+
+def test_two_processes_train_what_one_trains_whatever_the_memory_layout(tmp_path):
+    for processes in (1, 2):
+        on_machines(_fit_shared, (tmp_path,), device="cpu", processes=processes)
+    one, two = (load_file(tmp_path / str(processes) / "one.safetensors") for processes in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_orthogonal_step_keeps_directions_and_evens_out_their_sizes():
+    for shape in ((6, 20), (20, 6), (7, 7)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        seen = left.T @ orthogonal(matrix).double() @ right.T
+        assert seen.diagonal().min() > 0.6
+        assert seen.diagonal().max() < 1.3
+        assert (seen - seen.diagonal().diag()).abs().max() < 1e-4
 
 
 def test_pictures_are_those_of_their_numbers_whatever_the_processes(tmp_path):

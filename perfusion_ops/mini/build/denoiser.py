@@ -135,8 +135,13 @@ def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> 
     share = sizes.fit.batch // machine.processes
     train(
         NAME, model, _loss(model, latents, recipe, share, folder, machine), sizes.fit,
-        machine=machine, folder=folder, seed=recipe.seed, rates={"encoder.": sizes.text_rate}, until=until,
+        machine=machine, folder=folder, seed=recipe.seed, until=until,
+        rates={"encoder.": sizes.text_rate}, inner=_inner,
     )  # fmt: skip
+
+
+def _inner(name: str) -> bool:
+    return name.startswith("unet.") and not name.startswith(("unet.conv_in", "unet.conv_out"))
 
 
 def _loss(  # noqa: PLR0917 - all that a step reads

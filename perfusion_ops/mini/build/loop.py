@@ -1,4 +1,4 @@
-"""One training loop for every stage: AdamW, running mean of the weights, log, checkpoints, resumption.
+"""One training loop for every stage: AdamW or Muon, running mean of the weights, log, checkpoints, resumption.
 
 A step depends on its number alone (its samples and its noise are drawn from a generator seeded with it), so a training
 that was stopped and resumed sees what an undisturbed one sees.
@@ -15,18 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.muon import Muon
 from perfusion_ops.mini.build.recipe import Fit
 
 _WARM_UP = 200  # steps
 _CHECKPOINT_EVERY = 180  # seconds
 _LOG_EVERY = 20  # seconds
 _CLIP = 1.0
+_KEPT = {"first": "exp_avg", "second": "exp_avg_sq"}
 
 Loss = Callable[[int, torch.Generator], Tensor]
 
 
 def rate_at(step: int, fit: Fit) -> float:
-    """The learning rate of step `step` (from 0)."""
+    """The learning rate of step `step` (from 0); the matrices' falls likewise."""
     warm = min(1.0, (step + 1) / min(_WARM_UP, fit.steps))
     left = (fit.steps - step) / max(fit.decay * fit.steps, 1)
     return fit.rate * warm * min(1.0, left)
@@ -42,6 +44,7 @@ def train(
     folder: Path,
     seed: int,
     rates: dict[str, float] | None = None,
+    inner: Callable[[str], bool] | None = None,
     until: float | None = None,
 ) -> bool:
     """Train `model` in place from its last checkpoint to the end, and leave the running mean of its weights in it.
@@ -55,39 +58,37 @@ def train(
         folder: of checkpoints and of `log.jsonl`.
         seed: of all samples and noise.
         rates: factors of the learning rate for parameters whose names begin so.
+        inner: whether a parameter of this name lies between the first layer and the last; Muon takes those of two or
+            more dimensions, at `fit.inner_rate`.
         until: a `time.time()` at which to stop with a checkpoint.
 
     Returns:
         Whether the last step is done.
     """
     parameters = {key: value for key, value in model.named_parameters() if value.requires_grad}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for key, value in parameters.items():
-        factor = next((factor for prefix, factor in (rates or {}).items() if key.startswith(prefix)), 1.0)
-        groups.setdefault(factor, []).append(value)
-    optimizer = torch.optim.AdamW(
-        [{"params": group, "factor": factor} for factor, group in groups.items()],
-        betas=(0.9, 0.99), weight_decay=0.01, fused=True,
-    )  # fmt: skip
+    optimizers = _optimizers(parameters, rates or {}, inner, machine)
     state = model.state_dict()
     mean = {key: value.detach().clone() for key, value in state.items()}
     path = folder / f"{name}.safetensors"
-    step = _restore(path, state, mean, parameters, optimizer) if path.exists() else 0
+    step = _restore(path, state, mean, parameters, optimizers) if path.exists() else 0
     ordered = list(parameters.values())
     model.train()
     saved = logged = time.time()
     since, total = step, torch.zeros((), device=machine.device)
     done = step >= fit.steps
     while not done:
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, fit) * group["factor"]
+        for optimizer in optimizers:
+            height = fit.inner_rate if isinstance(optimizer, Muon) else fit.rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, fit) / fit.rate * height * group["factor"]
         generator = torch.Generator().manual_seed(((seed * 1_000_003 + step) * 64 + machine.rank) % 2**63)
         value = loss(step, generator)
         value.backward()
         machine.average_gradients(ordered)
         nn.utils.clip_grad_norm_(ordered, _CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step, total = step + 1, total + value.detach()
         _follow(mean, state, min(fit.average, (step + 1) / (step + 10)))
         # Ranks meet in every step, so that all of them see the same end but for the clock, which rank 0 reads for all.
@@ -99,7 +100,7 @@ def train(
             _log(folder, name, step, mean_loss, (step - since) * fit.batch / (now - logged), rate_at(step - 1, fit))
             since, total, logged = step, torch.zeros_like(total), now
         if machine.rank == 0 and (done or stopped or now - saved > _CHECKPOINT_EVERY):
-            _save(path, step, state, mean, parameters, optimizer)
+            _save(path, step, state, mean, parameters, optimizers)
             saved = now
         if stopped:
             return False
@@ -122,6 +123,33 @@ def load_mean(path: Path, model: nn.Module) -> int:
     with safe_open(path, "pt") as file:
         model.load_state_dict({key: file.get_tensor(f"mean.{key}") for key in model.state_dict()})
         return int(file.metadata()["step"])
+
+
+def _optimizers(
+    parameters: dict[str, nn.Parameter],
+    rates: dict[str, float],
+    inner: Callable[[str], bool] | None,
+    machine: Machine,
+) -> list[torch.optim.Optimizer]:
+    groups: dict[float, list[nn.Parameter]] = {}
+    matrices = []
+    for key, value in parameters.items():
+        if inner is not None and inner(key) and value.ndim > 1:
+            matrices.append(value)
+            continue
+        factor = next((factor for prefix, factor in rates.items() if key.startswith(prefix)), 1.0)
+        groups.setdefault(factor, []).append(value)
+    adam = torch.optim.AdamW(
+        [{"params": group, "factor": factor} for factor, group in groups.items()],
+        betas=(0.9, 0.99), weight_decay=0.01, fused=True,
+    )  # fmt: skip
+    return [adam, Muon(matrices, machine)] if matrices else [adam]
+
+
+def _moments(optimizers: list[torch.optim.Optimizer], parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What its optimiser keeps of a parameter's gradients."""
+    owner = {other: one for one in optimizers for group in one.param_groups for other in group["params"]}
+    return owner[parameter].state[parameter]
 
 
 @torch.no_grad()
@@ -152,13 +180,13 @@ def _save(  # noqa: PLR0917 - all that a checkpoint holds
     state: dict[str, Tensor],
     mean: dict[str, Tensor],
     parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
 ) -> None:
     tensors = {f"state.{key}": value.detach() for key, value in state.items()}
     tensors |= {f"mean.{key}": value for key, value in mean.items()}
     for key, parameter in parameters.items():
-        moments = optimizer.state[parameter]
-        tensors |= {f"first.{key}": moments["exp_avg"], f"second.{key}": moments["exp_avg_sq"]}
+        moments = _moments(optimizers, parameter)
+        tensors |= {f"{name}.{key}": moments[kept] for name, kept in _KEPT.items() if kept in moments}
     unfinished = path.with_suffix(".unfinished")
     contiguous = {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
     save_file(contiguous, unfinished, metadata={"step": str(step)})
@@ -170,7 +198,7 @@ def _restore(
     state: dict[str, Tensor],
     mean: dict[str, Tensor],
     parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
 ) -> int:
     with safe_open(path, "pt") as file, torch.no_grad():
         step = int(file.metadata()["step"])
@@ -179,9 +207,9 @@ def _restore(
             mean[key].copy_(file.get_tensor(f"mean.{key}"))
         for key, parameter in parameters.items():
             # Laid out in memory as the parameter: the fused optimiser walks both without a look at their strides.
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                "exp_avg": torch.empty_like(parameter).copy_(file.get_tensor(f"first.{key}")),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(file.get_tensor(f"second.{key}")),
-            }
+            moments = _moments(optimizers, parameter)
+            moments["step"] = torch.tensor(float(step), device=parameter.device)
+            for name, kept in _KEPT.items():
+                if f"{name}.{key}" in file.keys():  # noqa: SIM118 - no mapping
+                    moments[kept] = torch.empty_like(parameter).copy_(file.get_tensor(f"{name}.{key}"))
     return step

@@ -56,12 +56,18 @@ class Machine:
         if self.processes == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        for parameter, total in zip(parameters, self.sum(gradients), strict=True):
+            # Laid out in memory as the parameter: the fused optimiser walks both without a look at their strides.
+            parameter.grad = torch.empty_like(parameter).copy_(total).div_(self.processes)
+
+    def sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Each of `tensors`, added up over all processes."""
+        if self.processes == 1:
+            return tensors
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         distributed.all_reduce(flat)
-        flat /= self.processes
-        parts: tuple[Tensor, ...] = flat.split([parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        parts: tuple[Tensor, ...] = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
 
 
 def on_machines(work: Callable[..., None], arguments: tuple, *, device: str, processes: int) -> None:

@@ -9,11 +9,12 @@ from perfusion_ops.config import Frozen
 
 
 class Fit(Frozen):
-    """How one model is trained: AdamW at a constant rate after a warm-up, then down to zero over the last share."""
+    """How one model is trained: at a constant rate after a warm-up, then down to zero over the last share."""
 
     samples: int = Field(gt=0, description="scenes seen in all")
     batch: int = Field(gt=0, description="scenes of one step, over all processes")
-    rate: float = Field(gt=0, description="learning rate at its height")
+    rate: float = Field(gt=0, description="AdamW's learning rate at its height")
+    inner_rate: float = Field(default=2e-3, gt=0, description="Muon's, where a stage has it train the inner matrices")
     decay: float = Field(default=0.3, ge=0, le=1, description="last share of the steps, over which the rate falls to 0")
     average: float = Field(default=0.999, gt=0, lt=1, description="decay of the running mean of the weights")
 
@@ -84,7 +85,7 @@ FULL = Recipe(
     held_out=2_000,
     text=Text(fit=Fit(samples=200_000, batch=128, rate=1e-3)),
     autoencoder=Autoencoder(fit=Fit(samples=104_000, batch=16, rate=2e-3, decay=0.25)),
-    denoiser=Denoiser(fit=Fit(samples=1_600_000, batch=64, rate=8e-4, decay=0.25, average=0.9995)),
+    denoiser=Denoiser(fit=Fit(samples=290_000, batch=64, rate=8e-4, decay=0.6, average=0.998)),
     reader=Scorer(fit=Fit(samples=450_000, batch=64, rate=2e-3, decay=0.5)),
     identity=Scorer(fit=Fit(samples=280_000, batch=128, rate=2e-3, decay=0.5)),
     dual=Scorer(fit=Fit(samples=260_000, batch=128, rate=1e-3, decay=0.5)),
