@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("render", "train")
+NAMES = ("render", "train", "schedule")
 
 
 def main() -> int:
@@ -17,15 +17,12 @@ def main() -> int:
     parser.add_argument(
         "--batch", type=int, default=None, help="rows rendered at once, or rows per concept in training"
     )
+    parser.add_argument("--slots", type=int, default=500, help="simulated accelerators")
+    parser.add_argument("--rows", type=int, default=None, help="concepts of the simulated run")
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
     options = parser.parse_args()
     names = [options.name] if options.name else list(NAMES)
-    results = [
-        importlib.import_module(f"benchmarks.{name}").run(
-            base=options.base, device=options.device, pairs=options.pairs, batch=options.batch, steps=options.steps
-        )
-        for name in names
-    ]
+    results = [importlib.import_module(f"benchmarks.{name}").run(options) for name in names]
     return 0 if all(results) else 1
 
 

@@ -4,6 +4,7 @@ Same model, prompts, steps, seeds and batch, from texts to uint8 pixels. What it
 ready-made conditioning: no text encoder, no edit, no projection at all.
 """
 
+import argparse
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -24,13 +25,14 @@ _PROMPT = "a photo of a {} on the beach"
 _GUIDANCE = 4.5
 
 
-def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, steps: int | None) -> bool:
+def run(options: argparse.Namespace) -> bool:
     """Measure and print; True when the bar is met."""
-    where = device_of(device)
+    pairs = options.pairs
+    where = device_of(options.device)
     gpu = where.type == "cuda"
-    name = base or ("sd15" if gpu else "mini")
+    name = options.base or ("sd15" if gpu else "mini")
     dtype = torch.bfloat16 if gpu else torch.float32
-    batch, steps = batch or (16 if gpu else 8), steps or (50 if gpu else 20)
+    batch, steps = options.batch or (16 if gpu else 8), options.steps or (50 if gpu else 20)
     parts = parts_of(name, where, dtype)
     edited = base_of(name, copy.deepcopy(parts))
     sampler = Sampler(edited.resolution, edited.resolution, steps, _GUIDANCE, "ddim")

@@ -3,6 +3,7 @@
 What it cannot beat is a denoiser whose cost per row does not fall with the batch: then both take equally long.
 """
 
+import argparse
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +23,14 @@ _PLACEMENTS = {"cpu": 7, "cuda": 1}
 _PUBLISHED_STEPS, _PUBLISHED_BATCH = 400, 16
 
 
-def run(*, base: str | None, device: str | None, pairs: int, batch: int | None, steps: int | None) -> bool:
+def run(options: argparse.Namespace) -> bool:
     """Measure and print; True when the bar is met."""
-    where = device_of(device)
+    pairs = options.pairs
+    where = device_of(options.device)
     gpu = where.type == "cuda"
-    name = base or ("sd15" if gpu else "mini")
+    name = options.base or ("sd15" if gpu else "mini")
     dtype = torch.bfloat16 if gpu else torch.float32
-    batch, steps = batch or (_PUBLISHED_BATCH if gpu else 4), steps or (3 if gpu else 2)
+    batch, steps = options.batch or (_PUBLISHED_BATCH if gpu else 4), options.steps or (3 if gpu else 2)
     parts = parts_of(name, where, dtype)
 
     def sides() -> Sides:

@@ -57,7 +57,7 @@ def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> 
     share = recipe.dual.fit.batch // machine.processes
     train(
         NAME, model, _loss(model, tokenizer, pictures, share, machine), recipe.dual.fit,
-        machine=machine, folder=folder, seed=recipe.seed, until=until,
+        machine=machine, folder=folder, seed=recipe.seed, until=until, inner=lambda name: ".layers." in name,
     )  # fmt: skip
 
 
