@@ -2,8 +2,8 @@
 
 Each unit travels as a `Job` that remembers what has gone wrong under it. The rules of blame live here:
 
-- A unit that had one more slot die or hang under it than `Policy.strikes` allows is taken apart into single tasks;
-  a single task that reaches the same number on its own is failed.
+- A unit under which as many slots died as `Policy.strikes` says, or one hung, is taken apart into single tasks; a
+  single task under which as many died or hung on its own is failed. A hang costs a deadline, so one is enough.
 - A unit whose worker raised is taken apart at once; a single task that raises is failed.
 - Out of memory halves every later unit of that kind and size; a single task that does not fit is failed.
 
@@ -146,7 +146,7 @@ class Backlog:
     def strike(self, job: Job, slot: int, code: Code, message: str) -> list[Outcome]:
         """The slot died (WORKER_DIED) or hung (TIMED_OUT) while it ran the job."""
         job = replace(job, attempts=job.attempts + 1, strikes=(*job.strikes, slot))
-        if len(job.strikes) >= self._policy.strikes:
+        if len(job.strikes) >= self._policy.strikes or (code == Code.TIMED_OUT and job.size > 1):
             return self._apart(job, slot, code, message)
         if job.size == 1:
             self._waiting.append(job)  # others first: their success shows that the slot is sound

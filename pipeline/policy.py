@@ -31,6 +31,21 @@ class Policy(Frozen):
         gt=0,
         description="a large group takes under an hour; its checkpoints bound what a late kill costs",
     )
+    hang_factor: float = Field(
+        default=5.0,
+        gt=1,
+        description="times the longest call of its shape so far: the slowest slot takes twice what the fastest takes",
+    )
+    hang_floor_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="storage that refuses keeps a unit waiting for two minutes before it fails",
+    )
+    hang_calls: int = Field(
+        default=20,
+        ge=1,
+        description="calls of a shape that must have ended well before they say how long others may take",
+    )
     setup_deadline_s: float = Field(
         default=1800.0,
         gt=0,
@@ -81,7 +96,7 @@ class Policy(Frozen):
         return self.train_depth if isinstance(unit, TrainUnit) else self.render_depth
 
     def deadline_s(self, unit: Unit) -> float:
-        """Seconds within which a running unit must end."""
+        """Seconds within which a running unit must end, whatever is known of its likes."""
         return self.train_deadline_s if isinstance(unit, TrainUnit) else self.render_deadline_s
 
     def backoff_s(self, losses: int, draw: float) -> float:

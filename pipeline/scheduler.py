@@ -26,6 +26,7 @@ from pipeline.errors import Code, Status
 from pipeline.executor import Completion, Executor, Failure
 from pipeline.policy import Policy
 from pipeline.units import Outcome, RenderUnit
+from pipeline.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class _Slot:
     replace_at: float | None = None
     starting_since: float | None = None
     quarantined: bool = False
+    warm: bool = False  # its worker has ended a call well
     busy_s: float = 0.0
 
 
@@ -124,6 +126,7 @@ class _Run:
         clock: Clock,
     ) -> None:
         self._backlog = Backlog(source, policy, clock)
+        self._watchdog = Watchdog(policy)
         self._executor = executor
         self._sink = sink
         self._policy = policy
@@ -249,8 +252,10 @@ class _Run:
         if failure is None:
             failure = _mismatch(job, completion.outcomes)
         if failure is None:
+            self._watchdog.learn(job.unit, self._clock.monotonic() - slot.calls[0].since)
             self._end_call(slot, wasted=False)
             slot.deaths = slot.losses = self._outages = 0
+            slot.warm = True
             self._finish([replace(outcome, attempts=job.attempts + 1) for outcome in completion.outcomes])
         elif failure.infrastructure:
             self._outage(slot, failure)
@@ -298,6 +303,7 @@ class _Run:
         jobs = [self._end_call(slot, wasted=True)] if slot.calls else []
         jobs += [call.job for call in slot.calls]
         slot.calls.clear()
+        slot.warm = False
         slot.starting_since = None
         slot.losses += 1
         slot.replace_at = self._clock.monotonic() + self._policy.backoff_s(slot.losses, self._random.random())
@@ -359,7 +365,7 @@ class _Run:
         now = self._clock.monotonic()
         for slot in self._slots.values():
             if slot.calls:
-                deadline_s = self._policy.deadline_s(slot.calls[0].job.unit)
+                deadline_s = self._watchdog.deadline_s(slot.calls[0].job.unit, warm=slot.warm)
                 if now >= slot.calls[0].since + deadline_s:
                     self._death(slot, Code.TIMED_OUT, f"no result after {deadline_s:g} s, so the worker was killed")
             elif slot.starting_since is not None and now >= slot.starting_since + self._policy.setup_deadline_s:
@@ -378,7 +384,8 @@ class _Run:
             if slot.replace_at is not None and drain_until is None:
                 moments.append(slot.replace_at)
             if slot.calls:
-                moments.append(slot.calls[0].since + self._policy.deadline_s(slot.calls[0].job.unit))
+                deadline_s = self._watchdog.deadline_s(slot.calls[0].job.unit, warm=slot.warm)
+                moments.append(slot.calls[0].since + deadline_s)
             elif slot.starting_since is not None:
                 moments.append(slot.starting_since + self._policy.setup_deadline_s)
         return max(0.0, min(moments) - now)

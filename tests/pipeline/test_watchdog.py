@@ -1,0 +1,55 @@
+"""The watchdog: patient with what is new, and with every worker's first call."""
+
+import pytest
+
+from perfusion_ops.config import TrainingConfig
+from pipeline.policy import Policy
+from pipeline.units import ConceptTask, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.watchdog import Watchdog
+
+POLICY = Policy(hang_factor=5, hang_floor_s=100, hang_calls=3, render_deadline_s=1000, train_deadline_s=9000)
+
+
+def rendering(tasks: int, width: int = 64) -> RenderUnit:
+    shape = RenderShape(width=width, height=64, steps=20, guidance=6.0, scheduler="ddim")
+    row = RenderTask("key", "a {0}", "", ("concept",), 0, 0.6, 0.15, "local", shape)
+    return RenderUnit("unit", (row,) * tasks)
+
+
+def training(steps: int) -> TrainUnit:
+    row = ConceptTask("key", "id", "mug", (), (), TrainingConfig(steps=steps))
+    return TrainUnit("unit", (row,))
+
+
+def after(*seconds: float, unit: RenderUnit | TrainUnit) -> Watchdog:
+    watchdog = Watchdog(POLICY)
+    for each in seconds:
+        watchdog.learn(unit, each)
+    return watchdog
+
+
+def test_what_is_not_known_yet_has_the_whole_deadline():
+    assert Watchdog(POLICY).deadline_s(rendering(4), warm=True) == 1000
+    assert after(50, 60, unit=rendering(4)).deadline_s(rendering(4), warm=True) == 1000
+
+
+def test_what_is_known_has_a_multiple_of_the_longest():
+    watchdog = after(50, 60, 40, unit=rendering(4))
+    assert watchdog.deadline_s(rendering(4), warm=True) == 300
+    assert watchdog.deadline_s(rendering(1), warm=True) == 300
+    assert watchdog.deadline_s(rendering(8), warm=True) == 600
+
+
+def test_a_worker_that_has_ended_nothing_yet_has_the_whole_deadline():
+    assert after(50, 60, 40, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 1000
+
+
+def test_never_below_the_floor_nor_above_the_deadline():
+    assert after(1, 1, 1, unit=rendering(4)).deadline_s(rendering(4), warm=True) == 100
+    assert after(900, 1, 1, unit=rendering(4)).deadline_s(rendering(4), warm=True) == 1000
+
+
+@pytest.mark.parametrize(("known", "new"), [(rendering(4), rendering(4, 512)), (training(100), training(400))])
+def test_each_shape_and_each_training_is_learnt_by_itself(known, new):
+    watchdog = after(50, 60, 40, unit=known)
+    assert watchdog.deadline_s(new, warm=True) == POLICY.deadline_s(new)
