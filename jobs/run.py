@@ -43,7 +43,8 @@ def run(settings: RunSettings, *, json: bool, make_engine: MakeEngine | None = N
         _tell(result, published, Storage(settings.root))
     if published is None:
         left = f"{counted(result.left.concepts, 'concept')} and {counted(result.left.renders, 'render')} left"
-        complain(f"run {result.run_id} was stopped with {left}; the same command goes on where it stopped")
+        why = f", for {result.summary.stopped}" if result.summary.stopped else ""
+        complain(f"run {result.run_id} was stopped with {left}{why}; the same command goes on where it stopped")
     return code
 
 

@@ -36,7 +36,7 @@ from pipeline.publish import Published, publish
 from pipeline.report import write_report
 from pipeline.scheduler import RunSummary
 from pipeline.scheduler import run as schedule
-from pipeline.settings import RunSettings
+from pipeline.settings import EngineSettings, RunSettings
 from pipeline.storage import Storage, StorageError
 from pipeline.units import Outcome
 from pipeline.worker_settings import WorkerSettings
@@ -199,8 +199,9 @@ def execute(
                 if not queue.finished():
                     observer.stage("start", f"run {run_id}")
                     with make_engine(planned.worker) as engine:
+                        stop = _stop(engine, settings.engine, clock, began)
                         summary = schedule(
-                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=engine.stop
+                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=stop
                         )
             finally:
                 _fence(lease, run_id, patience)
@@ -220,6 +221,21 @@ def execute(
                 observer.stage("report", f"run {run_id}")
                 report = write_report(storage, run_id)
     return RunResult(run_id, resumed, planned, summary, queue.remaining(), published, report, clock.monotonic() - began)
+
+
+def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> Callable[[float], str | None]:
+    """Why a run ends before its work does: it was asked to, or it has had what it may have."""
+
+    def stop(spent_s: float) -> str | None:
+        if engine.stop():
+            return "it was asked to end"
+        if caps.deadline_s is not None and clock.monotonic() - began >= caps.deadline_s:
+            return f"its engine.deadline_s of {caps.deadline_s:g} s is over"
+        if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
+            return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
+        return None
+
+    return stop
 
 
 def find_run(storage: Storage, digest: str) -> tuple[str, bool]:

@@ -8,8 +8,8 @@ Invariants, whatever fails and in whatever order:
 - A row is failed for killing workers only after it did so alone, as often as `Policy.strikes` says.
 - A suspect is tried on another slot than before where there is one, and a slot that keeps dying on one fresh row at a
   time, which tells bad slots from bad rows: a slot that kills those too is quarantined and its strikes are pardoned.
-- The run ends: finished, drained after `stop`, or with `EngineError` when nothing can go on. Nothing is lost in the
-  last two cases: what has no outcome yet is still the source's to give out in a later run.
+- The run ends: finished, drained once `stop` gives a reason, or with `EngineError` when nothing can go on. Nothing is
+  lost in the last two cases: what has no outcome yet is still the source's to give out in a later run.
 
 The same source, executor, policy and clock give the same calls in the same order.
 """
@@ -46,7 +46,7 @@ class RunSummary:
         wasted_s: slot seconds in calls that gave no outcome.
         busy_s: slot seconds in calls, by slot.
         quarantined: slots that were given up.
-        drained: stopped before everything had an outcome.
+        stopped: why it was stopped before everything had an outcome; empty when it was not.
     """
 
     completed: int = 0
@@ -57,7 +57,7 @@ class RunSummary:
     wasted_s: float = 0.0
     busy_s: dict[int, float] = field(default_factory=dict)
     quarantined: tuple[int, ...] = ()
-    drained: bool = False
+    stopped: str = ""
 
 
 class EngineError(Exception):
@@ -75,9 +75,9 @@ def run(
     *,
     policy: Policy,
     clock: Clock,
-    stop: Callable[[], bool],
+    stop: Callable[[float], str | None],
 ) -> RunSummary:
-    """Run everything the source has, or as much as is done when `stop` turns true.
+    """Run everything the source has, or as much as is done when `stop` gives a reason.
 
     The executor is the caller's to close, also when this raises.
 
@@ -87,7 +87,8 @@ def run(
         sink: takes final outcomes, once each; what it raises ends the run.
         policy: limits and deadlines.
         clock: for deadlines and for the time of failures.
-        stop: asked at least every `policy.poll_s` seconds while nothing else happens.
+        stop: told the slot seconds spent so far, says why to stop or None; asked at least every `policy.poll_s` seconds
+            while nothing else happens.
 
     Raises:
         EngineError: every slot is quarantined, the workers cannot start, an outage does not end, or the source has
@@ -138,11 +139,12 @@ class _Run:
         self._was_ready = False
         self._last_cause = "no worker was ever there"
 
-    def run(self, stop: Callable[[], bool]) -> RunSummary:
+    def run(self, stop: Callable[[float], str | None]) -> RunSummary:
         drain_until: float | None = None
         while True:
             now = self._clock.monotonic()
-            if drain_until is None and stop():
+            if drain_until is None and (reason := stop(self._spent_s(now))):
+                self._add(stopped=reason)
                 drain_until = now + self._policy.drain_s
             live = self._look(now)
             if drain_until is None:
@@ -150,9 +152,12 @@ class _Run:
                 self._fill(live, now)
             running = any(slot.calls for slot in self._slots.values())
             if not running and self._backlog.finished():
-                return self._report(drained=False)
+                return replace(self._report(), stopped="")
             if drain_until is not None and (not running or now >= drain_until):
-                return self._report(drained=True)
+                for slot in self._slots.values():
+                    if slot.calls:
+                        self._end_call(slot, wasted=True)
+                return self._report()
             if not running:
                 self._check_hope(live)
             for completion in self._executor.wait(self._patience(now, drain_until)):
@@ -191,12 +196,12 @@ class _Run:
             raise EngineError(
                 "the plan has unfinished tasks, but none of them is ready and none is running: this is a fault in the "
                 "work queue, please report it",
-                self._report(drained=False),
+                self._report(),
             )
         raise EngineError(
             f"no worker is left: {len(self._slots)} of {len(self._slots)} were given up after "
             f"{self._policy.slot_deaths} failures in a row. The last one: {self._last_cause}. {_RESUME}",
-            self._report(drained=False),
+            self._report(),
         )
 
     # Work
@@ -321,7 +326,7 @@ class _Run:
             raise EngineError(
                 f"{self._outages} outages in a row with no success between them. The last one: {failure.message}. "
                 f"{_RESUME}",
-                self._report(drained=False),
+                self._report(),
             )
 
     def _death(self, slot: _Slot, code: Code, message: str) -> None:
@@ -340,7 +345,7 @@ class _Run:
             self._outage(slot, failure)
             return
         if failure.kind == "raised" and not self._was_ready:
-            raise EngineError(f"the worker cannot start: {failure.message}. {_RESUME}", self._report(drained=False))
+            raise EngineError(f"the worker cannot start: {failure.message}. {_RESUME}", self._report())
         self._lose(slot)
         self._count_death(slot, f"the worker could not start: {failure.message}", condemn=True)
 
@@ -392,15 +397,18 @@ class _Run:
 
     # Figures
 
-    def _add(self, **figures: float) -> None:
+    def _spent_s(self, now: float) -> float:
+        running = sum(now - slot.calls[0].since for slot in self._slots.values() if slot.calls)
+        return running + sum(slot.busy_s for slot in self._slots.values())
+
+    def _add(self, **figures: float | str) -> None:
         self._summary = replace(self._summary, **figures)
 
-    def _report(self, *, drained: bool) -> RunSummary:
+    def _report(self) -> RunSummary:
         return replace(
             self._summary,
             busy_s={slot.number: slot.busy_s for slot in self._slots.values()},
             quarantined=tuple(sorted(slot.number for slot in self._slots.values() if slot.quarantined)),
-            drained=drained,
         )
 
 

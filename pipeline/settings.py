@@ -63,6 +63,12 @@ class EngineSettings(Frozen):
     )
     checkpoint_s: float = Field(default=60.0, gt=0, description="seconds between training checkpoints")
     flush_s: float = Field(default=20.0, gt=0, description="seconds after which finished rows are staged at the latest")
+    deadline_s: float | None = Field(
+        default=None, gt=0, description="seconds after which a run stops by itself; run again, it goes on"
+    )
+    budget_h: float | None = Field(
+        default=None, gt=0, description="accelerator-hours that one start of a run may spend, likewise"
+    )
     plan_memory: str = Field(
         default="1GB", pattern=r"^\d+(\.\d+)?(MB|GB)$", description="what planning may hold before it spills"
     )

@@ -114,7 +114,7 @@ def go(executor, prompts, policy=POLICY, batch=2):
             assert row.key not in outcomes
             outcomes[row.key] = row
 
-    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=lambda: False)
+    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=lambda _: None)
     return outcomes, summary
 
 

@@ -197,7 +197,7 @@ def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp
     undisturbed, _ = go(calm, shop)
     first, before = go(root, shop, Engines(stop_after=units))
     assert first.published is None
-    assert first.summary.drained
+    assert first.summary.stopped == "it was asked to end"
     assert list(Storage(root).list("tables")) == []
     [status] = read_status(Storage(root), SystemClock())
     assert status.state == "interrupted"
@@ -213,6 +213,23 @@ def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp
             different = {name for name in row if row[name] != other[name]} - PASSING
             assert different == {"uri"}
             assert row["uri"].removeprefix(f"file://{root}") == other["uri"].removeprefix(f"file://{calm}")
+
+
+@pytest.mark.parametrize(
+    ("caps", "why"),
+    [
+        ({"deadline_s": 1e-6}, "its engine.deadline_s of 1e-06 s is over"),
+        ({"budget_h": 1e-9}, "its engine.budget_h of 1e-09 accelerator-hours is spent"),
+    ],
+)
+def test_run_that_has_had_what_it_may_have_goes_on_when_run_again(shop, root, caps, why):
+    first, _ = go(root, shop, engine=caps)
+    assert first.published is None
+    assert first.summary.stopped == why
+    second, _ = go(root, shop)
+    assert second.run_id == first.run_id  # caps change no result, so they are no other run
+    assert second.summary.stopped == ""
+    check_accounts(root, second, concepts=3, prompts=2, pictures=4)
 
 
 def bury(root):

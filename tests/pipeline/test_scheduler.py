@@ -39,7 +39,10 @@ def simulate(world, concepts=(), renders=(), *, policy=POLICY, stop=lambda clock
             outcomes[row.key] = row
 
     try:
-        summary, error = run(work, pool, sink, policy=policy, clock=clock, stop=lambda: stop(clock)), None
+        summary, error = (
+            run(work, pool, sink, policy=policy, clock=clock, stop=lambda _: "asked" if stop(clock) else None),
+            None,
+        )
     except EngineError as caught:
         summary, error = caught.summary, caught
     assert summary.completed + summary.failed == len(outcomes)
@@ -156,7 +159,7 @@ def test_worker_that_answers_for_other_tasks_loses_none(answer):
         outcomes.extend,
         policy=POLICY,
         clock=clock,
-        stop=lambda: False,
+        stop=lambda _: None,
     )
     assert sorted(row.key for row in outcomes) == sorted(f"r{index}" for index in range(8))
     assert [row.key for row in outcomes if row.code is Code.INTERNAL] == ["r1"]
@@ -229,7 +232,7 @@ def test_slot_that_never_becomes_ready_is_a_failure_and_not_a_hang():
     pool.ready_at = {0: float("inf")}
     pool.replace = lambda slot: pool.ready_at.update({slot: float("inf")})
     with pytest.raises(EngineError, match="not ready after 1800 s"):
-        run(Source([], renders(4)), pool, lambda rows: None, policy=POLICY, clock=clock, stop=lambda: False)
+        run(Source([], renders(4)), pool, lambda rows: None, policy=POLICY, clock=clock, stop=lambda _: None)
 
 
 def test_source_with_neither_work_nor_an_end_is_an_error():
@@ -239,13 +242,13 @@ def test_source_with_neither_work_nor_an_end_is_an_error():
 
     clock = FakeClock()
     with pytest.raises(EngineError, match="fault in the work queue"):
-        run(Stuck([], []), Pool(World(), clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda: False)
+        run(Stuck([], []), Pool(World(), clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda _: None)
 
 
 def test_stop_drains_what_runs_and_leaves_the_rest():
     policy = replace_policy(poll_s=0.5, drain_s=30.0)
     result = simulate(World(slots=2), (), renders(200), policy=policy, stop=lambda clock: clock.now > 12)
-    assert result.summary.drained
+    assert result.summary.stopped == "asked"
     assert result.error is None
     assert 0 < len(result.outcomes) < 200
     assert codes(result) == {}
@@ -253,10 +256,32 @@ def test_stop_drains_what_runs_and_leaves_the_rest():
     assert not any(result.pool.calls.values())
 
 
+def test_stop_is_told_what_has_been_spent():
+    clock, spent = FakeClock(), []
+
+    def stop(spent_s):
+        spent.append(spent_s)
+        return "enough" if spent_s >= 100 else None
+
+    policy = replace_policy(poll_s=0.5, drain_s=0.0)
+    summary = run(Source([], renders(400)), Pool(World(), clock), lambda _: None, policy=policy, clock=clock, stop=stop)
+    assert summary.stopped == "enough"
+    assert spent == sorted(spent)
+    assert 100 <= sum(summary.busy_s.values()) <= 100 + 3 * 0.5  # three slots, half a second between looks
+    assert spent[-1] == pytest.approx(sum(summary.busy_s.values()))
+
+
+def test_who_finishes_while_draining_was_not_stopped():
+    policy = replace_policy(poll_s=0.5, drain_s=100.0)
+    result = simulate(World(slots=2), (), renders(8), policy=policy, stop=lambda clock: clock.now > 1)
+    assert len(result.outcomes) == 8
+    assert result.summary.stopped == ""
+
+
 def test_drain_has_an_end():
     policy = replace_policy(poll_s=0.5, drain_s=3.0)
     result = simulate(World(slots=1), [concept("c")], (), policy=policy, stop=lambda clock: clock.now > 1)
-    assert result.summary.drained
+    assert result.summary.stopped == "asked"
     assert result.clock.now <= 6
     assert result.source.open == {"c"}
 
@@ -267,7 +292,7 @@ def test_slot_lost_while_draining_is_neither_replaced_nor_waited_for_in_a_spin()
     result = simulate(
         world, [concept("c0"), concept("c1")], (), policy=policy, group=1, stop=lambda clock: clock.now > 6
     )
-    assert result.summary.drained
+    assert result.summary.stopped == "asked"
     assert result.summary.deaths == 1
     assert result.pool.waits < 250
     assert set(result.outcomes) == {"c0"}
@@ -279,7 +304,7 @@ def test_error_in_the_sink_ends_the_run():
 
     clock = FakeClock()
     with pytest.raises(RuntimeError, match="the lease is lost"):
-        run(Source([], renders(4)), Pool(World(), clock), sink, policy=POLICY, clock=clock, stop=lambda: False)
+        run(Source([], renders(4)), Pool(World(), clock), sink, policy=POLICY, clock=clock, stop=lambda _: None)
 
 
 def test_backlog_stays_bounded():
@@ -300,7 +325,7 @@ def test_backlog_stays_bounded():
     source = Counting([], tasks)
     clock = FakeClock()
     world = World(slots=4, outage=0.05, poison=frozenset({"r7", "r900"}), hangs=frozenset({"r400"}))
-    run(source, Pool(world, clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda: False)
+    run(source, Pool(world, clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda _: None)
     assert source.most <= 4 * 2 * 8 * 2  # twice what is in flight
 
 
