@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from jobs import catalog, demo, plan, query, report, run, schema, score, status
+from jobs import catalog, demo, plan, query, report, retry, run, schema, score, status
 from jobs.output import CRASH, INTERRUPTED, USAGE, complain
 from jobs.spec_file import SpecError
 
@@ -25,6 +25,8 @@ app.command("catalog")(catalog.command)
 app.command("validate")(plan.validate)
 app.command("plan")(plan.plan)
 app.command("run")(run.command)
+app.command("rerender")(run.rerender)
+app.command("retry")(retry.command)
 app.command("status")(status.command)
 app.command("query")(query.command)
 app.command("score")(score.command)

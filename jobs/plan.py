@@ -6,10 +6,12 @@ import typer
 
 from jobs.output import OK, USAGE, counted, say, say_json, table
 from jobs.progress import Progress
-from jobs.run import Json, Set, Spec
+from jobs.run import Drawn, First, Json, Set, Spec, part, tell_changes
 from jobs.spec import load_spec
+from pipeline.estimate import Estimate, estimate
 from pipeline.plandb import PlanDB
 from pipeline.run import Planned, make_plan
+from pipeline.selection import Selection
 from pipeline.settings import RunSettings
 from pipeline.storage import Storage
 
@@ -24,12 +26,14 @@ SELECT * FROM (
 """
 
 
-def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
-    """Say what a run would make, reuse and refuse. Needs no accelerator."""
-    planned, bad, _ = _plan(load_spec(spec, set_ or ()), 0)
-    work = planned.work
+def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None, json: Json = False) -> None:
+    """Say what a run would make and why, what it would cost, reuse and refuse. Needs no accelerator."""
+    settings = load_spec(spec, set_ or ())
+    planned, bad, _ = _plan(settings, 0, part(limit, sample), explain=True)
+    work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)
     if json:
-        say_json({"base": planned.base.name, "base_digest": planned.base.digest, "work": work, "bad_rows": bad})
+        base = {"base": planned.base.name, "base_digest": planned.base.digest}
+        say_json({**base, "work": work, "changes": planned.changes, "estimate": cost, "bad_rows": bad})
         return
     table(
         ("", "rows", "reused", "to do", "distinct to do", "bad"),
@@ -38,6 +42,8 @@ def plan(spec: Spec, set_: Set = None, json: Json = False) -> None:
             for name, each in (("concepts", work.concepts), ("renders", work.renders))
         ],
     )
+    tell_changes(planned.changes)
+    _tell_cost(cost)
     say(f"base {planned.base.name} {planned.base.digest[:12]}")
     if bad:
         say(f"{counted(bad, 'bad row')}: `perfusion validate` shows what is wrong")
@@ -60,10 +66,23 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
     raise typer.Exit(USAGE if bad else OK)
 
 
-def _plan(settings: RunSettings, limit: int) -> tuple[Planned, int, list[dict[str, Any]]]:
+def _tell_cost(cost: Estimate) -> None:
+    known = [f"{hours:.2f} accelerator-hours of {what}" for what, hours in (
+        ("training", cost.training_h), ("rendering", cost.rendering_h)) if hours is not None]  # fmt: skip
+    if cost.bytes is not None:
+        known.append(f"{cost.bytes / 1e6:,.1f} MB")
+    if cost.measured_by and known:
+        say(f"  estimate  {', '.join(known)}, going by {' and '.join(cost.measured_by)}")
+    elif not cost.measured_by:
+        say("  estimate  none: no run here has made anything yet to go by; try `perfusion run --sample 20`")
+
+
+def _plan(
+    settings: RunSettings, limit: int, selection: Selection | None = None, *, explain: bool = False
+) -> tuple[Planned, int, list[dict[str, Any]]]:
     with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
         storage = Storage(settings.root, settings.storage_options or None)
-        planned = make_plan(db, storage, settings, progress)
+        planned = make_plan(db, storage, settings, progress, selection=selection, explain=explain)
         cursor = db.connection.execute(_BAD_ROWS.format(limit=limit))
         names = [column[0] for column in cursor.description or ()]
         shown = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, duration, location, say, say_json
+from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, duration, location, refuse, say, say_json
 from jobs.progress import Progress
 from jobs.spec import load_spec
 from jobs.spec_file import SpecError
+from pipeline.changes import Changes
 from pipeline.errors import MEANING, Code
 from pipeline.executor import Worker
 from pipeline.layout import TABLES, table_path
 from pipeline.publish import Published
 from pipeline.run import Engine, MakeEngine, RunResult, execute
+from pipeline.selection import Selection
 from pipeline.settings import RunSettings
 from pipeline.storage import Storage
 from pipeline.worker_settings import WorkerSettings
@@ -24,17 +26,49 @@ from pipeline.worker_settings import WorkerSettings
 Spec = Annotated[str, typer.Argument(help="spec file: .yaml, .toml or .json", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="override one setting of the spec")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+First = Annotated[
+    int | None, typer.Option("--limit", min=1, help="only the first so many pictures", show_default=False)
+]
+Drawn = Annotated[int | None, typer.Option("--sample", min=1, help="only so many pictures from all over")]
 
 
-def command(spec: Spec, set_: Set = None, json: Json = False) -> None:
-    """Train every product, render every prompt, publish the tables. Run it again to resume or to reuse."""
-    raise typer.Exit(run(load_spec(spec, set_ or ()), json=json))
+def command(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None, json: Json = False) -> None:
+    """Train every product, render every prompt, publish the tables. Run it again to resume or to reuse.
+
+    With --limit or --sample it tries a part of the work, as a run of its own: whatever it makes, the whole reuses.
+    """
+    raise typer.Exit(run(load_spec(spec, set_ or ()), json=json, selection=part(limit, sample)))
 
 
-def run(settings: RunSettings, *, json: bool, make_engine: MakeEngine | None = None) -> int:
+def rerender(spec: Spec, set_: Set = None, json: Json = False) -> None:
+    """Bring the pictures up to date: run what is new or out of date, and say why it was.
+
+    Made anew is what differs in its base model, weights, settings or prompt; everything else is reused.
+    """
+    raise typer.Exit(run(load_spec(spec, set_ or ()), json=json, explain=True))
+
+
+def part(limit: int | None, sample: int | None) -> Selection | None:
+    """What `--limit` and `--sample` choose."""
+    if limit is not None and sample is not None:
+        refuse("--limit and --sample choose differently: give one of them")
+    if limit is not None:
+        return Selection(f"limit {limit}", first=limit)
+    return None if sample is None else Selection(f"sample {sample}", drawn=sample)
+
+
+def run(
+    settings: RunSettings,
+    *,
+    json: bool,
+    selection: Selection | None = None,
+    explain: bool = False,
+    make_engine: MakeEngine | None = None,
+) -> int:
     """Execute and report one run, on a local Ray unless there is another engine; returns the exit code."""
+    make_engine = make_engine or partial(_engine, settings)
     with Progress() as progress:
-        result = execute(settings, make_engine=make_engine or partial(_engine, settings), observer=progress)
+        result = execute(settings, make_engine=make_engine, observer=progress, selection=selection, explain=explain)
     published = result.published
     code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
     if json:
@@ -55,6 +89,8 @@ def _summary(result: RunResult, code: int) -> dict[str, Any]:
         "resumed": result.resumed,
         "statuses": published.statuses if published else {},
         "codes": published.codes if published else {},
+        "changes": result.planned.changes,
+        "missing": result.planned.missing,
         "reused": {"concepts": work.concepts.reused, "renders": work.renders.reused},
         "left": result.left,
         "files": [file.path for file in published.files] if published else [],
@@ -71,6 +107,11 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
     for name, each in (("concepts", work.concepts), ("renders", work.renders)):
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
         say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")
+    tell_changes(result.planned.changes)
+    missing = result.planned.missing
+    if missing.concepts or missing.renders:
+        what = f"{counted(missing.concepts, 'concept')} and {counted(missing.renders, 'render')}"
+        say(f"  {what} were left out: manifests or settings have changed since, so `perfusion run` plans them anew")
     if not work.concepts.keys_to_do and not work.renders.keys_to_do:
         say("  nothing was left to do: all that can be made was there already")
     for name in TABLES:
@@ -80,6 +121,13 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
     say(f"  tables    {location(f'{storage.root}/{folder}')}")
     if result.report:
         say(f"  report    {location(result.report)}")
+
+
+def tell_changes(changes: Changes | None) -> None:
+    """Why things are to be done, or were."""
+    for name in TABLES if changes else ():
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in getattr(changes, name).items())
+        say(f"  {name:9} to do because of: {reasons or 'nothing'}")
 
 
 def _all_ok(statuses: dict[str, dict[str, int]]) -> bool:

@@ -33,6 +33,27 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:
     for override in overrides:
         _override(values, override)
     _resolve_paths(values, Path(path).parent)
+    return _checked(values, path)
+
+
+def settings_of(stored: bytes, root: str, overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings that a run was started with.
+
+    Args:
+        stored: its spec.json.
+        root: where its results lie now; a root may have moved since.
+        overrides: as in `load_spec`.
+
+    Raises:
+        SpecError: it was written by an incompatible version, or an override is wrong.
+    """
+    values = {**json.loads(stored)["settings"], "root": root}
+    for override in overrides:
+        _override(values, override)
+    return _checked(values, "the run's spec.json")
+
+
+def _checked(values: dict[str, Any], path: str) -> RunSettings:
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:

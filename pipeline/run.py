@@ -19,8 +19,10 @@ import fsspec
 
 from perfusion_ops.folder import BaseFolder
 from pipeline.bases import find_base
+from pipeline.changes import Changes, find_changes
 from pipeline.clock import Clock, SystemClock
 from pipeline.done import load_done
+from pipeline.errors import ManifestError
 from pipeline.executor import Executor
 from pipeline.input_cache import InputCache
 from pipeline.keys import metric_key, settings_json
@@ -36,6 +38,7 @@ from pipeline.publish import Published, publish
 from pipeline.report import write_report
 from pipeline.scheduler import RunSummary
 from pipeline.scheduler import run as schedule
+from pipeline.selection import Missing, Selection, select
 from pipeline.settings import EngineSettings, RunSettings
 from pipeline.storage import Storage, StorageError
 from pipeline.units import Outcome
@@ -71,6 +74,8 @@ class Planned:
     work: Pending
     worker: WorkerSettings
     digest: str
+    missing: Missing
+    changes: Changes | None
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,18 @@ class Engine:
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
 
 
-def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Observer) -> Planned:
-    """Check both manifests whole, give everything its key, and find out what exists already.
+def make_plan(
+    db: PlanDB,
+    storage: Storage,
+    settings: RunSettings,
+    observer: Observer,
+    *,
+    selection: Selection | None = None,
+    explain: bool = False,
+) -> Planned:
+    """Check both manifests whole, give everything its key, take the `selection`, and find out what exists already.
+
+    With `explain` also why each thing is to be done, which reads the published tables once more.
 
     Raises:
         BaseError, ManifestError, StorageError: nothing can start, with the sentence for the user.
@@ -124,8 +139,18 @@ def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Obs
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     plan_requests(db, base_digest=base.digest, sampling=sampling, seed=settings.seed)
+    missing = select(db, selection) if selection else Missing()
+    if selection and selection.keys and missing == Missing(len(selection.keys.concepts), len(selection.keys.renders)):
+        raise ManifestError(
+            "none of the rows to do again is in the plan: the manifests or the settings have changed since, "
+            "so plan them anew with `perfusion run`"
+        )
     load_done(db, storage)
     work = pending(db)
+    changes = None
+    if explain:
+        memory = settings.engine.plan_memory
+        changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
     observer.planned(work)
     meaning = [
         concepts.digest,
@@ -135,6 +160,7 @@ def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Obs
         settings_json(training),
         settings_json(sampling),
         str(settings.seed),
+        *([selection.name] if selection else []),
     ]
     worker = WorkerSettings(
         root=storage.root,
@@ -151,7 +177,7 @@ def make_plan(db: PlanDB, storage: Storage, settings: RunSettings, observer: Obs
         edit_unconditional=sampling.edit_unconditional,
     )
     digest = hashlib.sha256("\n".join(meaning).encode()).hexdigest()
-    return Planned(base, concepts, prompts, work, worker, digest)
+    return Planned(base, concepts, prompts, work, worker, digest, missing, changes)
 
 
 def execute(
@@ -159,6 +185,8 @@ def execute(
     *,
     make_engine: MakeEngine,
     observer: Observer,
+    selection: Selection | None = None,
+    explain: bool = False,
     policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
@@ -168,6 +196,8 @@ def execute(
         settings: the run.
         make_engine: gives workers when there is work; not called when nothing is left to do.
         observer: told of progress.
+        selection: a part of the plan; all of it when absent.
+        explain: whether to find out why each thing is to be done.
         policy: how hard to try.
         clock: times.
 
@@ -178,13 +208,13 @@ def execute(
     began = clock.monotonic()
     storage = Storage(settings.root, settings.storage_options or None)
     with PlanDB(memory_limit=settings.engine.plan_memory) as db:
-        planned = make_plan(db, storage, settings, observer)
+        planned = make_plan(db, storage, settings, observer, selection=selection, explain=explain)
         run_id, resumed = find_run(storage, planned.digest)
         with acquire(storage, run_id, clock=clock) as lease:
             # Until here trouble is best told at once; from here on a run would be lost to it.
             patience = Patience(budget_s=math.inf)
             storage = PatientStorage(settings.root, settings.storage_options or None, patience)
-            run_date = _begin(storage, run_id, settings, planned, clock)
+            run_date = _begin(storage, run_id, settings, planned, selection, clock)
             writer = PartWriter(
                 storage, run_id, lease.number, seconds_per_part=settings.engine.flush_s, clock=clock.monotonic
             )
@@ -261,7 +291,9 @@ def _fence(lease: Lease, run_id: str, patience: Patience) -> None:
         raise LeaseHeld(f"another attempt took run {run_id!r} over; this one ends here and loses nothing")
 
 
-def _begin(storage: Storage, run_id: str, settings: RunSettings, planned: Planned, clock: Clock) -> str:
+def _begin(  # noqa: PLR0917 - what the files tell
+    storage: Storage, run_id: str, settings: RunSettings, planned: Planned, selection: Selection | None, clock: Clock
+) -> str:
     """Write spec.json once and plan.json each time; returns the date that the run began on, UTC."""
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.wall()))
     spec = {
@@ -272,6 +304,7 @@ def _begin(storage: Storage, run_id: str, settings: RunSettings, planned: Planne
         "base_digest": planned.base.digest,
         "concepts_digest": planned.concepts.digest,
         "prompts_digest": planned.prompts.digest,
+        "selection": selection.name if selection else None,
         "settings": settings.model_dump(mode="json"),
     }
     path = run_path(run_id, "spec.json")

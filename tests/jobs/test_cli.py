@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import small_scorers
@@ -24,7 +26,9 @@ from pipeline.run import Engine
 from pipeline.status import read_status
 from pipeline.storage import Storage
 
-COMMANDS = ("demo", "catalog", "validate", "plan", "run", "status", "query", "score", "report", "schema")
+COMMANDS = (
+    "demo", "catalog", "validate", "plan", "run", "rerender", "retry", "status", "query", "score", "report", "schema",
+)  # fmt: skip
 # The least that the real thing can be asked for.
 QUICK = {
     "train": {"steps": 1, "batch": 1},
@@ -549,6 +553,59 @@ def test_nothing_published_yet_is_said(perfusion, shop):
 
 
 # The demo
+
+
+def test_retry_of_a_run_without_failures_says_so(done, perfusion):
+    [run_id] = [each.run_id for each in read_status(Storage(done.root), SystemClock())]
+    assert perfusion("retry", done.root) == (0, f"no row of run {run_id} failed: nothing to do\n", "")
+    code, out, _ = perfusion("retry", done.root, run_id, "--only", "code=timed_out", "--json")
+    assert (code, only_object(out)["rows"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--only", "everything"), "give failed, code=CODE or from=dead-letter"),
+        (("--only", "code=oops"), "codes are "),
+        (("run-none",), "there is no finished run 'run-none'"),
+    ],
+)
+def test_retry_of_nothing_is_2(done, perfusion, words, why):
+    code, _, err = perfusion("retry", done.root, *words)
+    assert code == 2
+    assert why in err
+
+
+def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
+    moved, ran = tmp_path / "moved", []
+    shutil.copytree(done.root, moved)
+    [published] = (moved / "tables" / "concepts").rglob("*.parquet")
+    rows = pq.read_table(published, partitioning=None)
+    good = pc.equal(rows["status"], "ok")
+    failed = pc.if_else(good, "failed", rows["status"]), pc.if_else(good, "worker_died", rows["error_code"])
+    for name, column in zip(("status", "error_code"), failed, strict=True):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    pq.write_table(rows, published)
+    monkeypatch.setattr("jobs.retry.run", lambda settings, **given: ran.append((settings, given)) or 3)
+    for only in ("failed", "from=dead-letter", "code=worker_died"):
+        code, _, err = perfusion("retry", moved, "--only", only, "--set", "engine.slots=3")
+        assert code == 3
+        assert "doing 2 rows of run" in err
+        settings, given = ran.pop()
+        original = load_spec(str(done.folder / "spoilt.yaml"))
+        engine = original.engine.model_copy(update={"slots": 3})
+        assert settings == original.model_copy(update={"root": f"file://{moved}", "engine": engine})
+        assert len(given["selection"].keys.concepts) == 2
+
+
+def test_a_part_of_a_plan_is_planned_alone(shop, perfusion):
+    code, out, _ = perfusion("plan", shop.spec("good"), "--limit", 1, "--json")
+    assert (code, only_object(out)["work"]["renders"]["rows"]) == (0, 1)
+    code, out, _ = perfusion("plan", shop.spec("good"), "--sample", 5, "--json")
+    assert (code, only_object(out)["work"]["renders"]["rows"]) == (0, 2)
+    code, _, err = perfusion("run", shop.spec("good"), "--sample", 5, "--limit", 5)
+    assert code == 2
+    assert "--limit and --sample choose differently" in err
 
 
 def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monkeypatch):

@@ -25,10 +25,14 @@ from small_runs import (
 )
 
 from pipeline.clock import SystemClock
-from pipeline.errors import Code
+from pipeline.errors import Code, ManifestError
+from pipeline.estimate import Estimate, estimate
 from pipeline.layout import lease_path
 from pipeline.lease import LeaseHeld, Owner
+from pipeline.plan import Pending, Work
+from pipeline.retry import DEAD_LETTER, to_retry
 from pipeline.run import execute
+from pipeline.selection import Selection
 from pipeline.status import read_status
 from pipeline.storage import Storage, StorageError
 
@@ -64,10 +68,10 @@ def stock(folder, concepts=CONCEPTS, prompts=PROMPTS):
     manifest(folder / "prompts.parquet", prompts)
 
 
-def go(root, folder, engines=None, observer=None, **changes):
+def go(root, folder, engines=None, observer=None, selection=None, **changes):
     engines = engines or Engines()
     given = run_settings(root, folder, **changes)
-    return execute(given, make_engine=engines, observer=observer or Silent()), engines
+    return execute(given, make_engine=engines, observer=observer or Silent(), selection=selection), engines
 
 
 def tables(root, run_id):
@@ -188,6 +192,96 @@ def test_row_that_failed_is_tried_again(shop, root):
     found = check_accounts(root, second, concepts=3, prompts=2, pictures=4)
     assert {row["status"] for table in found.values() for row in table} == {"ok"}
     assert len(engines.keys) == 3
+
+
+def test_retry_does_again_what_failed_and_nothing_else(shop, root):
+    class PhotoVanishes(Engines):
+        @contextmanager
+        def __call__(self, worker):
+            with away(shop / "mug-1.png"), super().__call__(worker) as engine:
+                yield engine
+
+    first, _ = go(root, shop, PhotoVanishes())
+    storage = Storage(root)
+    assert to_retry(storage, first.run_id, DEAD_LETTER).rows == 0
+    again = to_retry(storage, first.run_id)
+    assert (again.rows, len(again.keys.concepts), len(again.keys.renders)) == (3, 1, 2)
+    assert to_retry(storage, first.run_id, frozenset({Code.IMAGE_MISSING})) == again  # pictures come with their concept
+    engines = Engines()
+    chosen = Selection("retry", keys=again.keys)
+    given = run_settings(root, shop)
+    second = execute(given, make_engine=engines, observer=Silent(), selection=chosen)
+    assert second.run_id.rpartition("-")[0] != first.run_id.rpartition("-")[0]
+    assert len(engines.keys) == 3
+    found = tables(root, second.run_id)
+    assert outcome_of(found, "concepts") == {"mug-1": "trained", "bag-1": "reused"}  # both are in the picture
+    assert [(row["status"], row["origin"]) for row in found["renders"]] == [("ok", "rendered")] * 2
+    assert to_retry(storage, second.run_id).rows == 0
+    # Another superclass is another concept: what failed is not asked for any more.
+    stock(shop, [{**CONCEPTS[0], "superclass": "cup"}, *CONCEPTS[1:]], PROMPTS)
+    with pytest.raises(ManifestError, match="plan them anew with `perfusion run`"):
+        execute(given, make_engine=engines, observer=Silent(), selection=chosen)
+
+
+def test_part_of_a_plan_is_a_run_of_its_own_that_the_whole_reuses(shop, root):
+    part, engines = go(root, shop, selection=Selection("limit 1", first=1))
+    assert [len(engines.keys), part.published.rows("concepts"), part.published.rows("renders")] == [2, 1, 1]
+    whole, engines = go(root, shop)
+    assert whole.run_id != part.run_id
+    assert len(engines.keys) == 5
+    check_accounts(root, whole, concepts=3, prompts=2, pictures=4)
+
+
+def why(root, shop, **changes):
+    """The reasons for all that a run has to do, which it then does."""
+    given = run_settings(root, shop, **changes)
+    result = execute(given, make_engine=Engines(), observer=Silent(), explain=True)
+    work = result.planned.work
+    assert sum(result.planned.changes.concepts.values()) == work.concepts.keys_to_do
+    assert sum(result.planned.changes.renders.values()) == work.renders.keys_to_do
+    return result.planned.changes.concepts, result.planned.changes.renders
+
+
+def test_each_reason_to_make_something_again_is_told(shop, root):
+    assert why(root, shop) == ({"new": 3}, {"new": 4})
+    assert why(root, shop) == ({}, {})
+    stock(shop, prompts=[PROMPTS[0], {**PROMPTS[1], "bias": 0.4}])
+    assert why(root, shop) == ({}, {"settings": 1})
+    stock(shop, prompts=[{"prompt": "a photo of a {product} in the snow"}, PROMPTS[1]])
+    assert why(root, shop) == ({}, {"prompt": 3})
+    photo(shop / "bag-1.png", seed=77)
+    assert why(root, shop) == ({"pictures or training": 1}, {"weights": 2})
+    cup = {**CONCEPTS[0], "superclass": "cup"}
+    stock(shop, [cup, *CONCEPTS[1:]], [PROMPTS[1]])
+    assert why(root, shop) == ({"superclass": 1}, {"weights": 1})
+    hat = {"concept_id": "hat-1", "superclass": "hat", "images": ["bag-1.png"], "season": None}
+    stock(shop, [cup, *CONCEPTS[1:], hat], [PROMPTS[1], {"prompt": "a {hat-1}"}])
+    assert why(root, shop) == ({"new": 1}, {"new": 1})
+    storage = Storage(root)
+    for folder in ("images", "weights"):
+        for path, _ in list(storage.list(folder)):
+            storage.delete(path)
+    assert why(root, shop) == ({"object gone": 4}, {"object gone": 2})
+
+
+def test_work_is_estimated_by_the_newest_run_that_did_any(shop, root):
+    storage = Storage(root)
+    first, _ = go(root, shop)
+    work = first.planned.work
+    assert estimate(storage, pending_of(0, 0)) == Estimate(0.0, 0.0, 0, (first.run_id,))
+    found = tables(root, first.run_id)
+    guess = estimate(storage, work)
+    assert guess.training_h == pytest.approx(sum(row["accelerator_s"] for row in found["concepts"]) / 3600)
+    assert guess.rendering_h == pytest.approx(sum(row["accelerator_s"] for row in found["renders"]) / 3600)
+    assert guess.bytes == pytest.approx(sum(row["bytes"] for table in found.values() for row in table), abs=1)
+    go(root, shop)  # makes nothing, so it measures nothing
+    assert estimate(storage, work) == guess
+    empty = Storage(root + "-empty")
+    assert estimate(empty, pending_of(2, 0)) == Estimate(None, 0.0, None, ())
+
+
+def pending_of(concepts, renders):
+    return Pending(*(Work(keys, 0, 0, keys, keys, keys) for keys in (concepts, renders)))
 
 
 @pytest.mark.parametrize("units", [0, 1, 2])
