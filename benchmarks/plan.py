@@ -1,0 +1,101 @@
+"""Ten million pictures planned against as many that exist: the nightly question of what there is to do.
+
+100,000 products and 100 prompts, every key in `done` but those of one product in a thousand. What it cannot beat is
+DuckDB itself, on the same machine and under the same memory limit: as many SHA-256 digests of texts as long, and one
+anti-join of two tables of as many digests.
+"""
+
+import argparse
+import resource
+import time
+
+from benchmarks.measure import finish, show
+from perfusion_ops.config import SamplingConfig, TrainingConfig
+from pipeline.plan import pending, plan_concepts, plan_requests
+from pipeline.plandb import PlanDB
+from pipeline.workqueue import WorkQueue
+
+# What must be reached: 10 million in under a minute, in under 2 GB.
+ROWS_PER_S, MEMORY_GB = 10e6 / 60, 2.0
+_MEMORY_LIMIT = "1GB"
+_PROMPTS = 100
+_NEW = 1000  # one product in so many
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Measure and print; True when the bars are met."""
+    concepts = options.rows or 100_000
+    rows = concepts * _PROMPTS
+    with PlanDB(memory_limit=_MEMORY_LIMIT) as db:
+        _manifests(db, concepts)
+        _plan(db)
+        _make_all_but_some(db)
+        begin = time.perf_counter()
+        _plan(db)
+        planned_s = time.perf_counter() - begin
+        show(f"planned {rows:,} pictures in {planned_s:.1f} s")
+        work = pending(db)
+        queue = WorkQueue(db, group_size=8, render_batch=16)
+        took_s = time.perf_counter() - begin
+        expected = concepts // _NEW * _PROMPTS
+        assert work.renders.to_do == queue.remaining().renders == expected, (work, queue.remaining())
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    with PlanDB(memory_limit=_MEMORY_LIMIT) as db:
+        bare_s = _bare(db, rows)
+    figures = {
+        "rows": rows,
+        "to_do": work.renders.to_do,
+        "seconds": took_s,
+        "of_it_planning_s": planned_s,
+        "rows_per_s": rows / took_s,
+        "bare_s": bare_s,
+        "over_bare": took_s / bare_s,
+        "peak_memory_gb": peak_gb,
+        "memory_left_gb": MEMORY_GB - peak_gb,
+    }
+    return finish("plan", figures, {"rows_per_s": ROWS_PER_S, "memory_left_gb": 0.0})
+
+
+def _manifests(db: PlanDB, concepts: int) -> None:
+    connection = db.connection
+    connection.execute(
+        """
+        INSERT INTO concepts BY NAME
+        SELECT range + 1 AS row, 'product-' || range AS concept_id, 'mug' AS superclass,
+            [{'uri': 'memory://' || range, 'sha256': sha256('photo ' || range)}] AS images
+        FROM range(?)
+        """,
+        [concepts],
+    )
+    connection.execute(
+        "INSERT INTO prompts BY NAME SELECT range + 1 AS row, 'a {product} in place ' || range AS prompt FROM range(?)",
+        [_PROMPTS],
+    )
+    for manifest in ("concepts", "prompts"):
+        connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row FROM {manifest}")
+
+
+def _plan(db: PlanDB) -> None:
+    plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
+    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
+
+
+def _make_all_but_some(db: PlanDB) -> None:
+    new = f"concept_keys[1] IN (SELECT concept_key FROM concept_keys WHERE row % {_NEW} = 0)"
+    db.connection.execute(f"""
+        INSERT INTO done (kind, key, uri, bytes)
+        SELECT 'concept', concept_key, 'memory://' || concept_key, 1 FROM concept_keys WHERE row % {_NEW} <> 0
+        UNION ALL
+        SELECT 'render', render_key, 'memory://' || render_key, 1 FROM requests WHERE NOT ({new})
+    """)
+
+
+def _bare(db: PlanDB, rows: int) -> float:
+    """Seconds for the digests and the join that no plan can do without."""
+    text = "repeat('x', 400) || range"
+    db.connection.execute(f"CREATE TABLE there AS SELECT sha256({text}) AS key FROM range({rows})")
+    begin = time.perf_counter()
+    db.connection.execute(f"CREATE TABLE wanted AS SELECT sha256({text}) AS key FROM range({rows})")
+    [(left,)] = db.connection.execute("SELECT count(*) FROM wanted ANTI JOIN there USING (key)").fetchall()
+    assert left == 0
+    return time.perf_counter() - begin
