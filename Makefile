@@ -24,7 +24,7 @@ check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-bench: .venv/ready  ## make bench NAME=render | train
+bench: .venv/ready  ## make bench NAME=render | train | plan | schedule
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality

@@ -1,12 +1,13 @@
-"""`perfusion demo`: a small catalogue of the embedded world, trained, rendered, published and reported."""
+"""`perfusion demo`: a small catalogue of the embedded world, trained, rendered, published, scored and reported."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.output import OK, complain, say, writing
+from jobs.output import FAILED_ROWS, OK, complain, say, writing
 from jobs.run import Json, run
+from jobs.score import newest, score, tell
 from jobs.spec import dump_spec, load_spec, resolve
 
 Folder = Annotated[str, typer.Option("--folder", help="where the catalogue and the spec go")]
@@ -15,8 +16,10 @@ Products = Annotated[int, typer.Option("--products", min=2, max=100_000, help="p
 
 
 def command(folder: Folder = "demo", root: Root = None, products: Products = 6, json: Json = False) -> None:
-    """Train, render and report a small made-up catalogue."""
+    """Train, render, score and report a small made-up catalogue."""
+    from perfusion_ops.scoring.choice import choose_scorers
     from pipeline.catalog import write_catalog
+    from pipeline.storage import Storage
 
     home = Path(folder)
     spec = home / "spec.yaml"
@@ -30,7 +33,14 @@ def command(folder: Folder = "demo", root: Root = None, products: Products = 6, 
         write_catalog(str(home / "catalog"), products)
         text = "# Written by `perfusion demo`; `perfusion run` takes it as well.\n" + dump_spec(settings)
         spec.write_text(text, encoding="utf-8")
-    code = run(load_spec(str(spec)), json=json)
+    loaded = load_spec(str(spec))
+    code = run(loaded, json=json)
+    run_id = newest(Storage(loaded.root), None) if code == OK else None
+    if run_id is not None:
+        summary, _ = score(Storage(loaded.root), run_id, choose_scorers("mini"))
+        code = FAILED_ROWS if summary.errors else OK
+        if not json:
+            tell(summary)
     if code == OK and not json:
         say(f"  spec      {spec}")
         say(f'next: perfusion query {spec} "SELECT concept_id, count(*) FROM renders GROUP BY ALL"')

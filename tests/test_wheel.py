@@ -22,6 +22,8 @@ NEEDED = {
     "perfusion_ops/mini/base/tokenizer/vocab.json",
     "perfusion_ops/mini/base/unet/diffusion_pytorch_model.safetensors",
     "perfusion_ops/mini/base/vae/diffusion_pytorch_model.safetensors",
+    *(f"perfusion_ops/mini/scorers/{part}/model.safetensors" for part in ("dual", "identity", "reader")),
+    "perfusion_ops/mini/scorers/dual/vocab.json",
     "pipeline/templates/report.css",
     "pipeline/templates/report.html.j2",
     "pipeline/templates/tiles.html.j2",

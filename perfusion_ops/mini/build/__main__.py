@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -96,6 +97,7 @@ def build(
             if not fit(scorer):
                 return False
             scorer.export(recipe, work, out / "scorers" / scorer.NAME)
+        shutil.copyfile(work / "log.jsonl", out / "scorers" / "log.jsonl")
     return True
 
 

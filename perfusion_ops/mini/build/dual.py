@@ -85,6 +85,5 @@ def export(recipe: Recipe, folder: Path, into: Path) -> None:
     model = build(recipe, tokenizer)
     load_mean(folder / f"{NAME}.safetensors", model)
     scorers.write(model, into)
-    tokenizer.save_pretrained(into)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copyfile(folder / "tokenizer" / name, into / name)
+    # Saved by a tokenizer that was read from a folder, its files would tell so.
+    shutil.copytree(folder / "tokenizer", into, dirs_exist_ok=True)

@@ -50,8 +50,7 @@ def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
         )
         shutil.rmtree(into, ignore_errors=True)
         pipe.to(dtype=torch.float16).save_pretrained(into)
-    # Readers of older folders look for the classic pair of files.
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copyfile(folder / "tokenizer" / name, into / "tokenizer" / name)
+    # Saved by a tokenizer that was read from a folder, its files would tell so, and lack the classic pair.
+    shutil.copytree(folder / "tokenizer", into / "tokenizer", dirs_exist_ok=True)
     (into / "perfusion.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.copyfile(folder / "log.jsonl", into / "log.jsonl")
