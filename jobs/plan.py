@@ -27,7 +27,7 @@ SELECT * FROM (
 
 
 def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None, json: Json = False) -> None:
-    """Say what a run would make and why, what it would cost, reuse and refuse. Needs no accelerator."""
+    """Say what a run would make, why, and at what cost. Needs no accelerator."""
     settings = load_spec(spec, set_ or ())
     planned, bad, _ = _plan(settings, 0, part(limit, sample), explain=True)
     work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)

@@ -41,7 +41,7 @@ def command(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = N
 
 
 def rerender(spec: Spec, set_: Set = None, json: Json = False) -> None:
-    """Bring the pictures up to date: run what is new or out of date, and say why it was.
+    """Render what is new or out of date, and say why it was.
 
     Made anew is what differs in its base model, weights, settings or prompt; everything else is reused.
     """
