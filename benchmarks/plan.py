@@ -9,9 +9,9 @@ import argparse
 import resource
 import time
 
+from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, show
-from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.plan import pending, plan_concepts, plan_requests
+from pipeline.plan import pending
 from pipeline.plandb import PlanDB
 from pipeline.workqueue import WorkQueue
 
@@ -27,11 +27,11 @@ def run(options: argparse.Namespace) -> bool:
     concepts = options.rows or 100_000
     rows = concepts * _PROMPTS
     with PlanDB(memory_limit=_MEMORY_LIMIT) as db:
-        _manifests(db, concepts)
-        _plan(db)
+        fill(db, concepts, _PROMPTS)
+        plan(db)
         _make_all_but_some(db)
         begin = time.perf_counter()
-        _plan(db)
+        plan(db)
         planned_s = time.perf_counter() - begin
         show(f"planned {rows:,} pictures in {planned_s:.1f} s")
         work = pending(db)
@@ -54,30 +54,6 @@ def run(options: argparse.Namespace) -> bool:
         "memory_left_gb": MEMORY_GB - peak_gb,
     }
     return finish("plan", figures, {"rows_per_s": ROWS_PER_S, "memory_left_gb": 0.0})
-
-
-def _manifests(db: PlanDB, concepts: int) -> None:
-    connection = db.connection
-    connection.execute(
-        """
-        INSERT INTO concepts BY NAME
-        SELECT range + 1 AS row, 'product-' || range AS concept_id, 'mug' AS superclass,
-            [{'uri': 'memory://' || range, 'sha256': sha256('photo ' || range)}] AS images
-        FROM range(?)
-        """,
-        [concepts],
-    )
-    connection.execute(
-        "INSERT INTO prompts BY NAME SELECT range + 1 AS row, 'a {product} in place ' || range AS prompt FROM range(?)",
-        [_PROMPTS],
-    )
-    for manifest in ("concepts", "prompts"):
-        connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row FROM {manifest}")
-
-
-def _plan(db: PlanDB) -> None:
-    plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
-    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
 
 
 def _make_all_but_some(db: PlanDB) -> None:

@@ -14,11 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, show
 from benchmarks.simulation import Clock, Cluster, Fate, World
-from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.errors import Status
-from pipeline.plan import plan_concepts, plan_requests
 from pipeline.plandb import PlanDB
 from pipeline.policy import Policy
 from pipeline.scheduler import run as schedule
@@ -47,7 +46,8 @@ def run(options: argparse.Namespace) -> bool:
 
     with PlanDB(memory_limit="1GB") as db:
         began = time.perf_counter()
-        _plan(db, concepts)
+        fill(db, concepts, _PICTURES)
+        plan(db)
         queue = WorkQueue(db, group_size=_GROUP, render_batch=_BATCH)
         planned_s = time.perf_counter() - began
         cluster = Cluster(slots, world, clock, _fates(db), _SEED)
@@ -80,27 +80,6 @@ def run(options: argparse.Namespace) -> bool:
     }
     show(f"idle {figures['idle_share']:.2%}, wasted {figures['wasted_share']:.2%}, {units:,} units")
     return finish("schedule", figures, {"busy_share": BAR})
-
-
-def _plan(db: PlanDB, concepts: int) -> None:
-    connection = db.connection
-    connection.execute(
-        """
-        INSERT INTO concepts BY NAME
-        SELECT range + 1 AS row, 'product-' || range AS concept_id, 'mug' AS superclass,
-            [{'uri': 'memory://' || range, 'sha256': sha256('photo ' || range)}] AS images
-        FROM range(?)
-        """,
-        [concepts],
-    )
-    connection.execute(
-        "INSERT INTO prompts BY NAME SELECT range + 1 AS row, 'a {product} in place ' || range AS prompt FROM range(?)",
-        [_PICTURES],
-    )
-    for manifest in ("concepts", "prompts"):
-        connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row FROM {manifest}")
-    plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
-    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=_SEED)
 
 
 def _fates(db: PlanDB) -> dict[str, Fate]:

@@ -67,8 +67,8 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
 
 
 def _tell_cost(cost: Estimate) -> None:
-    known = [f"{hours:.2f} accelerator-hours of {what}" for what, hours in (
-        ("training", cost.training_h), ("rendering", cost.rendering_h)) if hours is not None]  # fmt: skip
+    hours = {"training": cost.training_h, "rendering": cost.rendering_h}
+    known = [f"{value:.2f} accelerator-hours of {what}" for what, value in hours.items() if value is not None]
     if cost.bytes is not None:
         known.append(f"{cost.bytes / 1e6:,.1f} MB")
     if cost.measured_by and known:

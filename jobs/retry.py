@@ -1,6 +1,6 @@
 """`perfusion retry`: what failed in a run, and nothing else, once more."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from jobs.output import OK, complain, counted, refuse, say, say_json
 from jobs.run import Json, Set, run
 from jobs.spec import settings_of
 from jobs.target import Target, storage_of
+
+if TYPE_CHECKING:
+    from pipeline.errors import Code
 
 Run = Annotated[str | None, typer.Argument(help="the run; the newest finished one when absent", show_default=False)]
 Only = Annotated[
@@ -50,7 +53,7 @@ def command(target: Target, run_id: Run = None, only: Only = "failed", set_: Set
     raise typer.Exit(run(settings, json=json, selection=Selection(f"retry {chosen} {only}", keys=again.keys)))
 
 
-def _codes(only: str) -> frozenset:
+def _codes(only: str) -> "frozenset[Code]":
     from pipeline.errors import Code
     from pipeline.retry import DEAD_LETTER, FAILED
 

@@ -3,8 +3,6 @@
 import json
 
 import numpy as np
-import pytest
-import torch
 from safetensors import safe_open
 
 from perfusion_ops.mini.build.recipe import FULL, Recipe
@@ -40,16 +38,6 @@ def test_configurations_name_no_machine():
         assert not {"_name_or_path", "is_local", "local_files_only"} & set(json.loads(file.read_text()))
 
 
-@pytest.fixture
-def one_thread():
-    """Threads only wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_they_see_what_is_there():
     found = measure_scorers(load_scorers(choose_scorers("mini")), 240)
     assert found.read.class_share >= 0.98

@@ -177,14 +177,21 @@ def away(path):
     path.with_suffix(".away").rename(path)
 
 
-def test_row_that_failed_is_tried_again(shop, root):
-    class PhotoVanishes(Engines):
-        @contextmanager
-        def __call__(self, worker):
-            with away(shop / "mug-1.png"), super().__call__(worker) as engine:
-                yield engine
+class PhotoVanishes(Engines):
+    """Workers that do not find one file that was there when the manifest was read."""
 
-    first, _ = go(root, shop, PhotoVanishes())
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    @contextmanager
+    def __call__(self, worker):
+        with away(self.path), super().__call__(worker) as engine:
+            yield engine
+
+
+def test_row_that_failed_is_tried_again(shop, root):
+    first, _ = go(root, shop, PhotoVanishes(shop / "mug-1.png"))
     found = check_accounts(root, first, concepts=3, prompts=2, pictures=4)
     assert outcome_of(found, "concepts") == {"mug-1": "image_missing", "bag-1": "trained", "shoe-1": "trained"}
     assert [row["error_code"] for row in found["renders"] if "mug-1" in row["concept_ids"]] == ["concept_failed"] * 2
@@ -195,13 +202,7 @@ def test_row_that_failed_is_tried_again(shop, root):
 
 
 def test_retry_does_again_what_failed_and_nothing_else(shop, root):
-    class PhotoVanishes(Engines):
-        @contextmanager
-        def __call__(self, worker):
-            with away(shop / "mug-1.png"), super().__call__(worker) as engine:
-                yield engine
-
-    first, _ = go(root, shop, PhotoVanishes())
+    first, _ = go(root, shop, PhotoVanishes(shop / "mug-1.png"))
     storage = Storage(root)
     assert to_retry(storage, first.run_id, DEAD_LETTER).rows == 0
     again = to_retry(storage, first.run_id)

@@ -146,10 +146,14 @@ def _optimizers(
     return [adam, Muon(matrices, machine)] if matrices else [adam]
 
 
-def _moments(optimizers: list[torch.optim.Optimizer], parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What its optimiser keeps of a parameter's gradients."""
-    owner = {other: one for one in optimizers for group in one.param_groups for other in group["params"]}
-    return owner[parameter].state[parameter]
+def _moments(optimizers: list[torch.optim.Optimizer]) -> dict[Tensor, dict[str, Tensor]]:
+    """What the optimisers keep of each parameter's gradients."""
+    return {
+        parameter: one.state[parameter]
+        for one in optimizers
+        for group in one.param_groups
+        for parameter in group["params"]
+    }
 
 
 @torch.no_grad()
@@ -184,8 +188,9 @@ def _save(  # noqa: PLR0917 - all that a checkpoint holds
 ) -> None:
     tensors = {f"state.{key}": value.detach() for key, value in state.items()}
     tensors |= {f"mean.{key}": value for key, value in mean.items()}
+    kept_of = _moments(optimizers)
     for key, parameter in parameters.items():
-        moments = _moments(optimizers, parameter)
+        moments = kept_of[parameter]
         tensors |= {f"{name}.{key}": moments[kept] for name, kept in _KEPT.items() if kept in moments}
     unfinished = path.with_suffix(".unfinished")
     contiguous = {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
@@ -205,9 +210,10 @@ def _restore(
         for key, value in state.items():
             value.copy_(file.get_tensor(f"state.{key}"))
             mean[key].copy_(file.get_tensor(f"mean.{key}"))
+        kept_of = _moments(optimizers)
         for key, parameter in parameters.items():
             # Laid out in memory as the parameter: the fused optimiser walks both without a look at their strides.
-            moments = _moments(optimizers, parameter)
+            moments = kept_of[parameter]
             moments["step"] = torch.tensor(float(step), device=parameter.device)
             for name, kept in _KEPT.items():
                 if f"{name}.{key}" in file.keys():  # noqa: SIM118 - no mapping
