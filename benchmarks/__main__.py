@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("render", "train", "schedule", "plan")
+NAMES = ("render", "train", "schedule", "plan", "noop")
 
 
 def main() -> int:
@@ -18,7 +18,12 @@ def main() -> int:
         "--batch", type=int, default=None, help="rows rendered at once, or rows per concept in training"
     )
     parser.add_argument("--slots", type=int, default=500, help="simulated accelerators")
-    parser.add_argument("--rows", type=int, default=None, help="concepts of the simulated run, or of the plan")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=None,
+        help="concepts, for schedule, plan and noop",
+    )
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
     options = parser.parse_args()
     names = [options.name] if options.name else list(NAMES)

@@ -75,9 +75,9 @@ def load_done(db: PlanDB, storage: Storage) -> int:
 def _objects(storage: Storage) -> Iterator[tuple[str, str, str, int]]:
     for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path)):
         for path, size in storage.list(folder):
-            key = PurePosixPath(path).stem
+            key = path[path.rfind("/") + 1 : path.rfind(".")]
             if spell(key) == path:
-                yield kind, key, storage.uri(path), size
+                yield kind, key, f"{storage.root}/{path}", size
 
 
 def _sources(storage: Storage) -> Iterator[tuple[str, tuple[pa.Schema, str, str, str, str]]]:

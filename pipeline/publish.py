@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.layout import TABLES, run_path, table_path
 from pipeline.parts import read_parts
 from pipeline.plandb import PlanDB, extra_columns, quoted
-from pipeline.schemas import METADATA, PUBLISHED, conform
+from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.storage import Storage, StorageError
 
 _ROWS_PER_GROUP = (
@@ -115,7 +115,7 @@ def publish(
     if not storage.exists(intent):
         read_parts(db.connection, storage, run_id)
         db.connection.execute(_RESULTS)
-        common = {"run_id": run_id, "base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
+        common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
         for table in TABLES:
             _prepare(db, table, common)
@@ -195,7 +195,8 @@ def _stage(
     connection, key = db.connection, _KEYS[table]
     [(total,)] = connection.execute("SELECT count(*) FROM final").fetchall()
     own = connection.sql("SELECT * EXCLUDE (_place) FROM final LIMIT 0").to_arrow_table().schema
-    schema = pa.schema([*PUBLISHED[table], *list(own)[len(PUBLISHED[table]) :]], metadata=METADATA)
+    carried = list(own)[len(PUBLISHED[table]) :]
+    schema = pa.schema([*PUBLISHED[table], *carried], metadata=METADATA | {RUN_ID: run_id.encode()})
     sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
     rows_per_file = rows_per_group * _GROUPS_PER_FILE
     files = []
@@ -282,7 +283,7 @@ _WORK_COLUMNS = """
 """
 
 _CONCEPTS = f"""
-SELECT $run_id AS run_id, c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
+SELECT c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
     CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
     p._place, c.row AS extras_row
 FROM concepts c JOIN placed p ON p.rid = c.rowid
@@ -291,7 +292,7 @@ LEFT JOIN results r ON r.kind = 'concept' AND r.key = k.concept_key
 """
 
 _RENDERS = f"""
-SELECT $run_id AS run_id, q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
+SELECT q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
     q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
     p._place, k.row AS extras_row

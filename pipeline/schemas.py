@@ -11,10 +11,9 @@ from pipeline.errors import ManifestError
 
 SCHEMA_VERSION = 1
 METADATA = {b"perfusion.schema_version": str(SCHEMA_VERSION).encode()}
+RUN_ID = b"perfusion.run_id"  # a published file's metadata say which run's it is, wherever it is copied to
 
 _TIME = pa.timestamp("us", tz="UTC")
-# The path says run_id too, and Arrow's dataset reader takes it from there as a dictionary: any other type would clash.
-_RUN_ID = pa.dictionary(pa.int32(), pa.string())
 
 # The fields of `pipeline.units.Outcome`, one row per finished task.
 PART = pa.schema(
@@ -57,7 +56,6 @@ _BASE = [("base", pa.string()), ("base_digest", pa.string())]
 
 CONCEPTS = pa.schema(
     [
-        ("run_id", _RUN_ID),
         ("manifest_row", pa.int64()),
         ("concept_id", pa.string()),
         ("concept_key", pa.string()),
@@ -73,7 +71,6 @@ CONCEPTS = pa.schema(
 
 RENDERS = pa.schema(
     [
-        ("run_id", _RUN_ID),
         ("manifest_row", pa.int64()),
         ("image_index", pa.int32()),
         ("concept_id", pa.string()),
@@ -101,7 +98,6 @@ RENDERS = pa.schema(
 # One row per picture and set of scorers; joined to `renders` by run_id and render_key.
 SCORES = pa.schema(
     [
-        ("run_id", _RUN_ID),
         ("render_key", pa.string()),
         ("scorer", pa.string()),
         ("scorer_digest", pa.string()),
@@ -117,13 +113,15 @@ SCORES = pa.schema(
 
 PUBLISHED = {"concepts": CONCEPTS, "renders": RENDERS, "scores": SCORES}
 
+# What a file's path says stands in no file: each reader gives such columns a type of its own and clashes with others.
+PATH_COLUMNS = ("run_id", "run_date")
+
 # Names that a manifest's extra columns may not bear (compared without case: SQL does not tell cases apart).
 RESERVED_COLUMNS = frozenset(
     [
         *CONCEPTS.names,
         *RENDERS.names,
-        # the path's own
-        "run_date",
+        *PATH_COLUMNS,
         # what the manifests mean by their columns
         *("concept_id", "superclass", "images", "masks", "train"),
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),

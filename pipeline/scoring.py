@@ -25,7 +25,7 @@ from pipeline.inputs import InputLimits
 from pipeline.layout import run_path, scores_path
 from pipeline.patience import Patience
 from pipeline.publish import Published
-from pipeline.schemas import SCORES
+from pipeline.schemas import METADATA, RUN_ID, SCORES
 from pipeline.score_pictures import PictureSource, TrainingMeans
 from pipeline.score_rows import Render, RowScorer, Score
 from pipeline.sheets import rows
@@ -100,11 +100,12 @@ def score_run(
     added = False
     if not storage.exists(path):
         moment = datetime.fromtimestamp((clock or SystemClock()).wall(), UTC)
-        common = {"run_id": run_id, "scorer": choice.name, "scorer_digest": choice.digest, "scored_at": moment}
+        common = {"scorer": choice.name, "scorer_digest": choice.digest, "scored_at": moment}
         found = _scores(storage, run_id, choice, load=load, batch=batch, progress=progress)
         tables = [pa.Table.from_pylist([common | _row(score) for score in scores], schema=SCORES) for scores in found]
         # Of two that score at the same time, the first one's file stands.
-        added = storage.create(path, _encoded(pa.concat_tables([SCORES.empty_table(), *tables])))
+        whole = pa.concat_tables([SCORES.empty_table(), *tables])
+        added = storage.create(path, _encoded(whole.replace_schema_metadata(METADATA | {RUN_ID: run_id.encode()})))
     return _summary(storage, path, choice, run_id, added=added)
 
 

@@ -8,9 +8,9 @@ to its end is an error too, never a shorter listing.
 
 import errno
 import os
+import re
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,9 +21,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.local_files import NoHardLinksError, files_below, write_file
+
 SCHEMES = ("file", "memory", "s3", "gs", "az", "http", "https")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _CONFLICT_ATTEMPTS = 5  # S3 answers 409 to two conditional PUTs at the same moment and asks for another try
+_UNCLEAN = re.compile(r"[\x00-\x1f\\]")
 _MEMORY_LOCK = threading.Lock()  # MemoryFileSystem looks before it writes: exclusive only while nobody else does
 
 
@@ -136,7 +139,7 @@ class Storage:
         """Put an object, replacing the one that is there."""
         with self._sentences("write", path):
             if isinstance(self.filesystem, LocalFileSystem):
-                _write_local(self.full(path), data, exclusive=False)
+                write_file(self.full(path), data, exclusive=False)
             else:
                 self._pipe(path, data, "overwrite")
 
@@ -148,7 +151,7 @@ class Storage:
         """
         with self._sentences("create", path):
             if isinstance(self.filesystem, LocalFileSystem):
-                return _write_local(self.full(path), data, exclusive=True)
+                return write_file(self.full(path), data, exclusive=True)
             for attempt in range(_CONFLICT_ATTEMPTS):
                 try:
                     self._pipe(path, data, "create")
@@ -184,6 +187,9 @@ class Storage:
         top = self.full(folder) if folder else str(self.filesystem._strip_protocol(self.root))
         start = len(str(self.filesystem._strip_protocol(self.root)).rstrip("/")) + 1
         with self._sentences("list", folder or "."):
+            if isinstance(self.filesystem, LocalFileSystem):
+                yield from ((name[start:], size) for name, size in files_below(top))
+                return
             for _, _, files in self.filesystem.walk(top, detail=True, on_error=_absent_is_empty):
                 for info in files.values():
                     name = str(info["name"])
@@ -222,6 +228,11 @@ class Storage:
 def explain(error: Exception, verb: str, uri: str) -> str:
     """A sentence with the remedy for an error of a filesystem."""
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, NoHardLinksError):
+        return (
+            f"{error} has no hard links, which exclusive creation needs: use a local disk, NFS or "
+            "the object store's own URI (s3://, gs://, az://) as root"
+        )
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot {verb} {uri}: the disk is full; free space or choose another root, then run again"
     if isinstance(error, PermissionError) or number == errno.EROFS:
@@ -232,7 +243,7 @@ def explain(error: Exception, verb: str, uri: str) -> str:
 
 
 def _checked(path: str) -> str:
-    if any(ord(character) < 32 for character in path) or "\\" in path:
+    if _UNCLEAN.search(path):
         raise StorageError(f"{path!r} is not an object's path: it holds a control character or a backslash")
     if any(segment in ("", ".", "..") for segment in path.rstrip("/").split("/")):
         raise StorageError(f"{path!r} is not an object's path: it is empty or leaves the root")
@@ -247,41 +258,3 @@ def _absent_is_empty(error: OSError) -> None:
 def _s3_code(error: OSError) -> str | None:
     response = getattr(error.__cause__, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
-
-
-def _write_local(full: str, data: bytes, *, exclusive: bool) -> bool:
-    """Write, sync, then link (exclusive) or replace; False when `exclusive` found an object."""
-    target = Path(full)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"  # hidden, and no *.parquet, *.png or *.safetensors
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                    raise StorageError(
-                        f"{target.parent} has no hard links, which exclusive creation needs: use a local disk, NFS or "
-                        "the object store's own URI (s3://, gs://, az://) as root"
-                    ) from error
-                raise
-        else:
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -59,11 +59,12 @@ def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
             names = [glob.escape(storage.full(path)) if local else storage.uri(path) for path in sorted(files)]
             listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
             connection.execute(
-                f"CREATE VIEW {table} AS SELECT * FROM read_parquet([{listed}], union_by_name = true, "
+                f"CREATE VIEW {table} AS SELECT run_id, run_date, * EXCLUDE (run_id, run_date) "
+                f"FROM read_parquet([{listed}], union_by_name = true, "
                 "hive_partitioning = true, hive_types = {'run_date': DATE, 'run_id': VARCHAR})"
             )
         else:
-            empty = PUBLISHED[table].append(pa.field("run_date", pa.date32())).empty_table()
+            empty = pa.schema([("run_id", pa.string()), ("run_date", pa.date32()), *PUBLISHED[table]]).empty_table()
             connection.register("nothing", empty)
             connection.execute(f"CREATE TABLE nothing_{table} AS SELECT * FROM nothing")
             connection.execute(f"CREATE VIEW {table} AS SELECT * FROM nothing_{table}")

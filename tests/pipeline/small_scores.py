@@ -72,7 +72,7 @@ class Root:
     def publish(self, *, recorded=None, run=RUN, **spec):
         for table, rows, schema in (("concepts", self.concepts, CONCEPTS), ("renders", self.renders, RENDERS)):
             sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist([row | {"run_id": run} for row in rows], schema=schema), sink)
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
             self.storage.write(table_path(table, DATE, run), sink.getvalue())
         given = {"root": self.storage.root, "concepts": str(self.folder / "concepts.parquet"), "prompts": "p.parquet"}
         manifest(

@@ -279,6 +279,7 @@ def test_layout_of_a_large_table(tmp_path):
             meta.schema.names.index("render_key"),
         ]
         assert schema.metadata[b"perfusion.schema_version"] == b"1"
+        assert schema.metadata[b"perfusion.run_id"] == b"r1"
         assert schema.names == [*RENDERS.names, "color", "tag"]
         assert schema.field("finished_at").type == pa.timestamp("us", "UTC")
 
@@ -296,4 +297,4 @@ def test_plain_readers_see_one_table(tmp_path):
     table = pq.read_table(f"{tmp_path}/tables/concepts")
     assert table.num_rows == 8
     assert set(table["run_id"].to_pylist()) == {"r1", "r2"}
-    assert set(CONCEPTS.names) | {"run_date", "color", "size"} == set(table.column_names)
+    assert set(CONCEPTS.names) | {"run_id", "run_date", "color", "size"} == set(table.column_names)

@@ -51,7 +51,6 @@ def noise(seed: int, size: int) -> bytes:
 
 def concept(row: int, name: str | None, /, **changes: object) -> dict[str, object]:
     ok = {
-        "run_id": RUN,
         "manifest_row": row,
         "concept_id": name,
         "concept_key": key(name),
@@ -87,7 +86,6 @@ def bad(code: Code, message: str, status: str = "invalid", column: str | None = 
 
 def render(row: int, index: int, names: list[str], uri: str | None, /, **changes: object) -> dict[str, object]:
     ok = {
-        "run_id": RUN,
         "manifest_row": row,
         "image_index": index,
         "concept_id": names[0] if names else None,

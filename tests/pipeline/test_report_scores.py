@@ -34,7 +34,7 @@ def root(tmp_path):
 
 def put(root, scorer, rows, *, when=1):
     digest = key(scorer)
-    common = {"run_id": RUN, "scorer": scorer, "scorer_digest": digest}
+    common = {"scorer": scorer, "scorer_digest": digest}
     common["scored_at"] = datetime(2026, 11, 20, when, tzinfo=UTC)
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([common | row for row in rows], schema=SCORES), sink)

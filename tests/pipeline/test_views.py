@@ -47,7 +47,7 @@ def test_nothing_published_is_empty_and_typed(storage):
     for table, schema in (("concepts", CONCEPTS), ("renders", RENDERS), ("current", RENDERS)):
         found = query(storage, f"SELECT * FROM {table}")
         assert found.num_rows == 0
-        assert set(found.column_names) == {*schema.names, "run_date"}
+        assert set(found.column_names) == {*schema.names, "run_id", "run_date"}
         assert found.schema.field("accelerator_s").type == pa.float64()
         assert found.schema.field("run_date").type == pa.date32()
 

@@ -1,0 +1,110 @@
+"""The guarantees of storage, and a whole run, on a real S3 server."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from s3_server import s3_server
+from small_runs import Engines, Silent, keep_metric, manifest, photo, run_settings
+
+from pipeline.run import execute
+from pipeline.storage import MissingObjectError, Storage, StorageError
+from pipeline.views import query
+
+_ROWS = "SELECT * EXCLUDE (run_id, worker, accelerator_s, finished_at, run_date) FROM {table} ORDER BY ALL"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def storage(server, request):
+    return Storage(f"s3://shop/{request.node.name}", server.options)
+
+
+def test_of_many_who_create_one_object_one_wins(storage):
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda name: storage.create("lease/1.json", name), [b"%02d" % n for n in range(16)]))
+    assert won.count(True) == 1
+    assert storage.read("lease/1.json") == b"%02d" % won.index(True)
+
+
+def test_objects_come_back_empty_ones_too(storage):
+    assert storage.create("a/empty", b"")
+    assert not storage.create("a/empty", b"x")
+    storage.write("a/x", b"one")
+    storage.write("a/x", b"two!")
+    assert storage.read("a/empty") == b""
+    assert storage.read("a/x", max_bytes=4) == b"two!"
+    assert storage.size("a/x") == 4
+    assert dict(storage.list("a")) == {"a/empty": 0, "a/x": 4}
+    storage.delete("a/x")
+    storage.delete("a/x")
+    assert not storage.exists("a/x")
+    with pytest.raises(MissingObjectError, match="there is no s3://shop/"):
+        storage.read("a/x")
+    storage.write("a/y", b"1234")
+    with pytest.raises(StorageError, match="larger than the 3 bytes"):
+        storage.read("a/y", max_bytes=3)
+    assert storage.read("a/empty", max_bytes=3) == b""
+
+
+def test_an_object_in_many_parts_is_created_exclusively_as_well(storage):
+    large = bytes(range(256)) * (60 << 12)
+    assert len(large) > storage.filesystem.blocksize
+    assert storage.create("large", large)
+    assert not storage.create("large", large[::-1])
+    assert storage.read("large") == large
+    assert storage.size("large") == len(large)
+
+
+def test_ten_thousand_objects_are_all_listed(storage):
+    names = {f"images/{number % 256:02x}/{number:05d}.png": number % 7 for number in range(10_000)}
+    storage.filesystem.pipe({storage.full(name): bytes(size) for name, size in names.items()})
+    assert dict(storage.list("images")) == names
+    assert dict(storage.list("images/07")) == {name: size for name, size in names.items() if "/07/" in name}
+
+
+def test_a_wrong_secret_is_a_sentence_that_does_not_tell_it(server):
+    options = {"s3": {**server.options["s3"], "secret": "wrong-but-private"}}
+    storage = Storage("s3://shop/x", options)
+    for use in (lambda: storage.read("a"), lambda: list(storage.list()), lambda: storage.create("a", b"")):
+        with pytest.raises(StorageError, match="permission denied") as caught:
+            use()
+        assert "check the folder's owner or the credentials in use" in str(caught.value)
+        assert "private" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there_is_a_sentence(server):
+    storage = Storage("s3://elsewhere/x", server.options)
+    for use in (lambda: storage.write("a", b"1"), lambda: storage.create("a", b"1")):
+        with pytest.raises(StorageError, match="s3://elsewhere"):
+            use()
+
+
+def test_a_run_there_is_the_run_on_a_disk(server, storage, tmp_path, monkeypatch):
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    rows = [{"concept_id": name, "superclass": "mug", "images": [f"{name}.png"]} for name in ("a", "b")]
+    for seed, row in enumerate(rows):
+        photo(tmp_path / row["images"][0], seed=seed)
+    manifest(tmp_path / "concepts.parquet", rows)
+    manifest(tmp_path / "prompts.parquet", [{"prompt": "a {product} on the beach"}, {"prompt": "{a} next to {b}"}])
+    found = []
+    for root in (str(tmp_path / "root"), storage.root):
+        there = Storage(root)
+        keep_metric(there)
+        for expected in (5, 0):
+            engines = Engines()
+            result = execute(run_settings(root, tmp_path), make_engine=engines, observer=Silent())
+            assert result.published is not None
+            assert len(engines.keys) == expected
+        rows = [query(there, _ROWS.format(table=table)).to_pylist() for table in ("concepts", "renders")]
+        for row in (row for table in rows for row in table):
+            data = there.read(row.pop("uri").removeprefix(f"{there.root}/"))
+            assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+        found.append(rows)
+    assert found[0] == found[1]

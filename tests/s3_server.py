@@ -1,0 +1,91 @@
+"""A real S3 server on loopback: SeaweedFS from its wheel, with one identity that may do everything."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import s3fs
+
+_KEY, _SECRET = "catalogue", "not-so-secret"
+_PATIENCE_S = 120
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that runs; `options` are what Storage takes."""
+
+    endpoint: str
+    process: subprocess.Popen
+
+    @property
+    def options(self):
+        return {"s3": {"key": _KEY, "secret": _SECRET, "endpoint_url": self.endpoint}}
+
+    @property
+    def environment(self):
+        """What a command needs to find it: as for any S3 store, secrets come from there."""
+        return {
+            "AWS_ACCESS_KEY_ID": _KEY,
+            "AWS_SECRET_ACCESS_KEY": _SECRET,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def s3_server(folder: Path, bucket: str = "shop") -> Iterator[Server]:
+    """A server with an empty bucket whose data lies in `folder`; gone at the end."""
+    identity = {"accessKey": _KEY, "secretKey": _SECRET}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    config = folder / "identities.json"
+    config.write_text(json.dumps({"identities": [{"name": "us", "credentials": [identity], "actions": actions}]}))
+    free = iter(_free_ports(8))
+    ports = {name: (next(free), next(free)) for name in ("master", "volume", "filer", "s3")}
+    command = [
+        str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
+        f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+        "-filer", f"-filer.localSocket={folder / 'filer.sock'}",
+        "-s3", f"-s3.config={config}", f"-s3.localSocket={folder / 's3.sock'}",
+        "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        *(f"-{name}.port={http}" for name, (http, _) in ports.items()),
+        *(f"-{name}.port.grpc={grpc}" for name, (_, grpc) in ports.items()),
+    ]  # fmt: skip
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        server = Server(f"http://127.0.0.1:{ports['s3'][0]}", process)
+        try:
+            _wait(server, folder / "log.txt")
+            s3fs.S3FileSystem(**server.options["s3"]).mkdir(bucket)
+            yield server
+        finally:
+            process.kill()  # nothing there is to be kept
+            process.wait(30)
+
+
+def _wait(server: Server, log: Path) -> None:
+    """Until its port answers; the gateway is the last part to come up."""
+    ends = time.monotonic() + _PATIENCE_S
+    address = ("127.0.0.1", int(server.endpoint.rpartition(":")[2]))
+    while server.process.poll() is None and time.monotonic() < ends:
+        try:
+            socket.create_connection(address, 1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"no S3 server: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
