@@ -5,6 +5,7 @@ counted before they are decoded. Every failure is a `RowError`; trouble with the
 and the status `failed`, because the same row may be good tomorrow.
 """
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -146,5 +147,8 @@ def _row_errors(uri: str) -> Iterator[None]:
     except StorageError as error:
         raise RowError(Code.IMAGE_UNREADABLE, str(error)) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            # No disk could hold it: another attempt would find as little.
+            raise RowError(Code.IMAGE_MISSING, f"there cannot be {redact(uri)}: {error.strerror}") from error
         message = explain(error, "read", redact(uri))
         raise RowError(Code.STORAGE, message, status=Status.FAILED) from error

@@ -6,7 +6,6 @@ the allowed prefixes, a local symbolic link included.
 
 import os
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import Code, RowError
@@ -88,9 +87,9 @@ def check_allowed(uri: str, allow: tuple[str, ...]) -> None:
 
 
 def _real(uri: str) -> str:
-    """A local URI with its links followed; any other as it is."""
+    """A local URI with its links followed, but those that lead back to themselves; any other as it is."""
     scheme, _, rest = uri.partition("://")
-    return f"file://{Path(rest).resolve()}" if scheme == "file" and rest else uri
+    return f"file://{os.path.realpath(rest)}" if scheme == "file" and rest else uri
 
 
 def _refusal(uri: str, reason: str, remedy: str) -> RowError:
