@@ -125,7 +125,7 @@ ADDRESSES = {
     "photos/link-out.png": Code.URI_NOT_ALLOWED,
     "photos/link-to-a-folder/secret.png": Code.URI_NOT_ALLOWED,
     "photos/link-to-itself.png": Code.IMAGE_MISSING,
-    "photos/link-to-nothing.png": Code.IMAGE_UNREADABLE,
+    "photos/link-to-nothing.png": Code.IMAGE_MISSING,
     "photos/pipe": Code.IMAGE_UNREADABLE,
     "photos/socket": Code.IMAGE_UNREADABLE,
     "photos/folder": Code.IMAGE_UNREADABLE,
