@@ -154,7 +154,6 @@ CONDITIONS = (
     "concept_id IN (SELECT content FROM read_text('/etc/passwd'))",
     "(SELECT count(*) FROM glob('/**')) > 0",
     "getenv('HOME') = ''",
-    "(SELECT count(*) FROM range(100000000000) a, range(100000000000) b) > 0",
     "concept_id = 'good' UNION SELECT 1",
 )
 

@@ -617,6 +617,8 @@ import pyarrow as pa
 from pipeline.manifests import load_prompts
 from pipeline.plandb import PlanDB
 
+with PlanDB() as db:  # whatever is imported only when it is used
+    load_prompts(db, sys.argv[2])
 tracemalloc.start()
 with PlanDB(memory_limit="200MB", threads=1) as db:
     summary = load_prompts(db, sys.argv[1])
@@ -624,7 +626,9 @@ with PlanDB(memory_limit="200MB", threads=1) as db:
 python, arrow = tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory()
 print(json.dumps({"good": summary.good, "rows": rows, "python": python, "arrow": arrow}))
 """
-    run = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    small = write_parquet(tmp_path / "small.parquet", prompt=["{product}"])
+    arguments = [sys.executable, "-c", program, str(path), str(small)]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
     result = json.loads(run.stdout)
     assert (result["good"], result["rows"]) == (count, [count, 1, count])
     assert table.nbytes > count * 500

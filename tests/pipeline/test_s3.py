@@ -88,7 +88,8 @@ def test_a_bucket_that_is_not_there_is_a_sentence(server):
 def test_a_run_there_is_the_run_on_a_disk(server, storage, tmp_path, monkeypatch):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    rows = [{"concept_id": name, "superclass": "mug", "images": [f"{name}.png"]} for name in ("a", "b")]
+    kinds = {"a": "mug", "b": "bag"}
+    rows = [{"concept_id": name, "superclass": kind, "images": [f"{name}.png"]} for name, kind in kinds.items()]
     for seed, row in enumerate(rows):
         photo(tmp_path / row["images"][0], seed=seed)
     manifest(tmp_path / "concepts.parquet", rows)
@@ -101,6 +102,7 @@ def test_a_run_there_is_the_run_on_a_disk(server, storage, tmp_path, monkeypatch
             engines = Engines()
             result = execute(run_settings(root, tmp_path), make_engine=engines, observer=Silent())
             assert result.published is not None
+            assert result.published.statuses == {"concepts": {"ok": 2}, "renders": {"ok": 3}}
             assert len(engines.keys) == expected
         rows = [query(there, _ROWS.format(table=table)).to_pylist() for table in ("concepts", "renders")]
         for row in (row for table in rows for row in table):

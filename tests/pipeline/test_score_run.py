@@ -21,7 +21,7 @@ from perfusion_ops.scoring.models import load_scorers
 from pipeline.errors import Code, ManifestError
 from pipeline.layout import image_path, run_path, scores_path
 from pipeline.run import execute
-from pipeline.schemas import PUBLISHED, SCORES
+from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, SCORES
 from pipeline.scoring import score_run
 from pipeline.storage import MissingObjectError, Storage, StorageError
 from pipeline.views import query
@@ -290,13 +290,14 @@ def test_a_run_without_pictures_has_an_empty_table(tmp_path, choice):
 
 
 def test_the_view_is_there_without_any_score_and_joins(root, choice, scorers):
-    columns = {*SCORES.names, "run_date"}
+    columns = {*SCORES.names, "run_id", "run_date"}
     assert set(query(root.storage, "SELECT * FROM scores").column_names) == columns
     score(root, choice, scorers)
     found = query(root.storage, "SELECT * FROM scores")
     assert set(found.column_names) == columns
     stored = pq.read_schema(root.storage.full(scores_path(DATE, RUN, choice.digest)))
-    assert stored.equals(PUBLISHED["scores"], check_metadata=True)
+    assert stored.equals(PUBLISHED["scores"])
+    assert stored.metadata == {**METADATA, RUN_ID: RUN.encode()}
     sql = "SELECT DISTINCT prompt, image_similarity FROM renders JOIN scores USING (run_id, render_key)"
     assert query(root.storage, sql).num_rows == 3
 

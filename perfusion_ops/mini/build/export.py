@@ -26,8 +26,8 @@ SETTINGS = {
         "an image of a {}",
         "a picture of a {}",
     ],
-    "training": {"steps": 400, "batch": 4, "lr_value": 0.01},
-    "sampling": {"steps": 20, "guidance": 3.5, "bias": 0.75},
+    "training": {"steps": 200, "batch": 4, "lr_value": 0.02},
+    "sampling": {"steps": 20, "guidance": 7.0, "bias": 0.7},
 }
 
 
