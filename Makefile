@@ -24,7 +24,7 @@ check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-bench: .venv/ready  ## make bench NAME=render | train | plan | schedule
+bench: .venv/ready  ## make bench NAME=render | train | plan | schedule | noop | publish
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality

@@ -147,7 +147,7 @@ def check(calm: Storage, storage: Storage, folder: Path) -> dict[str, object]:
             query(each, f"SELECT * FROM {table} ORDER BY manifest_row, concept_id, {key}") for each in (calm, storage)
         ]
         expected, found = (pa.Table.to_pylist(each.drop_columns(_PASSING.split(", "))) for each in rows)
-        manifest = pq.read_table(folder / f"{'prompts' if table == 'renders' else table}.parquet")
+        manifest = pq.read_table(folder / ("prompts.parquet" if table == "renders" else "catalogue/concepts.parquet"))
         assert {row["manifest_row"] for row in found} == set(range(1, manifest.num_rows + 1))
         assert len({row[key] for row in found}) == len(found) == len(expected)
         for ours, theirs, mine, yours in zip(
@@ -173,18 +173,13 @@ def _pixels(data: bytes) -> np.ndarray:
 def write_inputs(folder: Path, concepts: int, prompts: int) -> int:
     """A catalogue and both specs; returns the number of pictures."""
     write_catalog(str(folder / "catalogue"), concepts, images_per_product=2, processes=1)
-    rows = pq.read_table(folder / "catalogue" / "concepts.parquet").to_pylist()
-    for row in rows:
-        row["images"] = [f"catalogue/{name}" for name in row["images"]]
-        row["masks"] = [f"catalogue/{name}" for name in row["masks"]]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "concepts.parquet")
-    ids = [row["concept_id"] for row in rows]
+    ids = pq.read_table(folder / "catalogue" / "concepts.parquet")["concept_id"].to_pylist()
     texts = [f"a photo of a {{product}} on a {color} background" for color in ("red", "blue", "green", "yellow")]
     texts = [texts[number % 4] + ", seen from the side" * (number // 4) for number in range(prompts)]
     texts += [f"a {{{one}}} next to a {{{other}}}" for one, other in zip(ids[::2], ids[1::2], strict=False)]
     pq.write_table(pa.table({"prompt": texts}), folder / "prompts.parquet")
     common = {
-        "concepts": str(folder / "concepts.parquet"),
+        "concepts": str(folder / "catalogue" / "concepts.parquet"),
         "prompts": str(folder / "prompts.parquet"),
         "base": "mini",
         "metric": {"captions": 2000},

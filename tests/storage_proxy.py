@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
+_LATE_S = 1.0
 _BROKEN = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an error.</Message></Error>"
 
 
@@ -27,7 +28,7 @@ class Road:
         refused: answered 503 and not passed on.
         broken: answered 500 and not passed on.
         lost: passed on, and the connection closed in place of the answer.
-        late: passed on after a wait of up to a second.
+        late: passed on after a second.
         closed_until: a `time.monotonic()` until which everything is refused.
         met: how often what has happened.
     """
@@ -76,7 +77,7 @@ def storage_proxy(endpoint: str, road: Road) -> Iterator[str]:
                 self._answer(code, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else text)
                 return
             if fate == "late":
-                time.sleep(road.seed % 7 / 10 + 0.2)
+                time.sleep(_LATE_S)
             connection = http.client.HTTPConnection(upstream, timeout=60)
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
