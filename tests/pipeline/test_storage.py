@@ -174,6 +174,20 @@ def test_a_listing_is_what_was_written(objects):
     assert {path: storage.read(path) for path in objects} == objects
 
 
+def test_a_local_listing_is_of_whole_objects_alone(tmp_path):
+    storage = Storage(str(tmp_path))
+    objects = {"a/b/c.bin": b"12", "a/d.bin": b"", "e.bin": b"123"}
+    for path, data in objects.items():
+        storage.write(path, data)
+    (tmp_path / "a" / ".half.tmp").write_bytes(b"1")
+    (tmp_path / "a" / "link.bin").symlink_to(tmp_path / "e.bin")
+    (tmp_path / "folder-link").symlink_to(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    assert dict(storage.list()) == {path: len(data) for path, data in objects.items()}
+    assert dict(storage.list("a/b")) == {"a/b/c.bin": 2}
+    assert list(storage.list("nothing")) == list(storage.list("e.bin")) == []
+
+
 def test_pickled_with_its_options_but_they_are_not_shown(tmp_path):
     storage = Storage("s3://bucket/folder/", {"s3": {"key": "me", "secret": "hunter2"}})
     assert storage.root == "s3://bucket/folder"
