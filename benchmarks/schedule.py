@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> bool:
         summary = schedule(queue, cluster, sink, policy=Policy(), clock=clock, stop=lambda _: None)
         driver_s = time.perf_counter() - began
         cluster.close()
-        assert queue.finished()
+        assert not queue.unfinished()
     busy_s, units = sum(summary.busy_s.values()), sum(cluster.ended.values())
     ideal_s = cluster.useful_s / slots + statistics.mean(world.setup_s)
     figures = {

@@ -1,7 +1,8 @@
 """`perfusion run`: from a spec to published tables; again resumes, and again reuses."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -67,7 +68,8 @@ def run(
 ) -> int:
     """Execute and report one run, on a local Ray unless there is another engine; returns the exit code."""
     make_engine = make_engine or partial(_engine, settings)
-    with Progress() as progress:
+    # Ray tells of dead workers on stdout, where a result is expected and nothing else.
+    with redirect_stdout(sys.stderr), Progress() as progress:
         result = execute(settings, make_engine=make_engine, observer=progress, selection=selection, explain=explain)
     published = result.published
     code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS

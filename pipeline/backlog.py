@@ -42,8 +42,8 @@ class WorkSource(Protocol):
         """Take final outcomes; returns those of dependants that can no longer run, which are final as well."""
         ...
 
-    def finished(self) -> bool:
-        """Whether every task has a final outcome."""
+    def unfinished(self) -> int:
+        """Number of tasks without a final outcome."""
         ...
 
 
@@ -135,9 +135,13 @@ class Backlog:
         self._dry = False
         return self._source.record(outcomes)
 
-    def finished(self) -> bool:
-        """Whether every task has a final outcome."""
-        return not self._waiting and self._source.finished()
+    def exhausted(self) -> bool:
+        """Whether `take` can give nothing to anyone until more is recorded or put back."""
+        return self._dry and not self._waiting
+
+    def unfinished(self) -> int:
+        """Number of tasks without a final outcome."""
+        return self._source.unfinished()
 
     def put_back(self, jobs: Iterable[Job]) -> None:
         """Jobs that are not to blame for anything: they go first, in the order given."""

@@ -24,7 +24,7 @@ class Policy(Frozen):
     render_deadline_s: float = Field(
         default=1800.0,
         gt=0,
-        description="a batch takes seconds to a few minutes; the first one on a GPU also compiles kernels",
+        description="a batch takes seconds to a few minutes",
     )
     train_deadline_s: float = Field(
         default=4 * 3600.0,
@@ -32,14 +32,20 @@ class Policy(Frozen):
         description="a large group takes under an hour; its checkpoints bound what a late kill costs",
     )
     hang_factor: float = Field(
-        default=5.0,
+        default=3.0,
         gt=1,
-        description="times the longest call of its shape so far: the slowest slot takes twice what the fastest takes",
+        description="times the longest call of its shape so far: a hang is waited for three times, once in its batch "
+        "and twice alone, and in the end by an otherwise finished run",
     )
     hang_floor_s: float = Field(
-        default=300.0,
+        default=180.0,
         gt=0,
         description="storage that refuses keeps a unit waiting for two minutes before it fails",
+    )
+    cold_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="more than that for a worker's first call, which on a GPU also compiles kernels",
     )
     hang_calls: int = Field(
         default=20,

@@ -226,7 +226,7 @@ def execute(
                 observer.outcomes(outcomes)
 
             try:
-                if not queue.finished():
+                if queue.unfinished():
                     observer.stage("start", f"run {run_id}")
                     with make_engine(planned.worker) as engine:
                         stop = _stop(engine, settings.engine, clock, began)
@@ -237,7 +237,7 @@ def execute(
                 _fence(lease, run_id, patience)
                 writer.flush()
             published, report = None, None
-            if queue.finished():
+            if not queue.unfinished():
                 observer.stage("publish", f"run {run_id}")
                 published = publish(
                     db,

@@ -8,6 +8,7 @@ Invariants, whatever fails and in whatever order:
 - A row is failed for killing workers only after it did so alone, as often as `Policy.strikes` says.
 - A suspect is tried on another slot than before where there is one, and a slot that keeps dying on one fresh row at a
   time, which tells bad slots from bad rows: a slot that kills those too is quarantined and its strikes are pardoned.
+- A slot that nothing can be left for is given back at once, so that the last rows do not keep the whole cluster.
 - The run ends: finished, drained once `stop` gives a reason, or with `EngineError` when nothing can go on. Nothing is
   lost in the last two cases: what has no outcome yet is still the source's to give out in a later run.
 
@@ -19,6 +20,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 from pipeline.backlog import Backlog, Job, WorkSource
 from pipeline.clock import Clock
@@ -43,6 +45,7 @@ class RunSummary:
         retries: calls that ran and whose tasks had to run again.
         deaths: workers that died or were killed for hanging, machines taken away not counted.
         outages: slots lost to infrastructure.
+        given_back: slots ended early, because fewer tasks were left than slots.
         wasted_s: slot seconds in calls that gave no outcome.
         busy_s: slot seconds in calls, by slot.
         quarantined: slots that were given up.
@@ -54,6 +57,7 @@ class RunSummary:
     retries: int = 0
     deaths: int = 0
     outages: int = 0
+    given_back: int = 0
     wasted_s: float = 0.0
     busy_s: dict[int, float] = field(default_factory=dict)
     quarantined: tuple[int, ...] = ()
@@ -113,6 +117,7 @@ class _Slot:
     replace_at: float | None = None
     starting_since: float | None = None
     quarantined: bool = False
+    given_back: bool = False
     warm: bool = False  # its worker has ended a call well
     busy_s: float = 0.0
 
@@ -150,8 +155,9 @@ class _Run:
             if drain_until is None:
                 self._revive(now)
                 self._fill(live, now)
+                self._give_back(live)
             running = any(slot.calls for slot in self._slots.values())
-            if not running and self._backlog.finished():
+            if not running and not self._backlog.unfinished():
                 return replace(self._report(), stopped="")
             if drain_until is not None and (not running or now >= drain_until):
                 for slot in self._slots.values():
@@ -185,12 +191,29 @@ class _Run:
                 slot.starting_since = now
                 self._executor.replace(slot.number)
 
+    def _give_back(self, live: list[_Slot]) -> None:
+        """Keep as many slots as the tasks without an outcome can still bring down."""
+        if not self._backlog.exhausted():
+            return
+        surplus = len(live) - self._policy.strikes * self._backlog.unfinished()
+        idle = [slot for slot in live if not slot.calls]
+        for slot in sorted(idle, key=lambda each: (each.warm, -each.number))[: max(0, surplus)]:
+            slot.given_back = True
+            self._executor.retire(slot.number)
+            self._add(given_back=self._summary.given_back + 1)
+
     def _sound(self, slot: _Slot) -> bool:
         return not slot.quarantined and slot.deaths < self._policy.probation_deaths
 
     def _check_hope(self, live: list[_Slot]) -> None:
         """Nothing runs: something must be about to, or the run would wait for ever."""
         if any(slot.replace_at is not None or slot.starting_since is not None for slot in self._slots.values()):
+            return
+        spare = [] if live else [slot for slot in self._slots.values() if slot.given_back]
+        for slot in spare:
+            slot.given_back = False
+            slot.replace_at = self._clock.monotonic()
+        if spare:
             return
         if live:
             raise EngineError(
@@ -207,17 +230,19 @@ class _Run:
     # Work
 
     def _fill(self, live: list[_Slot], now: float) -> None:
-        hungry = [slot for slot in live if self._has_room(slot)]
+        if self._backlog.exhausted():
+            return
+        hungry = [(len(slot.calls), slot.number) for slot in live if self._has_room(slot)]
+        heapify(hungry)
         while hungry:
-            slot = min(hungry, key=lambda each: (len(each.calls), each.number))
+            slot = self._slots[heappop(hungry)[1]]
             job = self._pick(slot)
             if job is None:
-                hungry.remove(slot)
                 continue
             number = self._executor.submit(slot.number, job.unit)
             slot.calls.append(_Call(number, job, now))
-            if not self._has_room(slot):
-                hungry.remove(slot)
+            if self._has_room(slot):
+                heappush(hungry, (len(slot.calls), slot.number))
 
     def _has_room(self, slot: _Slot) -> bool:
         """Only fresh renders queue up: a training is too long, a suspect takes what is queued down with it."""
@@ -237,12 +262,16 @@ class _Run:
         return self._backlog.take(lambda job: not job.suspect or self._may_judge(slot, job))
 
     def _may_judge(self, slot: _Slot, job: Job) -> bool:
-        """Whether no other slot would say more about a suspect: one it has not died on, and one that works."""
+        """Whether no other slot would say more about a suspect: one it has not died on, and one that works.
 
-        def bias(each: _Slot) -> tuple[int, bool]:
-            return job.strikes.count(each.number), not self._sound(each)
+        One that has worked already is better still: its watchdog knows how long a call may take.
+        """
 
-        return bias(slot) <= min(bias(each) for each in self._slots.values() if not each.quarantined)
+        def bias(each: _Slot) -> tuple[int, bool, bool]:
+            return job.strikes.count(each.number), not self._sound(each), not each.warm
+
+        others = (each for each in self._slots.values() if not each.quarantined and not each.given_back)
+        return bias(slot) <= min(bias(each) for each in others)
 
     def _settle(self, completion: Completion) -> None:
         slot = self._slots.setdefault(completion.slot, _Slot(completion.slot))

@@ -36,11 +36,12 @@ class Watchdog:
         """Seconds within which `unit` must end on a worker; `warm`: one that has ended a unit well before."""
         policy, most = self._policy, self._policy.deadline_s(unit)
         seen = self._seen.get(_likes(unit))
-        if not warm or seen is None or seen.calls < policy.hang_calls:
+        if seen is None or seen.calls < policy.hang_calls:
             return most
         # A unit of more tasks than any before takes longer in proportion, at most.
         expected = seen.longest_s * max(1.0, len(unit.tasks) / seen.tasks)
-        return min(most, max(policy.hang_floor_s, policy.hang_factor * expected))
+        extra_s = 0.0 if warm else policy.cold_s
+        return min(most, max(policy.hang_floor_s, policy.hang_factor * expected) + extra_s)
 
 
 def _likes(unit: Unit) -> object:

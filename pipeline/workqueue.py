@@ -47,7 +47,7 @@ class WorkQueue:
         self._group_size, self._render_batch = group_size, render_batch
         for statement in _TABLES:
             self._connection.execute(statement)
-        self._concepts_left = self._count("work_concepts")
+        self._concept_rows = self._concepts_left = self._count("work_concepts")
         self._renders_left = self._count("work_renders")
         self._ready_rows = self._count("work_ready")
         self._next_concept = 0
@@ -92,16 +92,16 @@ class WorkQueue:
             self._unlock(made)
         return self._fail(lost) if lost else []
 
-    def finished(self) -> bool:
-        """Whether every task has a final outcome."""
-        return self._concepts_left == 0 and self._renders_left == 0
+    def unfinished(self) -> int:
+        """Number of tasks without a final outcome, those that are out included."""
+        return self._concepts_left + self._renders_left
 
     def remaining(self) -> Remaining:
         """How many tasks have no final outcome yet, those that are out included."""
         return Remaining(self._concepts_left, self._renders_left)
 
     def _next_training(self) -> TrainUnit | None:
-        if not self._trainings:
+        if not self._trainings and self._next_concept < self._concept_rows:
             rows = self._connection.execute(_CONCEPTS, [self._next_concept, self._next_concept + _PAGE]).fetchall()
             self._trainings.extend((position, _concept_task(*row)) for position, *row in rows)
             self._next_concept += len(rows)

@@ -78,8 +78,8 @@ class Scene:
     def end(self, driver: subprocess.Popen, seconds: float = 240) -> int:
         """Wait for an attempt, and hear what it says."""
         said, _ = driver.communicate(timeout=seconds)
-        if said.strip():
-            self.wasted_s += json.loads(said.splitlines()[-1])["engine"]["wasted_s"]
+        results = [line for line in said.splitlines() if line.startswith("{")]  # among what Ray tells at its end
+        self.wasted_s += sum(json.loads(line)["engine"]["wasted_s"] for line in results)
         return driver.returncode
 
 
@@ -202,6 +202,7 @@ def scene_in(folder: Path, seed: int):
         endpoint = stack.enter_context(storage_proxy(server.endpoint, road))
         environment = {**os.environ, **server.environment, "AWS_ENDPOINT_URL": endpoint, "OMP_NUM_THREADS": "1"}
         environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else drivers look for the nodes off the loopback
         os.environ.update(environment)  # the nodes' processes are started from this one
         cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "_system_config": _FAST_DEATHS})
         stack.callback(cluster.shutdown)

@@ -72,8 +72,8 @@ class Source:
         self.open -= {orphan.key for orphan in orphans}
         return orphans
 
-    def finished(self):
-        return not self.open
+    def unfinished(self):
+        return len(self.open)
 
 
 def ok(task):

@@ -71,7 +71,7 @@ def run(storage, run_id, *, failing=lambda unit: (), lease=1, manifest=MANIFEST,
         rows = made(storage, unit, failing=failing(unit))
         writer.add(rows)
         writer.add(queue.record(rows))
-    assert queue.finished()
+    assert not queue.unfinished()
     writer.flush()
     return db
 

@@ -7,7 +7,9 @@ from pipeline.policy import Policy
 from pipeline.units import ConceptTask, RenderShape, RenderTask, RenderUnit, TrainUnit
 from pipeline.watchdog import Watchdog
 
-POLICY = Policy(hang_factor=5, hang_floor_s=100, hang_calls=3, render_deadline_s=1000, train_deadline_s=9000)
+POLICY = Policy(
+    hang_factor=5, hang_floor_s=100, hang_calls=3, cold_s=400, render_deadline_s=1000, train_deadline_s=9000
+)
 
 
 def rendering(tasks: int, width: int = 64) -> RenderUnit:
@@ -40,8 +42,10 @@ def test_what_is_known_has_a_multiple_of_the_longest():
     assert watchdog.deadline_s(rendering(8), warm=True) == 600
 
 
-def test_a_worker_that_has_ended_nothing_yet_has_the_whole_deadline():
-    assert after(50, 60, 40, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 1000
+def test_a_worker_that_has_ended_nothing_yet_has_some_time_more():
+    assert after(50, 60, 40, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 300 + 400
+    assert after(150, 160, 140, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 1000
+    assert after(50, 60, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 1000
 
 
 def test_never_below_the_floor_nor_above_the_deadline():

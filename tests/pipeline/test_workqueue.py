@@ -66,7 +66,7 @@ def test_every_key_ends_once_under_random_failures(seed, page, most):
         ended: dict[str, Status] = dict.fromkeys(done, Status.OK)
         recorded: list[str] = []
         out: list[Outcome] = []
-        while not queue.finished():
+        while queue.unfinished():
             unit = queue.next() if not out or chance.random() < 0.7 else None
             assert unit is not None or out, "nothing runs, nothing is ready, and the queue says it is not finished"
             if unit is not None:
@@ -114,7 +114,7 @@ def test_a_render_starts_when_its_last_concept_is_there():
         while isinstance(unit := queue.next(), TrainUnit):
             out[unit.tasks[0].concept_id] = unit
         assert unit is None
-        assert not queue.finished()
+        assert queue.unfinished()
         queue.record([outcome(out["a"], out["a"].tasks[0])])
         first = queue.next()
         assert first is not None
@@ -125,7 +125,7 @@ def test_a_render_starts_when_its_last_concept_is_there():
         assert second is not None
         assert [task.prompt for task in second.tasks] == ["{0} {1}"]
         queue.record([outcome(unit, task) for unit in (first, second, out["c"]) for task in unit.tasks])
-        assert queue.finished()
+        assert not queue.unfinished()
 
 
 def test_order_of_the_manifest_is_not_in_the_tasks():
@@ -148,7 +148,7 @@ def test_equal_rows_are_one_piece_of_work_and_what_is_done_is_none():
         queue = WorkQueue(db, group_size=8, render_batch=8)
         assert queue.remaining() == Remaining(1, 1)
         drain(queue)
-        assert queue.finished()
+        assert not queue.unfinished()
 
 
 def test_what_is_not_out_cannot_be_recorded():
@@ -171,5 +171,5 @@ def test_only_a_page_of_tasks_is_in_memory():
         while unit := queue.next():
             most = max(most, sum(map(len, queue._waiting.values())) + len(queue._out) + len(queue._trainings))
             queue.record([outcome(unit, task) for task in unit.tasks])
-        assert queue.finished()
+        assert not queue.unfinished()
         assert most <= workqueue._PAGE + 32
