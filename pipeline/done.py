@@ -17,37 +17,53 @@ from pipeline.schemas import CONCEPTS, PART, RENDERS
 from pipeline.storage import Storage
 
 _ROWS_PER_INSERT = 50_000
-_OBJECTS = pa.schema([("kind", pa.string()), ("key", pa.string()), ("uri", pa.string()), ("bytes", pa.int64())])
+_LISTED = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
+_KEY = "0" * 64
 # What of each record is kept: its schema, and as SQL its kind, key, loss and time in seconds.
 _PART = (PART, "kind", "key", "loss", "finished_at")
 _CONCEPT = (CONCEPTS, "'concept'", "concept_key", "loss", "epoch_us(finished_at) / 1e6")
 _RENDER = (RENDERS, "'render'", "render_key", "NULL", "epoch_us(finished_at) / 1e6")
 
 
+def list_objects(db: PlanDB, storage: Storage) -> int:
+    """Fill the table `objects` (kind, key, path, bytes) with every concept and picture there is; returns their number.
+
+    Raises:
+        StorageError: storage cannot be listed.
+    """
+    connection = db.connection
+    connection.execute("DELETE FROM objects")
+    for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path)):
+        listed = storage.list(folder)
+        start, _, end = spell(_KEY).partition(f"{_KEY[:2]}/{_KEY}")
+        while page := list(islice(listed, _ROWS_PER_INSERT)):
+            paths, sizes = zip(*page, strict=True)
+            connection.register("rows_read", pa.Table.from_arrays([pa.array(paths), pa.array(sizes)], schema=_LISTED))
+            connection.execute(_OBJECTS, [kind, start, end])
+            connection.unregister("rows_read")
+    [(count,)] = connection.execute("SELECT count(*) FROM objects").fetchall()
+    return count
+
+
 def load_done(db: PlanDB, storage: Storage) -> int:
-    """Fill `done` from every published table and every staged part; returns the number of objects.
+    """Fill `done` from every published table and every staged part; returns the number of rows.
+
+    Args:
+        db: with `objects` filled.
+        storage: where the objects were listed.
 
     Raises:
         StorageError: storage cannot be listed, or a table or part cannot be read.
     """
     connection = db.connection
     connection.execute("DELETE FROM done")
-    connection.execute("CREATE OR REPLACE TABLE objects (kind VARCHAR, key VARCHAR, uri VARCHAR, bytes BIGINT)")
     connection.execute("""
         CREATE OR REPLACE TABLE records (
             kind VARCHAR, key VARCHAR, sha256 VARCHAR, bytes BIGINT,
             accelerator_s DOUBLE, loss DOUBLE, finished_at DOUBLE
         )
     """)
-    objects, any_object = _objects(storage), False
-    while page := list(islice(objects, _ROWS_PER_INSERT)):
-        any_object = True
-        rows = pa.Table.from_arrays(
-            [pa.array(values, field.type) for values, field in zip(zip(*page, strict=True), _OBJECTS, strict=True)],
-            schema=_OBJECTS,
-        )
-        connection.register("rows_read", rows)
-        connection.execute("INSERT INTO objects SELECT * FROM rows_read")
+    [(any_object,)] = connection.execute("SELECT EXISTS (FROM objects)").fetchall()
     for path, (schema, kind, key, loss, finished_at) in _sources(storage) if any_object else ():
         for _, rows in read_tables(storage, [path], schema):
             connection.register("rows_read", rows)
@@ -63,21 +79,12 @@ def load_done(db: PlanDB, storage: Storage) -> int:
             SELECT arg_max(r.rowid, coalesce(r.finished_at, 0)) AS rid, max(r.accelerator_s) AS accelerator_s
             FROM records r JOIN objects USING (kind, key, bytes) GROUP BY r.kind, r.key
         )
-        SELECT r.kind, r.key, o.uri, r.sha256, r.bytes, n.accelerator_s, r.loss
+        SELECT r.kind, r.key, ? || o.path AS uri, r.sha256, r.bytes, n.accelerator_s, r.loss
         FROM newest n JOIN records r ON r.rowid = n.rid JOIN objects o USING (kind, key)
-    """)
-    connection.execute("DROP TABLE objects; DROP TABLE records")
-    connection.unregister("rows_read")
+    """, [f"{storage.root}/"])
+    connection.execute("DROP TABLE records")
     [(count,)] = connection.execute("SELECT count(*) FROM done").fetchall()
     return count
-
-
-def _objects(storage: Storage) -> Iterator[tuple[str, str, str, int]]:
-    for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path)):
-        for path, size in storage.list(folder):
-            key = path[path.rfind("/") + 1 : path.rfind(".")]
-            if spell(key) == path:
-                yield kind, key, f"{storage.root}/{path}", size
 
 
 def _sources(storage: Storage) -> Iterator[tuple[str, tuple[pa.Schema, str, str, str, str]]]:
@@ -92,3 +99,12 @@ def _sources(storage: Storage) -> Iterator[tuple[str, tuple[pa.Schema, str, str,
         for path, _ in storage.list(folder):
             if path.endswith(".parquet"):
                 yield path, kept
+
+
+# What lies where no key leads is somebody else's.
+_OBJECTS = """
+INSERT INTO objects
+SELECT $1, key, path, bytes
+FROM (SELECT *, path[-64 - length($3):-1 - length($3)] AS key FROM rows_read)
+WHERE path = $2 || key[:2] || '/' || key || $3
+"""

@@ -7,7 +7,13 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from pyarrow.fs import FileSelector, FileType, LocalFileSystem
+
+_THREADS = 4
+_FOLDERS_AT_ONCE = 16  # read ahead of who asks
 
 
 class NoHardLinksError(OSError):
@@ -62,19 +68,30 @@ def files_below(folder: str) -> Iterator[tuple[str, int]]:
     Raises:
         OSError: some folder could not be read to its end.
     """
+    below = [folder]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while below:
+            now, below = below[:_FOLDERS_AT_ONCE], below[_FOLDERS_AT_ONCE:]
+            for files, folders in pool.map(_read_folder, now):
+                yield from files
+                below += folders
+
+
+def _read_folder(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
+    """Its files with their sizes, and the folders in it."""
+    folders, links, any_file = [], set(), False
     try:
-        entries = os.scandir(folder)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    links.add(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    any_file = True
+        # pyarrow asks for sizes outside of Python's lock, several threads at a time.
+        found = LocalFileSystem().get_file_info(FileSelector(folder)) if any_file else []
     except (FileNotFoundError, NotADirectoryError):
-        return
-    below = []
-    with entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-            elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(".tmp"):
-                try:
-                    yield entry.path, entry.stat(follow_symlinks=False).st_size
-                except FileNotFoundError:
-                    continue
-    for each in below:
-        yield from files_below(each)
+        return [], []
+    files = [(info.path, info.size) for info in found if info.type == FileType.File]
+    return [(path, size) for path, size in files if path not in links and not path.endswith(".tmp")], folders

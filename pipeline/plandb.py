@@ -54,6 +54,8 @@ CREATE TABLE requests (
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
     code VARCHAR, column_name VARCHAR, message VARCHAR
 );
+-- what storage lists: concepts and pictures with their sizes
+CREATE TABLE objects (kind VARCHAR NOT NULL, key VARCHAR NOT NULL, path VARCHAR NOT NULL, bytes BIGINT NOT NULL);
 -- objects that exist already: outcomes of earlier work whose object is there
 CREATE TABLE done (
     kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT,

@@ -21,7 +21,7 @@ from perfusion_ops.folder import BaseFolder
 from pipeline.bases import find_base
 from pipeline.changes import Changes, find_changes
 from pipeline.clock import Clock, SystemClock
-from pipeline.done import load_done
+from pipeline.done import list_objects, load_done
 from pipeline.errors import ManifestError
 from pipeline.executor import Executor
 from pipeline.input_cache import InputCache
@@ -145,6 +145,7 @@ def make_plan(
             "none of the rows to do again is in the plan: the manifests or the settings have changed since, "
             "so plan them anew with `perfusion run`"
         )
+    list_objects(db, storage)
     load_done(db, storage)
     work = pending(db)
     changes = None

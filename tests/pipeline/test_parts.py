@@ -6,7 +6,7 @@ import duckdb
 import pytest
 from small_plans import concept, made, planned
 
-from pipeline.done import load_done
+from pipeline.done import list_objects, load_done
 from pipeline.errors import Code, Origin, Status
 from pipeline.layout import image_path, part_path, weights_path
 from pipeline.parts import PartWriter, read_parts
@@ -159,8 +159,10 @@ def test_only_objects_that_are_there_are_done(tmp_path):
             rows = made(storage, unit)
             queue.record(rows)
             writer.add(rows)
+        list_objects(db, storage)
         assert load_done(db, storage) == 0
         writer.flush()
+        list_objects(db, storage)
         assert load_done(db, storage) == 8
         assert (pending(db).concepts.reused, pending(db).renders.to_do) == (4, 0)
         [(uri, digest, size)] = db.connection.execute(
@@ -174,6 +176,7 @@ def test_only_objects_that_are_there_are_done(tmp_path):
         storage.write("images/zz/stray.png", b"x")
         [(first,)] = db.connection.execute("SELECT min(concept_key) FROM concept_keys").fetchall()
         storage.delete(weights_path(first))
+        list_objects(db, storage)
         assert load_done(db, storage) == 5
         counted = pending(db)
     assert (counted.renders.reused, counted.renders.to_do) == (2, 2)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_plans import concept, made, planned
 
-from pipeline.done import load_done
+from pipeline.done import list_objects, load_done
 from pipeline.parts import PartWriter
 from pipeline.publish import Published, UnaccountedError, publish
 from pipeline.schemas import CONCEPTS, RENDERS
@@ -64,6 +64,7 @@ class Crashing(Storage):
 def run(storage, run_id, *, failing=lambda unit: (), lease=1, manifest=MANIFEST, prompts=PROMPTS):
     """Plan, work and stage; returns the plan, ready to publish."""
     db = planned(manifest, prompts)
+    list_objects(db, storage)
     load_done(db, storage)
     queue = WorkQueue(db, group_size=2, render_batch=3)
     writer = PartWriter(storage, run_id, lease, clock=lambda: 0.0)
@@ -139,6 +140,7 @@ def test_the_next_run_reuses_what_is_there(tmp_path):
     assert len(uris) == 5
     assert all(storage.exists(uri.removeprefix(f"{storage.root}/")) for uri in uris)
     with planned(grown, PROMPTS) as db:
+        list_objects(db, storage)
         load_done(db, storage)
         spent = db.connection.execute("SELECT DISTINCT accelerator_s FROM done").fetchall()
     assert spent == [(1.5,)]

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_plans import concept, made, planned
 
-from pipeline.done import load_done
+from pipeline.done import list_objects, load_done
 from pipeline.layout import table_path
 from pipeline.parts import PartWriter
 from pipeline.publish import publish
@@ -32,6 +32,7 @@ def published_run(
     storage, run_id, date, prompts, *, concepts=("a", "b"), failing=lambda task: False, now=2e9, **extras
 ):
     with planned([concept(name, **extras) for name in concepts], prompts) as db:
+        list_objects(db, storage)
         load_done(db, storage)
         queue = WorkQueue(db, group_size=4, render_batch=4)
         writer = PartWriter(storage, run_id, 1, clock=lambda: 0.0)
