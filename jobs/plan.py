@@ -8,9 +8,10 @@ from jobs.output import OK, USAGE, counted, say, say_json, table
 from jobs.progress import Progress
 from jobs.run import Drawn, First, Json, Set, Spec, part, tell_changes
 from jobs.spec import load_spec
+from pipeline.done import list_objects
 from pipeline.estimate import Estimate, estimate
 from pipeline.plandb import PlanDB
-from pipeline.run import Planned, make_plan
+from pipeline.run import Planned, check, make_plan
 from pipeline.selection import Selection
 from pipeline.settings import RunSettings
 from pipeline.storage import Storage
@@ -32,7 +33,7 @@ def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None
     planned, bad, _ = _plan(settings, 0, part(limit, sample), explain=True)
     work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)
     if json:
-        base = {"base": planned.base.name, "base_digest": planned.base.digest}
+        base = {"base": planned.checked.base.name, "base_digest": planned.checked.base.digest}
         say_json({**base, "work": work, "changes": planned.changes, "estimate": cost, "bad_rows": bad})
         return
     table(
@@ -44,7 +45,7 @@ def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None
     )
     tell_changes(planned.changes)
     _tell_cost(cost)
-    say(f"base {planned.base.name} {planned.base.digest[:12]}")
+    say(f"base {planned.checked.base.name} {planned.checked.base.digest[:12]}")
     if bad:
         say(f"{counted(bad, 'bad row')}: `perfusion validate` shows what is wrong")
 
@@ -53,9 +54,11 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
     """Check both manifests, pictures included, and show every bad row. Needs no accelerator."""
     planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit)
     if json:
-        say_json({"concepts": planned.concepts, "prompts": planned.prompts, "bad_rows": bad, "shown": shown})
+        say_json(
+            {"concepts": planned.checked.concepts, "prompts": planned.checked.prompts, "bad_rows": bad, "shown": shown}
+        )
     else:
-        for name, summary in (("concepts", planned.concepts), ("prompts", planned.prompts)):
+        for name, summary in (("concepts", planned.checked.concepts), ("prompts", planned.checked.prompts)):
             say(f"{name}: {counted(summary.rows, 'row')} in {counted(summary.files, 'file')}")
         for problem in shown:
             column = f", column {problem['column_name']}" if problem["column_name"] else ""
@@ -82,7 +85,11 @@ def _plan(
 ) -> tuple[Planned, int, list[dict[str, Any]]]:
     with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
         storage = Storage(settings.root, settings.storage_options or None)
-        planned = make_plan(db, storage, settings, progress, selection=selection, explain=explain)
+        checked = check(db, storage, settings, progress, selection)
+        progress.stage("plan", settings.root)
+        list_objects(db, storage)
+        planned = make_plan(db, storage, settings, checked, selection=selection, explain=explain)
+        progress.planned(planned.work)
         cursor = db.connection.execute(_BAD_ROWS.format(limit=limit))
         names = [column[0] for column in cursor.description or ()]
         shown = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -89,6 +89,7 @@ def _summary(result: RunResult, code: int) -> dict[str, Any]:
     return {
         "run_id": result.run_id,
         "resumed": result.resumed,
+        "repeated": result.repeated,
         "statuses": published.statuses if published else {},
         "codes": published.codes if published else {},
         "changes": result.planned.changes,
@@ -105,7 +106,11 @@ def _summary(result: RunResult, code: int) -> dict[str, Any]:
 
 def _tell(result: RunResult, published: Published, storage: Storage) -> None:
     work = result.planned.work
-    say(f"run {result.run_id}{' (resumed)' if result.resumed else ''} finished in {duration(result.seconds)}")
+    took = duration(result.seconds)
+    if result.repeated:
+        say(f"run {result.run_id} of {published.run_date} holds all of it, found out in {took}")
+    else:
+        say(f"run {result.run_id}{' (resumed)' if result.resumed else ''} finished in {took}")
     for name, each in (("concepts", work.concepts), ("renders", work.renders)):
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
         say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")

@@ -4,8 +4,8 @@ Storage is listed once and joined in SQL, so the cost is one listing however man
 a part whose object is gone, or has another size than the one recorded, does not count: the work is done again.
 """
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -16,9 +16,14 @@ from pipeline.plandb import PlanDB
 from pipeline.schemas import CONCEPTS, PART, RENDERS
 from pipeline.storage import Storage
 
-_ROWS_PER_INSERT = 50_000
+_ROWS_PER_INSERT = 100_000
 _LISTED = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
 _KEY = "0" * 64
+# Of each kind: the folder, and what a path has before and after its key and the key's first two digits.
+_PATHS = {
+    kind: (folder, *spell(_KEY).split(f"{_KEY[:2]}/{_KEY}"))
+    for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path))
+}
 # What of each record is kept: its schema, and as SQL its kind, key, loss and time in seconds.
 _PART = (PART, "kind", "key", "loss", "finished_at")
 _CONCEPT = (CONCEPTS, "'concept'", "concept_key", "loss", "epoch_us(finished_at) / 1e6")
@@ -26,23 +31,32 @@ _RENDER = (RENDERS, "'render'", "render_key", "NULL", "epoch_us(finished_at) / 1
 
 
 def list_objects(db: PlanDB, storage: Storage) -> int:
-    """Fill the table `objects` (kind, key, path, bytes) with every concept and picture there is; returns their number.
+    """Fill the table `objects` (kind, key, bytes) with every concept and picture there is; returns their number.
 
     Raises:
         StorageError: storage cannot be listed.
     """
     connection = db.connection
     connection.execute("DELETE FROM objects")
-    for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path)):
-        listed = storage.list(folder)
-        start, _, end = spell(_KEY).partition(f"{_KEY[:2]}/{_KEY}")
-        while page := list(islice(listed, _ROWS_PER_INSERT)):
-            paths, sizes = zip(*page, strict=True)
-            connection.register("rows_read", pa.Table.from_arrays([pa.array(paths), pa.array(sizes)], schema=_LISTED))
-            connection.execute(_OBJECTS, [kind, start, end])
+    for kind, (folder, start, end) in _PATHS.items():
+        values = {"kind": kind, "start": start, "end": end, "skip": len(start) + 4}
+        for rows in _gathered(storage.pages(folder)):
+            connection.register("rows_read", rows)
+            connection.execute(_OBJECTS, values)
             connection.unregister("rows_read")
     [(count,)] = connection.execute("SELECT count(*) FROM objects").fetchall()
     return count
+
+
+def _gathered(pages: Iterable[Sequence[tuple[str, int]]]) -> Iterator[pa.Table]:
+    """Tables of at least `_ROWS_PER_INSERT` rows each, but for the last."""
+    rows: list[tuple[str, int]] = []
+    for page in chain(pages, [None]):
+        rows += page or []
+        if len(rows) >= _ROWS_PER_INSERT or (page is None and rows):
+            paths, sizes = zip(*rows, strict=True)
+            yield pa.Table.from_arrays([pa.array(paths), pa.array(sizes)], schema=_LISTED)
+            rows = []
 
 
 def load_done(db: PlanDB, storage: Storage) -> int:
@@ -71,6 +85,9 @@ def load_done(db: PlanDB, storage: Storage) -> int:
                 f"INSERT INTO records SELECT {kind}, {key}, sha256, bytes, accelerator_s, {loss}, {finished_at} "
                 "FROM rows_read WHERE status = 'ok'"
             )
+    paths = [(kind, f"{storage.root}/{start}", end) for kind, (_, start, end) in _PATHS.items()]
+    connection.execute("CREATE OR REPLACE TEMP TABLE paths (kind VARCHAR, start VARCHAR, rest VARCHAR)")
+    connection.executemany("INSERT INTO paths VALUES (?, ?, ?)", paths)
     # The newest record of the object that is there: an object made again may have another size. Runs that reused it
     # recorded no seconds of their own. Only numbers are aggregated: DuckDB cannot spill aggregates of text.
     connection.execute("""
@@ -79,10 +96,11 @@ def load_done(db: PlanDB, storage: Storage) -> int:
             SELECT arg_max(r.rowid, coalesce(r.finished_at, 0)) AS rid, max(r.accelerator_s) AS accelerator_s
             FROM records r JOIN objects USING (kind, key, bytes) GROUP BY r.kind, r.key
         )
-        SELECT r.kind, r.key, ? || o.path AS uri, r.sha256, r.bytes, n.accelerator_s, r.loss
-        FROM newest n JOIN records r ON r.rowid = n.rid JOIN objects o USING (kind, key)
-    """, [f"{storage.root}/"])
-    connection.execute("DROP TABLE records")
+        SELECT r.kind, r.key, p.start || substr(r.key, 1, 2) || '/' || r.key || p.rest AS uri,
+            r.sha256, r.bytes, n.accelerator_s, r.loss
+        FROM newest n JOIN records r ON r.rowid = n.rid JOIN paths p USING (kind)
+    """)
+    connection.execute("DROP TABLE records; DROP TABLE paths")
     [(count,)] = connection.execute("SELECT count(*) FROM done").fetchall()
     return count
 
@@ -104,7 +122,7 @@ def _sources(storage: Storage) -> Iterator[tuple[str, tuple[pa.Schema, str, str,
 # What lies where no key leads is somebody else's.
 _OBJECTS = """
 INSERT INTO objects
-SELECT $1, key, path, bytes
-FROM (SELECT *, path[-64 - length($3):-1 - length($3)] AS key FROM rows_read)
-WHERE path = $2 || key[:2] || '/' || key || $3
+SELECT $kind, key, bytes
+FROM (SELECT *, substr(path, $skip, 64) AS key FROM rows_read)
+WHERE path = $start || substr(key, 1, 2) || '/' || key || $end
 """

@@ -55,7 +55,7 @@ CREATE TABLE requests (
     code VARCHAR, column_name VARCHAR, message VARCHAR
 );
 -- what storage lists: concepts and pictures with their sizes
-CREATE TABLE objects (kind VARCHAR NOT NULL, key VARCHAR NOT NULL, path VARCHAR NOT NULL, bytes BIGINT NOT NULL);
+CREATE TEMP TABLE objects (kind VARCHAR NOT NULL, key VARCHAR NOT NULL, bytes BIGINT NOT NULL);
 -- objects that exist already: outcomes of earlier work whose object is there
 CREATE TABLE done (
     kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT,

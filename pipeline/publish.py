@@ -52,7 +52,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Published:
-    """What was published: rows by status and by error code per table, and the files."""
+    """What was published: rows by status and by error code per table, and the files; `content` as in `repeat`."""
 
     run_id: str
     run_date: str
@@ -61,6 +61,7 @@ class Published:
     statuses: dict[str, dict[str, int]]
     codes: dict[str, dict[str, int]]
     files: tuple[PublishedFile, ...]
+    content: str = ""
 
     def rows(self, table: str) -> int:
         """Rows of one table."""
@@ -89,6 +90,7 @@ def publish(
     run_date: str,
     base: str,
     base_digest: str,
+    content: str = "",
     clock: Callable[[], float] = time.time,
     rows_per_group: int = _ROWS_PER_GROUP,
 ) -> Published:
@@ -101,6 +103,7 @@ def publish(
         run_date: YYYY-MM-DD, the partition.
         base: name of the base model.
         base_digest: its digest.
+        content: digest of what the tables follow from; empty when nobody will ask.
         clock: seconds since 1970.
         rows_per_group: rows per Parquet row group.
 
@@ -123,7 +126,7 @@ def publish(
             files += _stage(db, storage, table, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group)
         for name in _SCRATCH:
             db.connection.execute(f"DROP TABLE IF EXISTS {name}")
-        published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files))
+        published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files), content)
         storage.create(intent, published.to_json())
     # Read back even by its author: another attempt may have been first.
     decided = storage.read(intent)

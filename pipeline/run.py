@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ from pipeline.plan import Pending, pending, plan_concepts, plan_requests
 from pipeline.plandb import PlanDB
 from pipeline.policy import Policy
 from pipeline.publish import Published, publish
+from pipeline.repeat import content_digest, find_repeat
 from pipeline.report import write_report
 from pipeline.scheduler import RunSummary
 from pipeline.scheduler import run as schedule
@@ -65,25 +66,40 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A plan and what it was made from."""
+class Checked:
+    """Manifests that were read whole, and what follows from them and the settings before any picture is planned.
+
+    `digest` names the run: what is asked for, wherever it lies. `content` says what every concepts row came to as well.
+    """
 
     base: BaseFolder
     concepts: ManifestSummary
     prompts: ManifestSummary
-    work: Pending
     worker: WorkerSettings
     digest: str
-    missing: Missing
-    changes: Changes | None
+    content: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it was made from."""
+
+    checked: Checked
+    work: Pending
+    missing: Missing = field(default_factory=Missing)
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; `published` is None when it was stopped with something `left`, and can be resumed."""
+    """How a run ended; `published` is None when it was stopped with something `left`, and can be resumed.
+
+    `repeated`: an earlier run is the answer, and nothing was made or written.
+    """
 
     run_id: str
     resumed: bool
+    repeated: bool
     planned: Planned
     summary: RunSummary
     left: Remaining
@@ -103,18 +119,10 @@ class Engine:
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
 
 
-def make_plan(
-    db: PlanDB,
-    storage: Storage,
-    settings: RunSettings,
-    observer: Observer,
-    *,
-    selection: Selection | None = None,
-    explain: bool = False,
-) -> Planned:
-    """Check both manifests whole, give everything its key, take the `selection`, and find out what exists already.
-
-    With `explain` also why each thing is to be done, which reads the published tables once more.
+def check(
+    db: PlanDB, storage: Storage, settings: RunSettings, observer: Observer, selection: Selection | None = None
+) -> Checked:
+    """Check both manifests whole and give every good concept its key.
 
     Raises:
         BaseError, ManifestError, StorageError: nothing can start, with the sentence for the user.
@@ -134,25 +142,9 @@ def make_plan(
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
-    observer.stage("plan", settings.root)
     key = metric_key(base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings))
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
-    plan_requests(db, base_digest=base.digest, sampling=sampling, seed=settings.seed)
-    missing = select(db, selection) if selection else Missing()
-    if selection and selection.keys and missing == Missing(len(selection.keys.concepts), len(selection.keys.renders)):
-        raise ManifestError(
-            "none of the rows to do again is in the plan: the manifests or the settings have changed since, "
-            "so plan them anew with `perfusion run`"
-        )
-    list_objects(db, storage)
-    load_done(db, storage)
-    work = pending(db)
-    changes = None
-    if explain:
-        memory = settings.engine.plan_memory
-        changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
-    observer.planned(work)
     meaning = [
         concepts.digest,
         prompts.digest,
@@ -163,6 +155,7 @@ def make_plan(
         str(settings.seed),
         *([selection.name] if selection else []),
     ]
+    digest = hashlib.sha256("\n".join(meaning).encode()).hexdigest()
     worker = WorkerSettings(
         root=storage.root,
         storage_options=options,
@@ -177,8 +170,40 @@ def make_plan(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
     )
-    digest = hashlib.sha256("\n".join(meaning).encode()).hexdigest()
-    return Planned(base, concepts, prompts, work, worker, digest, missing, changes)
+    return Checked(base, concepts, prompts, worker, digest, content_digest(db, digest))
+
+
+def make_plan(
+    db: PlanDB,
+    storage: Storage,
+    settings: RunSettings,
+    checked: Checked,
+    *,
+    selection: Selection | None = None,
+    explain: bool = False,
+) -> Planned:
+    """Give every picture its key, take the `selection`, and find out what exists already; `objects` must be filled.
+
+    With `explain` also why each thing is to be done, which reads the published tables once more.
+
+    Raises:
+        ManifestError, StorageError: nothing can start, with the sentence for the user.
+    """
+    base = checked.base
+    plan_requests(db, base_digest=base.digest, sampling=settings.sampling(base), seed=settings.seed)
+    missing = select(db, selection) if selection else Missing()
+    if selection and selection.keys and missing == Missing(len(selection.keys.concepts), len(selection.keys.renders)):
+        raise ManifestError(
+            "none of the rows to do again is in the plan: the manifests or the settings have changed since, "
+            "so plan them anew with `perfusion run`"
+        )
+    load_done(db, storage)
+    work = pending(db)
+    changes = None
+    if explain:
+        memory = settings.engine.plan_memory
+        changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
+    return Planned(checked, work, missing, changes)
 
 
 def execute(
@@ -209,8 +234,23 @@ def execute(
     began = clock.monotonic()
     storage = Storage(settings.root, settings.storage_options or None)
     with PlanDB(memory_limit=settings.engine.plan_memory) as db:
-        planned = make_plan(db, storage, settings, observer, selection=selection, explain=explain)
-        run_id, resumed = find_run(storage, planned.digest)
+        checked = check(db, storage, settings, observer, selection)
+        observer.stage("plan", settings.root)
+        runs = find_runs(storage, checked.digest)
+        list_objects(db, storage)
+        if not runs.open and not (selection and selection.keys):
+            repeat = find_repeat(db, storage, runs.published, checked.content)
+            if repeat:
+                published, work = repeat
+                observer.planned(work)
+                planned = Planned(checked, work, changes=Changes() if explain else None)
+                report = _report(storage, published.run_id)
+                seconds = clock.monotonic() - began
+                nothing = RunSummary(), Remaining(0, 0)
+                return RunResult(published.run_id, False, True, planned, *nothing, published, report, seconds)
+        planned = make_plan(db, storage, settings, checked, selection=selection, explain=explain)
+        observer.planned(planned.work)
+        run_id = runs.next
         with acquire(storage, run_id, clock=clock) as lease:
             # Until here trouble is best told at once; from here on a run would be lost to it.
             patience = Patience(budget_s=math.inf)
@@ -229,7 +269,7 @@ def execute(
             try:
                 if queue.unfinished():
                     observer.stage("start", f"run {run_id}")
-                    with make_engine(planned.worker) as engine:
+                    with make_engine(checked.worker) as engine:
                         stop = _stop(engine, settings.engine, clock, began)
                         summary = schedule(
                             queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=stop
@@ -245,13 +285,15 @@ def execute(
                     storage,
                     run_id=run_id,
                     run_date=run_date,
-                    base=planned.base.name,
-                    base_digest=planned.base.digest,
+                    base=checked.base.name,
+                    base_digest=checked.base.digest,
+                    content=checked.content,
                 )
                 storage.write(run_path(run_id, "inputs.json"), _inputs_shown(db))
                 observer.stage("report", f"run {run_id}")
                 report = write_report(storage, run_id)
-    return RunResult(run_id, resumed, planned, summary, queue.remaining(), published, report, clock.monotonic() - began)
+    seconds = clock.monotonic() - began
+    return RunResult(run_id, runs.open, False, planned, summary, queue.remaining(), published, report, seconds)
 
 
 def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> Callable[[float], str | None]:
@@ -269,11 +311,20 @@ def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> C
     return stop
 
 
-def find_run(storage: Storage, digest: str) -> tuple[str, bool]:
-    """The run that this meaning belongs to: the unfinished one if there is one, else a new number.
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one meaning: the id of the `next` one, whether it is `open`, and those that are published, newest first.
 
     The id depends on nothing but storage and meaning, so that two drivers started at once meet at one lease.
     """
+
+    next: str
+    open: bool
+    published: tuple[str, ...]
+
+
+def find_runs(storage: Storage, digest: str) -> Runs:
+    """The runs that a meaning has: the next one is the unfinished one if there is one, else has a new number."""
     prefix = f"run-{digest[:12]}-"
     numbers: dict[int, bool] = {}
     for path, _ in storage.list("runs"):
@@ -281,9 +332,10 @@ def find_run(storage: Storage, digest: str) -> tuple[str, bool]:
         if len(parts) > 2 and parts[1].startswith(prefix):
             number = int(parts[1].removeprefix(prefix))
             numbers[number] = numbers.get(number, False) or parts[2] == "published.json"
-    open_runs = [number for number, complete in numbers.items() if not complete]
-    number = max(open_runs) if open_runs else max(numbers, default=0) + 1
-    return f"{prefix}{number:04d}", bool(open_runs)
+    unfinished = [number for number, complete in numbers.items() if not complete]
+    published = sorted((number for number, complete in numbers.items() if complete), reverse=True)
+    number = max(unfinished) if unfinished else max(numbers, default=0) + 1
+    return Runs(f"{prefix}{number:04d}", bool(unfinished), tuple(f"{prefix}{each:04d}" for each in published))
 
 
 def _fence(lease: Lease, run_id: str, patience: Patience) -> None:
@@ -296,15 +348,16 @@ def _begin(  # noqa: PLR0917 - what the files tell
     storage: Storage, run_id: str, settings: RunSettings, planned: Planned, selection: Selection | None, clock: Clock
 ) -> str:
     """Write spec.json once and plan.json each time; returns the date that the run began on, UTC."""
+    checked = planned.checked
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.wall()))
     spec = {
         "run_id": run_id,
         "run_date": began[:10],
         "began_at": began,
-        "digest": planned.digest,
-        "base_digest": planned.base.digest,
-        "concepts_digest": planned.concepts.digest,
-        "prompts_digest": planned.prompts.digest,
+        "digest": checked.digest,
+        "base_digest": checked.base.digest,
+        "concepts_digest": checked.concepts.digest,
+        "prompts_digest": checked.prompts.digest,
         "selection": selection.name if selection else None,
         "settings": settings.model_dump(mode="json"),
     }
@@ -312,6 +365,12 @@ def _begin(  # noqa: PLR0917 - what the files tell
     storage.create(path, json.dumps(spec, indent=1).encode())
     storage.write(run_path(run_id, "plan.json"), json.dumps(asdict(planned.work), indent=1).encode())
     return str(json.loads(storage.read(path))["run_date"])
+
+
+def _report(storage: Storage, run_id: str) -> str:
+    """Where a published run's report is; it is written where a crash came before it."""
+    path = run_path(run_id, "report/index.html")
+    return storage.uri(path) if storage.exists(path) else write_report(storage, run_id)
 
 
 def _captions_digest(settings: RunSettings) -> str | None:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -182,19 +182,24 @@ class Storage:
             return None if info["type"] == "directory" else int(info["size"])
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every object in a folder and below it as (path relative to the root, bytes), one folder at a time."""
+        """Every object in a folder and below it as (path relative to the root, bytes)."""
+        for page in self.pages(prefix):
+            yield from page
+
+    def pages(self, prefix: str = "") -> Iterator[Sequence[tuple[str, int]]]:
+        """What `list` gives, a list for each folder."""
         folder = prefix.rstrip("/")
         top = self.full(folder) if folder else str(self.filesystem._strip_protocol(self.root))
         start = len(str(self.filesystem._strip_protocol(self.root)).rstrip("/")) + 1
         with self._sentences("list", folder or "."):
             if isinstance(self.filesystem, LocalFileSystem):
-                yield from ((name[start:], size) for name, size in files_below(top))
+                for files in files_below(top):
+                    yield [(name[start:], size) for name, size in files]
                 return
             for _, _, files in self.filesystem.walk(top, detail=True, on_error=_absent_is_empty):
-                for info in files.values():
-                    name = str(info["name"])
-                    if info["type"] == "file" and not name.endswith(("/", ".tmp")):
-                        yield name[start:], int(info["size"])
+                infos = [info for info in files.values() if info["type"] == "file"]
+                named = [(str(info["name"]), int(info["size"])) for info in infos]
+                yield [(name[start:], size) for name, size in named if not name.endswith(("/", ".tmp"))]
 
     def delete(self, path: str) -> None:
         """Remove an object; nothing happens when there is none."""

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pyarrow as pa
@@ -218,7 +218,7 @@ def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
     def control_c(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.plan.make_plan", control_c)
+    monkeypatch.setattr("jobs.plan.check", control_c)
     code, out, err = perfusion("plan", shop.spec("good"))
     assert (code, out) == (130, "")
     assert err == "perfusion: stopped; the same command goes on where it stopped\n"
@@ -341,8 +341,13 @@ def stopped(during):
 
 
 def test_stopped_is_4_and_status_tells_running_from_interrupted(perfusion, shop, capsysbinary):
-    settings, seen = load_spec(shop.spec("good")), []
-    assert run(settings, json=False, make_engine=stopped(lambda: seen.append(perfusion("status", settings.root)))) == 4
+    settings, seen, stdout = load_spec(shop.spec("good")), [], sys.stdout
+
+    def look():
+        with redirect_stdout(stdout):  # a run keeps it for its result
+            seen.append(perfusion("status", settings.root))
+
+    assert run(settings, json=False, make_engine=stopped(look)) == 4
     assert (
         "was stopped with 2 concepts and 2 renders left, for it was asked to end; the same command goes on"
         in capsysbinary.readouterr().err.decode()
@@ -388,6 +393,7 @@ def test_the_same_again_reuses_and_tells_what_to_do(done, perfusion, monkeypatch
         "  renders   3 invalid, 2 ok; 2 of them reused",
         "  nothing was left to do: all that can be made was there already",
     ]
+    assert re.fullmatch(r"run run-\S+ of \d{4}-\d\d-\d\d holds all of it, found out in .*s", lines[0])
     assert (
         "  concepts  1 image_missing: A picture is not where the manifest says: correct the address, or put it there."
         in lines

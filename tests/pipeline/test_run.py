@@ -108,7 +108,7 @@ def outcome_of(found, table):
     return {(row["concept_id"] or row.get("prompt")): row["error_code"] or row["origin"] for row in found[table]}
 
 
-def test_first_run_makes_all_and_the_second_reuses_all(shop, root):
+def test_first_run_makes_all_and_is_the_answer_to_the_second(shop, root):
     observer = Silent()
     first, engines = go(root, shop, observer=observer)
     found = check_accounts(root, first, concepts=3, prompts=2, pictures=4)
@@ -118,13 +118,51 @@ def test_first_run_makes_all_and_the_second_reuses_all(shop, root):
     assert all(row["accelerator_s"] > 0 and row["attempts"] == 1 for table in found.values() for row in table)
     assert [row["season"] for row in found["concepts"]] == ["winter", "summer", "summer"]
     assert not first.resumed
+    assert not first.repeated
+    before = dict(Storage(root).list())
     again, engines = go(root, shop)
     assert engines.made == []  # no engine was asked for
-    assert again.run_id != first.run_id
-    reused = check_accounts(root, again, concepts=3, prompts=2, pictures=4)
-    assert {row["origin"] for table in reused.values() for row in table} == {"reused"}
-    for table, rows in reused.items():
-        assert [row["sha256"] for row in rows] == [row["sha256"] for row in found[table]]
+    assert again.repeated
+    assert (again.run_id, again.published, again.report) == (first.run_id, first.published, first.report)
+    assert again.planned.work == Pending(Work(3, 0, 3, 0, 3, 0), Work(4, 0, 4, 0, 4, 0))
+    assert dict(Storage(root).list()) == before
+
+
+def test_a_run_answers_only_while_all_of_it_is_there(shop, root):
+    storage = Storage(root)
+    first, _ = go(root, shop)
+    storage.delete(f"runs/{first.run_id}/report/index.html")
+    assert go(root, shop)[0].repeated
+    assert storage.exists(f"runs/{first.run_id}/report/index.html")
+    # A picture that is gone is rendered again, in a run of its own, which answers from then on.
+    storage.delete(next(path for path, _ in storage.list("images")))
+    second, engines = go(root, shop)
+    assert (second.run_id, len(engines.keys)) == (first.run_id[:-1] + "2", 1)
+    assert go(root, shop)[0].run_id == second.run_id
+    # So is one of another size.
+    path = next(path for path, _ in storage.list("images"))
+    storage.write(path, storage.read(path)[:-1])
+    third, engines = go(root, shop)
+    assert (third.repeated, len(engines.keys)) == (False, 1)
+    # What is gone from the tables is not believed; an earlier run that is whole says the same.
+    storage.delete(third.published.files[0].path)
+    assert go(root, shop)[0].run_id == second.run_id
+    for earlier in (first, second):
+        storage.delete(earlier.published.files[0].path)
+    fourth, engines = go(root, shop)
+    assert (fourth.repeated, len(engines.keys)) == (False, 3)
+    check_accounts(root, fourth, concepts=3, prompts=2, pictures=4)
+
+
+def test_rows_that_nothing_can_be_made_of_do_not_keep_a_run_from_being_the_answer(shop, root):
+    stock(shop, [*CONCEPTS, {**CONCEPTS[0], "concept_id": "not an id"}], [*PROMPTS, {"prompt": "a {nobody}"}])
+    go(root, shop)
+    again, engines = go(root, shop)
+    assert (again.repeated, engines.made) == (True, [])
+    assert again.planned.work == Pending(Work(4, 1, 3, 0, 3, 0), Work(5, 1, 4, 0, 4, 0))
+    # Another picture under the same address is other work.
+    photo(shop / "mug-1.png", seed=78)
+    assert not go(root, shop)[0].repeated
 
 
 def test_only_what_changed_is_made_again(shop, root):
