@@ -4,7 +4,7 @@ BIN := .venv/bin
 NAME ?=
 ARGS ?=
 
-.PHONY: demo test check bench quality clean
+.PHONY: demo test check bench quality chaos clean
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
@@ -26,6 +26,9 @@ check: .venv/ready  ## lint, format and types
 
 bench: .venv/ready  ## make bench NAME=render | train | plan | schedule | noop | publish
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, hurt 36 times; make test holds a small share
+	@$(BIN)/python tests/chaos.py $(ARGS)
 
 quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality
 	@$(BIN)/python -m perfusion_ops.mini.quality --out .bench/quality $(ARGS)

@@ -109,6 +109,14 @@ def _numbers(storage: Storage, run_id: str) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def _latest(storage: Storage, run_id: str) -> int:
+    """The highest number there is, 0 for none; a listing may lag behind, the next number is there or is not."""
+    latest = max(_numbers(storage, run_id), default=0)
+    while storage.exists(lease_path(run_id, latest + 1)):
+        latest += 1
+    return latest
+
+
 def acquire(
     storage: Storage,
     run_id: str,
@@ -130,8 +138,7 @@ def acquire(
         LeaseHeld: another attempt is alive, or may be.
         StorageError: storage does not work.
     """
-    numbers = _numbers(storage, run_id)
-    latest = numbers[-1] if numbers else 0
+    latest = _latest(storage, run_id)
     if latest:
         _refuse_if_held(storage, run_id, latest, clock)
     now = clock.wall()
@@ -205,7 +212,7 @@ class Lease:
 
     def still_mine(self) -> bool:
         """Whether nobody has taken the run over, and it has not been released."""
-        return not self._ended.is_set() and _numbers(self._storage, self._run_id)[-1:] == [self.number]
+        return not self._ended.is_set() and not self._storage.exists(lease_path(self._run_id, self.number + 1))
 
     def release(self) -> None:
         """Give the run back, so that the next attempt need not wait. May be called twice.

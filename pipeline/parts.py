@@ -24,7 +24,7 @@ _ROWS_PER_READ = 65_536
 class PartWriter:
     """Collects outcomes and writes them in parts; one per attempt, used from one thread.
 
-    A failed flush loses nothing: the part is kept and written first at the next flush.
+    A failed flush loses nothing: the part is kept and written first at the next flush. `written` are the paths so far.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PartWriter:
         self._rows: list[Outcome] = []
         self._oldest = 0.0
         self._encoded: bytes | None = None
-        self._sequence = 0
+        self.written: list[str] = []
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Take outcomes and write a part when one is due; call it with none now and then to keep the clock honoured.
@@ -81,7 +81,7 @@ class PartWriter:
     def _write_encoded(self) -> None:
         if self._encoded is None:
             return
-        path = part_path(self._run_id, self._lease, self._sequence)
+        path = part_path(self._run_id, self._lease, len(self.written))
         # A lost answer makes our own part look like another's: its bytes tell.
         if not self._storage.create(path, self._encoded) and self._storage.read(path) != self._encoded:
             raise StorageError(
@@ -89,17 +89,24 @@ class PartWriter:
                 f"({self._lease}): stop one of the two and run the command again"
             )
         self._encoded = None
-        self._sequence += 1
+        self.written.append(path)
 
 
-def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str) -> None:
+def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str, known: Iterable[str] = ()) -> None:
     """Fill the table `outcomes`: one row per key that the run has finished, columns as in `schemas.PART`.
+
+    Args:
+        connection: where.
+        storage: where the run lies.
+        run_id: the run.
+        known: parts that are there, whether a listing that lags behind shows them or not.
 
     Raises:
         StorageError: a part cannot be read.
     """
     # Zero-padded lease and sequence numbers make the order of paths theirs.
-    paths = sorted(path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet"))
+    listed = (path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet"))
+    paths = sorted({*listed, *known})
     age = {path: number for number, path in enumerate(paths)}
     connection.register("rows_read", PART.empty_table())
     connection.execute("CREATE OR REPLACE TABLE staged AS SELECT *, CAST(0 AS BIGINT) AS age FROM rows_read")

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +91,7 @@ def publish(
     base: str,
     base_digest: str,
     content: str = "",
+    parts: Iterable[str] = (),
     clock: Callable[[], float] = time.time,
     rows_per_group: int = _ROWS_PER_GROUP,
 ) -> Published:
@@ -104,6 +105,7 @@ def publish(
         base: name of the base model.
         base_digest: its digest.
         content: digest of what the tables follow from; empty when nobody will ask.
+        parts: of the run, that a listing may not show yet.
         clock: seconds since 1970.
         rows_per_group: rows per Parquet row group.
 
@@ -116,7 +118,7 @@ def publish(
         return Published.from_json(storage.read(done))
     intent = run_path(run_id, "publish/intent.json")
     if not storage.exists(intent):
-        read_parts(db.connection, storage, run_id)
+        read_parts(db.connection, storage, run_id, parts)
         db.connection.execute(_RESULTS)
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []

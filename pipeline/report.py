@@ -82,12 +82,20 @@ class _Tables:
     run_date: str
 
 
-def write_report(storage: Storage, run_id: str, *, max_concepts: int = 60, max_bytes: int = 20_000_000) -> str:
+def write_report(
+    storage: Storage,
+    run_id: str,
+    *,
+    known: Iterable[str] = (),
+    max_concepts: int = 60,
+    max_bytes: int = 20_000_000,
+) -> str:
     """Write `runs/<run_id>/report/index.html`.
 
     Args:
         storage: the root that holds the run's published tables.
         run_id: the run.
+        known: its published files, whether a listing that lags behind shows them or not.
         max_concepts: concepts shown at most, each with its pictures.
         max_bytes: size of the page at most; concepts that do not fit are counted instead of shown.
 
@@ -104,7 +112,7 @@ def write_report(storage: Storage, run_id: str, *, max_concepts: int = 60, max_b
         )
     if max_concepts < 0:
         raise ValueError(f"max_concepts is {max_concepts}: give 0 or more")
-    with _open_tables(storage, run_id) as tables:
+    with _open_tables(storage, run_id, known) as tables:
         page = _page(storage, run_id, tables, max_concepts, max_bytes)
     path = run_path(run_id, "report/index.html")
     storage.write(path, page)
@@ -173,12 +181,10 @@ def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
 
 
 @contextmanager
-def _open_tables(storage: Storage, run_id: str) -> Iterator[_Tables]:
+def _open_tables(storage: Storage, run_id: str, known: Iterable[str]) -> Iterator[_Tables]:
     """The run's published tables, read where they lie; sorting spills to local scratch."""
-    files = {
-        table: sorted(path for path, _ in storage.list(f"tables/{table}/") if f"/run_id={run_id}/" in path)
-        for table in TABLES
-    }
+    there = {*known, *(path for path, _ in storage.list("tables") if f"/run_id={run_id}/" in path)}
+    files = {table: sorted(path for path in there if path.startswith(f"tables/{table}/")) for table in TABLES}
     found = [path for paths in files.values() for path in paths]
     if not found:
         raise FileNotFoundError(

@@ -288,10 +288,11 @@ def execute(
                     base=checked.base.name,
                     base_digest=checked.base.digest,
                     content=checked.content,
+                    parts=writer.written,
                 )
                 storage.write(run_path(run_id, "inputs.json"), _inputs_shown(db))
                 observer.stage("report", f"run {run_id}")
-                report = write_report(storage, run_id)
+                report = write_report(storage, run_id, known=[file.path for file in published.files])
     seconds = clock.monotonic() - began
     return RunResult(run_id, runs.open, False, planned, summary, queue.remaining(), published, report, seconds)
 

@@ -25,6 +25,10 @@ from pipeline.local_files import NoHardLinksError, files_below, write_file
 
 SCHEMES = ("file", "memory", "s3", "gs", "az", "http", "https")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+# After an answer that was lost, aiohttp may open a new connection and send nothing over it: only the timeout ends that.
+# botocore waits for a minute; no store is silent for that long, however large an object is.
+_TIMEOUTS: dict[str, Any] = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 15}}
+_PATIENCE = {"s3": _TIMEOUTS, "s3a": _TIMEOUTS}
 _CONFLICT_ATTEMPTS = 5  # S3 answers 409 to two conditional PUTs at the same moment and asks for another try
 _UNCLEAN = re.compile(r"[\x00-\x1f\\]")
 _MEMORY_LOCK = threading.Lock()  # MemoryFileSystem looks before it writes: exclusive only while nobody else does
@@ -75,7 +79,8 @@ def open_filesystem(uri: str, options: Mapping[str, object] | None = None) -> fs
     """
     scheme = uri.partition("://")[0]
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False, **options_for(scheme, options))
+        given = {**_PATIENCE.get(scheme, {}), **options_for(scheme, options)}
+        return fsspec.filesystem(scheme, use_listings_cache=False, **given)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         remedy = f"pip install 'perfusion-pipeline[{extra}]'" if extra else f"install what fsspec asks for ({error})"

@@ -56,7 +56,8 @@ def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
         files = [path for path, _ in storage.list(f"tables/{table}") if path.endswith(".parquet")]
         if files:
             # DuckDB takes every name for a pattern.
-            names = [glob.escape(storage.full(path)) if local else storage.uri(path) for path in sorted(files)]
+            spell = storage.full if local else storage.uri
+            names = [glob.escape(spell(path)) for path in sorted(files)]
             listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
             connection.execute(
                 f"CREATE VIEW {table} AS SELECT run_id, run_date, * EXCLUDE (run_id, run_date) "

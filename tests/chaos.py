@@ -44,6 +44,7 @@ NODES = 3
 DONE = (OK, FAILED_ROWS)
 _OUTAGE_S = 5.0
 _STUCK_S = 300.0  # without a new object
+_LOOK_S = 0.5  # between two listings, which cost the server something
 _NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 _FAST_DEATHS = {
     "health_check_period_ms": 500,
@@ -89,10 +90,13 @@ def hurt(scene: Scene, kind: str, chance: random.Random) -> int | None:
     assert scene.driver is not None
     code = None
     if kind == "worker":
-        ours = psutil.Process().children(recursive=True)
-        workers = [each for each in ours if _name(each).startswith("ray::_Actor")]
-        if workers:
-            chance.choice(workers).kill()
+        until, workers = time.monotonic() + _STUCK_S, []
+        while not workers and scene.driver.poll() is None:
+            assert time.monotonic() < until, "no worker to kill"
+            ours = psutil.Process().children(recursive=True)
+            workers = [each for each in ours if _name(each).startswith("ray::_Actor")]
+        assert workers, "the run was done before a worker could be killed"
+        chance.choice(workers).kill()
     elif kind == "node":
         gone = scene.nodes.pop(chance.randrange(len(scene.nodes)))
         scene.cluster.remove_node(gone, allow_graceful=False)
@@ -141,7 +145,7 @@ def disturbed(scene: Scene, storage: Storage, hurts: list[str], total: int, chan
                 return code
             scene.ends[f"gave up {code}"] += 1
             scene.driver = scene.start()
-        time.sleep(0.2)
+        time.sleep(_LOOK_S)
 
 
 def check(calm: Storage, storage: Storage, folder: Path) -> dict[str, object]:
@@ -236,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(name)
         pictures = write_inputs(folder, given.concepts, given.prompts)
         _tell("a run that nobody disturbs")
-        command = [sys.executable, "-m", "jobs.cli", "run", str(folder / "calm.yaml"), "--json"]
+        command = [str(Path(sys.executable).with_name("perfusion")), "run", str(folder / "calm.yaml"), "--json"]
         subprocess.run([*command, "--set", "engine.slots=2"], check=True, stdout=subprocess.DEVNULL)
         calm_s = time.monotonic() - began
         with scene_in(folder, given.seed) as scene:

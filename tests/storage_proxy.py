@@ -1,10 +1,12 @@
 """A bad road to a storage server: some requests are refused, some never arrive, some answers get lost on the way back.
 
-What happens to a request is drawn from a seed; while the road is closed, everything is refused.
+What happens to a request is drawn from a seed; while the road is closed, everything is refused. Lists may lag: what was
+written a moment ago is not in them yet.
 """
 
 import http.client
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -27,8 +30,9 @@ class Road:
     Attributes:
         refused: answered 503 and not passed on.
         broken: answered 500 and not passed on.
-        lost: passed on, and the connection closed in place of the answer.
+        lost: of writes: passed on, and the connection closed in place of the answer.
         late: passed on after a second.
+        lag_s: for so long after it was written by this road an object is in no list.
         closed_until: a `time.monotonic()` until which everything is refused.
         met: how often what has happened.
     """
@@ -37,14 +41,16 @@ class Road:
     broken: float = 0.0
     lost: float = 0.0
     late: float = 0.0
+    lag_s: float = 0.0
     seed: int = 0
     closed_until: float = 0.0
     met: Counter = field(default_factory=Counter)
 
     def __post_init__(self):
         self._chance, self._lock = random.Random(self.seed), threading.Lock()
+        self._written: dict[str, float] = {}
 
-    def fate(self) -> str:
+    def fate(self, *, writes: bool) -> str:
         """What becomes of the next request."""
         with self._lock:
             drawn = self._chance.random()
@@ -53,8 +59,27 @@ class Road:
                 if not fate and drawn < getattr(self, name):
                     fate = name
                 drawn -= getattr(self, name)
+            fate = "" if fate == "lost" and not writes else fate
             self.met[fate or "passed"] += 1
             return fate
+
+    def wrote(self, path: str) -> None:
+        """An object was written for the first time."""
+        with self._lock:
+            self._written.setdefault(unquote(path).partition("?")[0], time.monotonic())
+
+    def shown(self, path: str, listing: bytes) -> bytes:
+        """A listing of the bucket in `path` without what is too young for it."""
+        bucket = path.partition("?")[0].rstrip("/")
+        with self._lock:
+            since = time.monotonic() - self.lag_s
+            young = {path.removeprefix(f"{bucket}/") for path, at in self._written.items() if at > since}
+            self.met["left out"] += len(young)
+
+        def keep(entry: re.Match[bytes]) -> bytes:
+            return b"" if unquote(entry[2].decode()) in young else entry[0]
+
+        return re.sub(rb"<(Contents)>.*?<Key>(.*?)</Key>.*?</Contents>", keep, listing, flags=re.DOTALL)
 
 
 @contextmanager
@@ -71,7 +96,7 @@ def storage_proxy(endpoint: str, road: Road) -> Iterator[str]:
             if not self.raw_requestline or not self.parse_request():
                 return
             body = self._body()
-            fate = road.fate()
+            fate = road.fate(writes=self.command not in ("GET", "HEAD"))
             if fate in ("refused", "broken"):
                 code, text = (503, _SLOW_DOWN) if fate == "refused" else (500, _BROKEN)
                 self._answer(code, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else text)
@@ -86,6 +111,11 @@ def storage_proxy(endpoint: str, road: Road) -> Iterator[str]:
             answer = connection.getresponse()
             data = answer.read()
             connection.close()
+            if self.command == "PUT" and answer.status == 200:
+                road.wrote(self.path)
+            if self.command == "GET" and road.lag_s and b"<ListBucketResult" in data[:300]:
+                data = road.shown(self.path, data)
+                answer.headers.replace_header("Content-Length", str(len(data)))
             if fate != "lost":
                 self._answer(answer.status, answer.getheaders(), data)
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from s3_server import s3_server
 from small_runs import Engines, Silent, keep_metric, manifest, photo, run_settings
+from storage_proxy import Road, storage_proxy
 
 from pipeline.run import execute
 from pipeline.storage import MissingObjectError, Storage, StorageError
@@ -85,7 +86,9 @@ def test_a_bucket_that_is_not_there_is_a_sentence(server):
             use()
 
 
-def test_a_run_there_is_the_run_on_a_disk(server, storage, tmp_path, monkeypatch):
+@pytest.fixture
+def shop(server, tmp_path, monkeypatch):
+    """Two products and two prompts, three pictures in all; the way to the server is in the environment."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     kinds = {"a": "mug", "b": "bag"}
@@ -94,16 +97,51 @@ def test_a_run_there_is_the_run_on_a_disk(server, storage, tmp_path, monkeypatch
         photo(tmp_path / row["images"][0], seed=seed)
     manifest(tmp_path / "concepts.parquet", rows)
     manifest(tmp_path / "prompts.parquet", [{"prompt": "a {product} on the beach"}, {"prompt": "{a} next to {b}"}])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "road",
+    [
+        Road(refused=0.05, broken=0.05),
+        Road(lost=0.15),
+        Road(late=0.1),
+        Road(lag_s=30),
+    ],
+    ids=lambda road: "lag" if road.lag_s else "late" if road.late else "lost" if road.lost else "refused",
+)
+def test_a_bad_road_to_storage_costs_time_and_nothing_else(server, storage, shop, road, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    keep_metric(storage)
+    engines = Engines()
+    with storage_proxy(server.endpoint, road) as endpoint:
+        options = {"s3": {"endpoint_url": endpoint}}
+        settings = run_settings(storage.root, shop, storage_options=options)
+        result = execute(settings, make_engine=engines, observer=Silent())
+    assert result.published is not None
+    assert result.published.statuses == {"concepts": {"ok": 2}, "renders": {"ok": 3}}
+    assert len(engines.keys) == 5
+    for table in ("concepts", "renders"):
+        for row in query(storage, f"FROM {table}").to_pylist():
+            data = storage.read(row["uri"].removeprefix(f"{storage.root}/"))
+            assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+    # Something did go wrong on the way.
+    met = {fate: count for fate, count in road.met.items() if fate != "passed"}
+    assert sum(met.values()) > 2, road.met
+
+
+def test_a_run_there_is_the_run_on_a_disk(storage, shop):
     found = []
-    for root in (str(tmp_path / "root"), storage.root):
+    for root in (str(shop / "root"), storage.root):
         there = Storage(root)
         keep_metric(there)
         for expected in (5, 0):
             engines = Engines()
-            result = execute(run_settings(root, tmp_path), make_engine=engines, observer=Silent())
+            result = execute(run_settings(root, shop), make_engine=engines, observer=Silent())
             assert result.published is not None
             assert result.published.statuses == {"concepts": {"ok": 2}, "renders": {"ok": 3}}
             assert len(engines.keys) == expected
+            assert result.repeated == (expected == 0)
         rows = [query(there, _ROWS.format(table=table)).to_pylist() for table in ("concepts", "renders")]
         for row in (row for table in rows for row in table):
             data = there.read(row.pop("uri").removeprefix(f"{there.root}/"))
