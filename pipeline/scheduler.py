@@ -193,9 +193,10 @@ class _Run:
 
     def _give_back(self, live: list[_Slot]) -> None:
         """Keep as many slots as the tasks without an outcome can still bring down."""
-        if not self._backlog.exhausted():
+        left = self._backlog.unfinished()
+        if not left or not self._backlog.exhausted():
             return
-        surplus = len(live) - self._policy.strikes * self._backlog.unfinished()
+        surplus = len(live) - self._policy.strikes * left
         idle = [slot for slot in live if not slot.calls]
         for slot in sorted(idle, key=lambda each: (each.warm, -each.number))[: max(0, surplus)]:
             slot.given_back = True

@@ -80,8 +80,8 @@ class Source:
         self.open -= {outcome.key for outcome in outcomes}
         return []
 
-    def finished(self):
-        return not self.open
+    def unfinished(self):
+        return len(self.open)
 
 
 @pytest.fixture(scope="module", autouse=True)
