@@ -24,7 +24,7 @@ check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-bench: .venv/ready  ## make bench NAME=render | train | plan | schedule | noop | publish
+bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | plan | noop | publish
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, hurt 36 times; make test holds a small share

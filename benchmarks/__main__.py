@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("render", "train", "schedule", "plan", "noop", "publish")
+NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish")
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
         "--rows",
         type=int,
         default=None,
-        help="concepts, for schedule, plan, noop and publish",
+        help="concepts, for schedule, overhead, plan, noop and publish",
     )
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
     options = parser.parse_args()

@@ -2,91 +2,25 @@
 
 import os
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import ray
-from ray import cloudpickle
+from small_ray import POLICY, Worker, go
 
-from pipeline.clock import SystemClock
-from pipeline.errors import Code, Origin, Status
+from pipeline.errors import Code, Status
 from pipeline.executor import Failure
-from pipeline.policy import Policy
 from pipeline.ray_executor import RayExecutor, SlotResources, failure_of_ray, failure_of_worker
-from pipeline.scheduler import EngineError, run
-from pipeline.units import Outcome, RenderShape, RenderTask, RenderUnit
+from pipeline.scheduler import EngineError
 
 pytestmark = pytest.mark.timeout(90)
 
-SHAPE = RenderShape(width=64, height=64, steps=1, guidance=1.0, scheduler="ddim")
-POLICY = Policy(poll_s=0.2, backoff_first_s=0.1, backoff_max_s=0.5)
 RESOURCES = SlotResources(num_cpus=0, threads=3)
-
-
-class Worker:
-    """Does what a task's prompt says; leaves a file in `folder` when it does so for the first time."""
-
-    def __init__(self, folder, setup_error=None):
-        self.folder = Path(folder)
-        self.setup_error = setup_error
-
-    def setup(self):
-        started = time.time()
-        if self.setup_error:
-            raise FileNotFoundError(self.setup_error)
-        (self.folder / f"setup-{os.getpid()}").write_text(f"{started} {time.time()}")
-
-    def run(self, unit):
-        return [self.one(task) for task in unit.tasks]
-
-    def one(self, task):
-        mark = self.folder / task.key
-        first = not mark.exists()
-        mark.write_text(str(os.getpid()))
-        if task.prompt == "hang" or (task.prompt == "hang once" and first):
-            threading.Event().wait()
-        if task.prompt == "memory":
-            raise MemoryError("no room for 12 GB")
-        if task.prompt == "raise":
-            raise KeyError("colour")
-        if task.prompt == "exit":
-            os._exit(7)
-        return Outcome(
-            "render",
-            task.key,
-            Status.OK,
-            origin=Origin.RENDERED,
-            message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
-            worker=str(os.getpid()),
-        )
-
-    def close(self):
-        (self.folder / "closed").write_text(str(os.getpid()))
-
-
-class Source:
-    def __init__(self, prompts, batch=2):
-        tasks = [RenderTask(f"r{i}", p, "", (), 0, 0.6, 0.15, "local", SHAPE) for i, p in enumerate(prompts)]
-        self.units = [RenderUnit(f"u{i}", tuple(tasks[i : i + batch])) for i in range(0, len(tasks), batch)]
-        self.open = {task.key for task in tasks}
-
-    def next(self):
-        return self.units.pop(0) if self.units else None
-
-    def record(self, outcomes):
-        self.open -= {outcome.key for outcome in outcomes}
-        return []
-
-    def unfinished(self):
-        return len(self.open)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     yield
     ray.shutdown()
@@ -104,18 +38,6 @@ def pool(tmp_path):
     yield make
     for executor in made:
         executor.close()
-
-
-def go(executor, prompts, policy=POLICY, batch=2):
-    outcomes = {}
-
-    def sink(rows):
-        for row in rows:
-            assert row.key not in outcomes
-            outcomes[row.key] = row
-
-    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=lambda _: None)
-    return outcomes, summary
 
 
 def test_outcomes_come_back_from_every_slot_and_the_first_is_set_up_alone(pool, tmp_path):

@@ -1,0 +1,90 @@
+"""Workers that do what a task's prompt says, for tests on a real Ray."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ray import cloudpickle
+
+from pipeline.clock import SystemClock
+from pipeline.errors import Origin, Status
+from pipeline.policy import Policy
+from pipeline.scheduler import run
+from pipeline.units import Outcome, RenderShape, RenderTask, RenderUnit
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
+
+SHAPE = RenderShape(width=64, height=64, steps=1, guidance=1.0, scheduler="ddim")
+POLICY = Policy(poll_s=0.2, backoff_first_s=0.1, backoff_max_s=0.5)
+
+
+class Worker:
+    """Does what a task's prompt says; leaves a file in `folder` when it does so for the first time."""
+
+    def __init__(self, folder, setup_error=None):
+        self.folder = Path(folder)
+        self.setup_error = setup_error
+
+    def setup(self):
+        started = time.time()
+        if self.setup_error:
+            raise FileNotFoundError(self.setup_error)
+        (self.folder / f"setup-{os.getpid()}").write_text(f"{started} {time.time()}")
+
+    def run(self, unit):
+        return [self.one(task) for task in unit.tasks]
+
+    def one(self, task):
+        mark = self.folder / task.key
+        first = not mark.exists()
+        mark.write_text(str(os.getpid()))
+        if task.prompt == "hang" or (task.prompt == "hang once" and first):
+            threading.Event().wait()
+        if task.prompt == "memory":
+            raise MemoryError("no room for 12 GB")
+        if task.prompt == "raise":
+            raise KeyError("colour")
+        if task.prompt == "exit":
+            os._exit(7)
+        return Outcome(
+            "render",
+            task.key,
+            Status.OK,
+            origin=Origin.RENDERED,
+            message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
+            worker=str(os.getpid()),
+        )
+
+    def close(self):
+        (self.folder / "closed").write_text(str(os.getpid()))
+
+
+class Source:
+    def __init__(self, prompts, batch=2):
+        tasks = [RenderTask(f"r{i}", p, "", (), 0, 0.6, 0.15, "local", SHAPE) for i, p in enumerate(prompts)]
+        self.units = [RenderUnit(f"u{i}", tuple(tasks[i : i + batch])) for i in range(0, len(tasks), batch)]
+        self.open = {task.key for task in tasks}
+
+    def next(self):
+        return self.units.pop(0) if self.units else None
+
+    def record(self, outcomes):
+        self.open -= {outcome.key for outcome in outcomes}
+        return []
+
+    def unfinished(self):
+        return len(self.open)
+
+
+def go(executor, prompts, policy=POLICY, batch=2):
+    outcomes = {}
+
+    def sink(rows):
+        for row in rows:
+            assert row.key not in outcomes
+            outcomes[row.key] = row
+
+    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=lambda _: None)
+    return outcomes, summary
