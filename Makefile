@@ -4,7 +4,7 @@ BIN := .venv/bin
 NAME ?=
 ARGS ?=
 
-.PHONY: demo test check bench quality chaos clean
+.PHONY: demo test check bench quality chaos stores clean
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
@@ -29,6 +29,11 @@ bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | pl
 
 chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, hurt 36 times; make test holds a small share
 	@$(BIN)/python tests/chaos.py $(ARGS)
+
+stores: .venv/ready  ## storage on Azure's and Google's emulators, beside the S3 server of make test; needs Node
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[azure,gcs]' gcp-storage-emulator==2026.7.19
+	@npm install --silent --prefix .venv/azurite azurite@3.37.0
+	@$(BIN)/python -m pytest tests/pipeline/test_object_stores.py
 
 quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality
 	@$(BIN)/python -m perfusion_ops.mini.quality --out .bench/quality $(ARGS)

@@ -230,6 +230,11 @@ class Storage:
         except StorageError:
             raise
         except FileNotFoundError as error:
+            if verb in ("write", "create"):
+                where = f"cannot {verb} {self.root}/{path}"
+                raise StorageError(
+                    f"{where}: its bucket does not exist; check the address, or make the bucket"
+                ) from error
             raise MissingObjectError(f"there is no {self.root}/{path}") from error
         except Exception as error:
             raise StorageError(explain(error, verb, f"{self.root}/{path}")) from error
@@ -249,7 +254,8 @@ def explain(error: Exception, verb: str, uri: str) -> str:
         return f"cannot {verb} {uri}: permission denied ({error}); check the folder's owner or the credentials in use"
     if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
         return f"cannot {verb} {uri}: a folder and an object have the same name there; choose another root"
-    return f"cannot {verb} {uri}: {type(error).__name__}: {error}; check the address and the network, then run again"
+    first, *_ = str(error).splitlines() or [""]  # Azure adds its whole answer
+    return f"cannot {verb} {uri}: {type(error).__name__}: {first}; check the address and the network, then run again"
 
 
 def _checked(path: str) -> str:

@@ -45,7 +45,7 @@ def s3_server(folder: Path, bucket: str = "shop") -> Iterator[Server]:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     config = folder / "identities.json"
     config.write_text(json.dumps({"identities": [{"name": "us", "credentials": [identity], "actions": actions}]}))
-    free = iter(_free_ports(8))
+    free = iter(free_ports(8))
     ports = {name: (next(free), next(free)) for name in ("master", "volume", "filer", "s3")}
     command = [
         str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
@@ -83,7 +83,8 @@ def _wait(server: Server, log: Path) -> None:
     raise AssertionError(f"no S3 server: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many that nobody uses now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,9 +1,13 @@
-"""The guarantees of storage, and a whole run, on a real S3 server."""
+"""The guarantees of storage, and a whole run: on a real S3 server, and on Azure's and Google's emulators.
+
+`make stores` installs the emulators and runs this.
+"""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from emulators import azurite, google
 from s3_server import s3_server
 from small_runs import Engines, Silent, keep_metric, manifest, photo, run_settings
 from storage_proxy import Road, storage_proxy
@@ -26,40 +30,86 @@ def storage(server, request):
     return Storage(f"s3://shop/{request.node.name}", server.options)
 
 
-def test_of_many_who_create_one_object_one_wins(storage):
+@pytest.fixture(scope="module", params=["s3", "az", "gs"])
+def any_server(request, tmp_path_factory):
+    """Scheme, environment and log of a store."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "s3":
+        yield "s3", request.getfixturevalue("server").environment, None
+    else:
+        with {"az": azurite, "gs": google}[request.param](folder) as environment:
+            yield request.param, environment, folder / "log.txt"
+
+
+@pytest.fixture
+def store(any_server, request, monkeypatch):
+    """As a user has it: the way there and the secrets are in the environment."""
+    scheme, environment, _ = any_server
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Storage(f"{scheme}://shop/{request.node.originalname}")
+
+
+@pytest.fixture
+def exclusive_store(store):
+    if store.root.startswith("gs:"):
+        pytest.skip("Google's emulator knows no preconditions")
+    return store
+
+
+def test_of_many_who_create_one_object_one_wins(exclusive_store):
     with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(lambda name: storage.create("lease/1.json", name), [b"%02d" % n for n in range(16)]))
+        won = list(
+            pool.map(lambda name: exclusive_store.create("lease/1.json", name), [b"%02d" % n for n in range(16)])
+        )
     assert won.count(True) == 1
-    assert storage.read("lease/1.json") == b"%02d" % won.index(True)
+    assert exclusive_store.read("lease/1.json") == b"%02d" % won.index(True)
 
 
-def test_objects_come_back_empty_ones_too(storage):
-    assert storage.create("a/empty", b"")
-    assert not storage.create("a/empty", b"x")
-    storage.write("a/x", b"one")
-    storage.write("a/x", b"two!")
-    assert storage.read("a/empty") == b""
-    assert storage.read("a/x", max_bytes=4) == b"two!"
-    assert storage.size("a/x") == 4
-    assert dict(storage.list("a")) == {"a/empty": 0, "a/x": 4}
-    storage.delete("a/x")
-    storage.delete("a/x")
-    assert not storage.exists("a/x")
-    with pytest.raises(MissingObjectError, match="there is no s3://shop/"):
-        storage.read("a/x")
-    storage.write("a/y", b"1234")
+def test_creating_an_object_that_is_there_fails(exclusive_store):
+    assert exclusive_store.create("a/empty", b"")
+    assert not exclusive_store.create("a/empty", b"x")
+    assert exclusive_store.read("a/empty") == b""
+    assert exclusive_store.create("a/x", b"one")
+    assert not exclusive_store.create("a/x", b"")
+    assert exclusive_store.read("a/x") == b"one"
+
+
+def test_google_is_asked_to_create_only_what_is_not_there(store, any_server):
+    scheme, _, log = any_server
+    if scheme != "gs":
+        pytest.skip("the others are tried themselves")
+    assert store.create("lease", b"1")
+    assert "ifGenerationMatch=0" in log.read_text()
+
+
+def test_objects_come_back_empty_ones_too(store):
+    store.write("a/empty", b"")
+    store.write("a/x", b"one")
+    store.write("a/x", b"two!")
+    assert store.read("a/empty") == b""
+    assert store.read("a/x", max_bytes=4) == b"two!"
+    assert store.size("a/x") == 4
+    assert dict(store.list("a")) == {"a/empty": 0, "a/x": 4}
+    assert list(store.list("elsewhere")) == []
+    store.delete("a/x")
+    store.delete("a/x")
+    assert not store.exists("a/x")
+    with pytest.raises(MissingObjectError, match=f"there is no {store.root}/a/x"):
+        store.read("a/x")
+    store.write("a/y", b"1234")
     with pytest.raises(StorageError, match="larger than the 3 bytes"):
-        storage.read("a/y", max_bytes=3)
-    assert storage.read("a/empty", max_bytes=3) == b""
+        store.read("a/y", max_bytes=3)
+    assert store.read("a/empty", max_bytes=3) == b""
 
 
-def test_an_object_in_many_parts_is_created_exclusively_as_well(storage):
+def test_an_object_in_many_parts_is_created_exclusively_as_well(exclusive_store):
     large = bytes(range(256)) * (60 << 12)
-    assert len(large) > storage.filesystem.blocksize
-    assert storage.create("large", large)
-    assert not storage.create("large", large[::-1])
-    assert storage.read("large") == large
-    assert storage.size("large") == len(large)
+    assert len(large) > exclusive_store.filesystem.blocksize
+    assert exclusive_store.create("large", large)
+    assert not exclusive_store.create("large", large[::-1])
+    assert exclusive_store.read("large") == large
+    assert exclusive_store.size("large") == len(large)
 
 
 def test_ten_thousand_objects_are_all_listed(storage):
@@ -79,18 +129,17 @@ def test_a_wrong_secret_is_a_sentence_that_does_not_tell_it(server):
         assert "private" not in str(caught.value)
 
 
-def test_a_bucket_that_is_not_there_is_a_sentence(server):
-    storage = Storage("s3://elsewhere/x", server.options)
-    for use in (lambda: storage.write("a", b"1"), lambda: storage.create("a", b"1")):
-        with pytest.raises(StorageError, match="s3://elsewhere"):
+def test_a_bucket_that_is_not_there_is_a_sentence(store):
+    elsewhere = Storage(store.root.replace("//shop/", "//elsewhere/"))
+    for use in (lambda: elsewhere.write("a", b"1"), lambda: elsewhere.create("a", b"1")):
+        with pytest.raises(StorageError, match=f"{elsewhere.root}/a: .*not exist.*; check the") as caught:
             use()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
-def shop(server, tmp_path, monkeypatch):
-    """Two products and two prompts, three pictures in all; the way to the server is in the environment."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
+def shop(tmp_path):
+    """Two products and two prompts, three pictures in all."""
     kinds = {"a": "mug", "b": "bag"}
     rows = [{"concept_id": name, "superclass": kind, "images": [f"{name}.png"]} for name, kind in kinds.items()]
     for seed, row in enumerate(rows):
@@ -106,6 +155,8 @@ def shop(server, tmp_path, monkeypatch):
     ids=["errors", "lag"],
 )
 def test_a_bad_road_to_storage_costs_time_and_nothing_else(server, storage, shop, road, monkeypatch):
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     keep_metric(storage)
     engines = Engines()
@@ -124,9 +175,9 @@ def test_a_bad_road_to_storage_costs_time_and_nothing_else(server, storage, shop
     assert all(road.met[fate] for fate in ({"refused", "broken", "lost"} if road.lost else {"left out"})), road.met
 
 
-def test_a_run_there_is_the_run_on_a_disk(storage, shop):
+def test_a_run_there_is_the_run_on_a_disk(store, shop):
     found = []
-    for root in (str(shop / "root"), storage.root):
+    for root in (str(shop / "root"), store.root):
         there = Storage(root)
         keep_metric(there)
         for expected in (5, 0):
