@@ -17,7 +17,7 @@ demo: .venv/ready  ## train 6 products with the embedded model, render them, pub
 	@$(BIN)/perfusion demo
 
 test: .venv/ready  ## every test, under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -361,7 +362,9 @@ def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+@cache
 def _environment() -> jinja2.Environment:
+    """The same for all reports: compiling the templates takes longer than filling them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"),
         autoescape=True,

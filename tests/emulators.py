@@ -30,7 +30,7 @@ def azurite(folder: Path) -> Iterator[dict[str, str]]:
         pytest.skip("no adlfs or no Azurite here: make stores")
     (port,) = free_ports(1)
     # The client is ahead of the emulator by an API version more often than not.
-    options = ["--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--location", str(folder)]
+    options = ["--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
     command = [str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), *options]
     endpoint = f"http://127.0.0.1:{port}/{_ACCOUNT}"
     words = {"DefaultEndpointsProtocol": "http", "AccountName": _ACCOUNT, "AccountKey": _KEY, "BlobEndpoint": endpoint}

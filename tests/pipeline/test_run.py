@@ -1,12 +1,8 @@
-"""Runs on real workers in this process: what is made, what is reused, and what a kill at any moment leaves behind."""
+"""Runs on real workers in this process: what is made, what is reused, and what the tables say."""
 
-import hashlib
-import io
 import json
-import random
 from contextlib import contextmanager
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,15 +10,14 @@ from small_runs import (
     METRIC,
     TROUBLES,
     Engines,
-    Killed,
     Silent,
     Trouble,
     keep_metric,
-    manifest,
     photo,
     run_settings,
     troubled,
 )
+from small_shop import CONCEPTS, PROMPTS, check_accounts, go, open_shop, stock, tables
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Code, ManifestError
@@ -36,72 +31,19 @@ from pipeline.selection import Selection
 from pipeline.status import read_status
 from pipeline.storage import Storage, StorageError
 
-CONCEPTS = [
-    {"concept_id": "mug-1", "superclass": "mug", "images": ["mug-1.png"], "season": "winter"},
-    {"concept_id": "bag-1", "superclass": "bag", "images": ["bag-1.png"], "season": "summer"},
-    {"concept_id": "shoe-1", "superclass": "shoe", "images": ["shoe-1.png"], "season": "summer"},
-]
-PROMPTS = [
-    {"prompt": "a photo of a {product} on the beach"},
-    {"prompt": "a {mug-1} next to a {bag-1}", "seed": 3},
-]
 # Between two runs that come to the same these may differ; pixels, by one part in 255 with the batch they were in.
 PASSING = {"accelerator_s", "worker", "attempts", "finished_at", "batch", "sha256", "bytes"}
 
 
 @pytest.fixture
 def shop(tmp_path):
-    for number, row in enumerate(CONCEPTS):
-        photo(tmp_path / row["images"][0], seed=number)
-    stock(tmp_path)
-    return tmp_path
+    return open_shop(tmp_path)
 
 
 @pytest.fixture
 def root(tmp_path):
     keep_metric(Storage(str(tmp_path / "root")))
     return str(tmp_path / "root")
-
-
-def stock(folder, concepts=CONCEPTS, prompts=PROMPTS):
-    manifest(folder / "concepts.parquet", concepts)
-    manifest(folder / "prompts.parquet", prompts)
-
-
-def go(root, folder, engines=None, observer=None, selection=None, **changes):
-    engines = engines or Engines()
-    given = run_settings(root, folder, **changes)
-    return execute(given, make_engine=engines, observer=observer or Silent(), selection=selection), engines
-
-
-def tables(root, run_id):
-    """The rows of one run's published tables, wherever they lie, in the order of the manifests."""
-    storage = Storage(root)
-    found = {}
-    for table in ("concepts", "renders"):
-        paths = [path for path, _ in storage.list(f"tables/{table}") if f"/run_id={run_id}/" in path]
-        rows = [row for path in paths for row in pq.read_table(io.BytesIO(storage.read(path))).to_pylist()]
-        found[table] = sorted(
-            rows, key=lambda row: (row["manifest_row"], row.get("image_index"), str(row["concept_id"]))
-        )
-    return found
-
-
-def check_accounts(root, result, *, concepts, prompts, pictures=None):
-    """Every manifest row is in the tables once, and every ok row's object is there as recorded."""
-    found, storage = tables(root, result.run_id), Storage(root)
-    assert [row["manifest_row"] for row in found["concepts"]] == list(range(1, concepts + 1))
-    assert {row["manifest_row"] for row in found["renders"]} == set(range(1, prompts + 1))
-    names = [(row["manifest_row"], row["image_index"], str(row["concept_ids"])) for row in found["renders"]]
-    assert len(names) == len(set(names))
-    assert pictures is None or len(names) == pictures
-    for row in (*found["concepts"], *found["renders"]):
-        assert (row["status"] == "ok") == (row["error_code"] is None) == (row["uri"] is not None)
-        assert row["error_code"] is None or (row["error_code"] in set(Code) and len(row["error_message"]) > 20)
-        if row["status"] == "ok":
-            data = storage.read(row["uri"].removeprefix(storage.root + "/"))
-            assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
-    return found
 
 
 def outcome_of(found, table):
@@ -368,68 +310,6 @@ def test_run_that_has_had_what_it_may_have_goes_on_when_run_again(shop, root, ca
     assert second.run_id == first.run_id  # caps change no result, so they are no other run
     assert second.summary.stopped == ""
     check_accounts(root, second, concepts=3, prompts=2, pictures=4)
-
-
-def bury(root):
-    """What a killed process leaves: its lease still names it, but it does not run any more."""
-    storage = Storage(root)
-    for path, _ in list(storage.list("runs")):
-        if "/lease/" in path:
-            record = json.loads(storage.read(path))
-            record["owner"]["started"] = -1
-            storage.write(path, json.dumps(record).encode())
-
-
-def killed_after(root, shop, writes):
-    """Whether a run that can write so often ended before that was too few."""
-    TROUBLES["killed"] = Trouble(writes_left=writes)
-    try:
-        go(root, shop)
-    except Killed:
-        return False
-    else:
-        return True
-    finally:
-        TROUBLES["killed"] = Trouble()
-        bury(root)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_kill_between_any_two_writes_loses_nothing_and_makes_nothing_twice(shop):
-    stock(shop, CONCEPTS[:2])
-    for writes in range(100):
-        root = troubled("killed")
-        if killed_after(root, shop, writes):
-            break
-        whole = {path: size for folder in ("weights", "images") for path, size in Storage(root).list(folder)}
-        kept = {path: Storage(root).read(path) for path in whole}
-        result, _ = go(root, shop)
-        check_accounts(root, result, concepts=2, prompts=2, pictures=3)
-        assert {path: Storage(root).read(path) for path in kept} == kept
-        published = {path for path, _ in Storage(root).list("runs") if path.endswith("published.json")}
-        runs = {path.split("run_id=")[1].split("/")[0] for path, _ in Storage(root).list("tables")}
-        assert {path.split("/")[1] for path in published} == runs
-        for run_id in runs:
-            found = tables(root, run_id)
-            assert (len(found["concepts"]), len(found["renders"])) == (2, 3)
-            assert {row["status"] for table in found.values() for row in table} == {"ok"}
-    assert 15 < writes < 60  # the sweep met every write of a run, and ended because the run did
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_kill_after_kill_gets_there(shop, seed):
-    stock(shop, CONCEPTS[:2])
-    root, chance = troubled("killed"), random.Random(seed)
-    attempts = 0
-    while not any(path.endswith("published.json") for path, _ in Storage(root).list("runs")):
-        killed_after(root, shop, chance.randrange(2, 9))
-        attempts += 1
-        assert attempts < 40
-    assert attempts > 2
-    result, engines = go(root, shop)
-    assert engines.made == []
-    check_accounts(root, result, concepts=2, prompts=2, pictures=3)
 
 
 def test_second_driver_is_told_who_works_on_the_run(shop, root):
