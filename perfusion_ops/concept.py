@@ -5,6 +5,7 @@ target is W_K i_super and is recomputed; only the trained-key ablation stores it
 """
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,7 @@ class Concept:
         lock: how the keys were trained.
         base_digest: the base model it was trained on.
         metric_digest: the metric it was trained with.
+        loss: mean of the latest training losses, where it is known.
     """
 
     superclass: str
@@ -50,6 +52,7 @@ class Concept:
     lock: Literal["local", "trained"]
     base_digest: str
     metric_digest: str
+    loss: float | None = None
 
     def outputs(self, stack: KeyValueStack, *, trained_keys: bool = False) -> Tensor:
         """o_K | o_V, (R,) float32: what the gated edit adds.
@@ -105,6 +108,8 @@ def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch
         "metric_digest": concept.metric_digest,
         "key": key,
     }
+    if concept.loss is not None:
+        metadata["loss"] = repr(concept.loss)
     return _with_metadata(safetensors.torch.save(stored), metadata)
 
 
@@ -177,7 +182,18 @@ def read_concept(
         lock=lock,
         base_digest=base_digest,
         metric_digest=metric_digest,
+        loss=_loss(metadata),
     )
+
+
+def _loss(metadata: dict[str, str]) -> float | None:
+    try:
+        loss = float(metadata["loss"]) if "loss" in metadata else None
+    except (TypeError, ValueError):
+        loss = math.nan
+    if loss is None or math.isfinite(loss):
+        return loss
+    raise ConceptFileError(f"the file's loss is {metadata['loss']!r}, not a number; it is damaged or not a concept")
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -88,6 +88,7 @@ class ConceptState:
             lock=example.config.lock,
             base_digest=base.folder.digest,
             metric_digest=metric.digest,
+            loss=self.loss if self.losses else None,
         )
 
 

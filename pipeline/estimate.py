@@ -48,6 +48,6 @@ def _times(newest: tuple[str, float, float] | None, keys: int) -> tuple[float | 
 
 
 _NEWEST = """
-SELECT run_id, avg(accelerator_s), avg(bytes) FROM {table} WHERE origin = '{origin}'
+SELECT run_id, avg(accelerator_s), avg(bytes) FROM {table} WHERE origin = '{origin}' AND accelerator_s > 0
 GROUP BY run_id ORDER BY max(finished_at) DESC, run_id DESC LIMIT 1
 """

@@ -102,14 +102,13 @@ class PerfusionWorker:
         """
         self._patience.renew()
         begin = self._clock()
-        found = self._train(unit.tasks) if isinstance(unit, TrainUnit) else self._render(unit.tasks)
-        worked = sum(outcome.origin != Origin.REUSED for outcome in found.values())
-        # The unit's time is shared evenly by the rows that it was spent on.
-        share_s = (self._clock() - begin) / max(worked, 1)
+        adopted, found = self._train(unit.tasks) if isinstance(unit, TrainUnit) else self._render(unit.tasks)
+        # The unit's time is shared evenly by the rows that it was spent on. What an adopted object took is not known.
+        share_s = (self._clock() - begin) / max(len(found), 1)
         return [
             replace(
-                found[task.key],
-                accelerator_s=0.0 if found[task.key].origin == Origin.REUSED else share_s,
+                adopted.get(task.key) or found[task.key],
+                accelerator_s=0.0 if task.key in adopted else share_s,
                 batch=len(unit.tasks),
                 worker=self._name,
                 finished_at=time.time(),
@@ -119,14 +118,16 @@ class PerfusionWorker:
 
     # Training
 
-    def _train(self, tasks: Sequence[ConceptTask]) -> dict[str, Outcome]:
+    def _train(self, tasks: Sequence[ConceptTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
+        """Outcomes by key: of objects that are there though nobody recorded them, and of the rest."""
+        adopted: dict[str, Outcome] = {}
         outcomes: dict[str, Outcome] = {}
         examples: dict[str, Example] = {}
         for task in tasks:
             try:
-                adopted = self._adopt_concept(task)
-                if adopted is not None:
-                    outcomes[task.key] = adopted
+                there = self._adopt_concept(task)
+                if there is not None:
+                    adopted[task.key] = there
                 else:
                     examples[task.key] = self._patience(partial(self._example, task))
             except (RowError, StorageError) as error:
@@ -135,7 +136,7 @@ class PerfusionWorker:
             trainer = self._run_training(list(examples), list(examples.values()))
             for key, example, state in zip(examples, trainer.examples, trainer.states, strict=True):
                 outcomes[key] = self._store_concept(key, example, state)
-        return outcomes
+        return adopted, outcomes
 
     def _example(self, task: ConceptTask) -> Example:
         return load_example(self._base, task, self._settings.limits, self._settings.storage_options)
@@ -227,14 +228,14 @@ class PerfusionWorker:
         path = weights_path(task.key)
         try:
             data = self._storage.read(path)
-            self._read_concept(task.key, data)
+            loss = self._read_concept(task.key, data).loss
         except MissingObjectError:
             return None
         except ConceptFileError as error:
             _log.warning("%s is made again: %s", self._storage.uri(path), error)
             self._storage.delete(path)
             return None
-        return _ok("concept", task.key, self._storage.uri(path), data, Origin.REUSED)
+        return _ok("concept", task.key, self._storage.uri(path), data, Origin.TRAINED, loss=loss)
 
     def _read_concept(self, key: str, data: bytes) -> Concept:
         return read_concept(
@@ -265,21 +266,23 @@ class PerfusionWorker:
 
     # Rendering
 
-    def _render(self, tasks: Sequence[RenderTask]) -> dict[str, Outcome]:
+    def _render(self, tasks: Sequence[RenderTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
+        """As `_train`."""
+        adopted: dict[str, Outcome] = {}
         outcomes: dict[str, Outcome] = {}
         ready: list[tuple[RenderTask, RenderRow]] = []
         for task in tasks:
             try:
-                adopted = self._adopt_picture(task)
-                if adopted is not None:
-                    outcomes[task.key] = adopted
+                there = self._adopt_picture(task)
+                if there is not None:
+                    adopted[task.key] = there
                 else:
                     ready.append((task, self._row(task)))
             except (RowError, StorageError) as error:
                 outcomes[task.key] = _failed("render", task.key, error)
         if ready:
             outcomes.update(self._render_rows(ready))
-        return outcomes
+        return adopted, outcomes
 
     def _render_rows(self, rows: list[tuple[RenderTask, RenderRow]]) -> dict[str, Outcome]:
         sampler = self._sampler(rows[0][0].shape)
@@ -346,7 +349,7 @@ class PerfusionWorker:
             return None
         if not answers(data, task.key):
             return None
-        return _ok("render", task.key, self._storage.uri(path), data, Origin.REUSED)
+        return _ok("render", task.key, self._storage.uri(path), data, Origin.RENDERED)
 
 
 def _prompt_row(

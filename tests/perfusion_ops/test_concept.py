@@ -1,5 +1,6 @@
 """The concept file: its size at Stable Diffusion 1.5's widths, what it binds to, and all the files it refuses."""
 
+import dataclasses
 import json
 import struct
 
@@ -49,7 +50,9 @@ def test_a_concept_of_stable_diffusion_15_takes_at_most_32_kilobytes():
 def test_storage_keeps_what_the_type_can_hold(lock, dtype):
     one = concept(lock)
     again = read(write_concept(one, dtype=dtype))
-    assert (again.superclass, again.lock) == (one.superclass, one.lock)
+    assert (again.superclass, again.lock, again.loss) == (one.superclass, one.lock, None)
+    told = dataclasses.replace(one, loss=1 / 3)
+    assert read(write_concept(told, dtype=dtype)).loss == told.loss
     for name, tensor in one.tensors().items():
         assert torch.equal(again.tensors()[name], tensor.to(dtype).float())
 
@@ -87,6 +90,8 @@ def tampered(change):
         (lambda t, m: t["value_target"].fill_(float("inf")), "not finite"),
         (lambda t, m: m.update(format="other"), "not a concept file"),
         (lambda t, m: m.update(lock="trained"), "holds"),
+        (lambda t, m: m.update(loss="nan"), "loss is 'nan', not a number"),
+        (lambda t, m: m.update(loss="0.1; rm"), "loss is '0.1; rm', not a number"),
     ],
 )
 def test_a_tampered_file_is_refused(change, message):

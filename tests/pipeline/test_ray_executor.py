@@ -82,7 +82,7 @@ def test_failing_rows_are_told_apart(pool):
     assert codes == {"r1": Code.OUT_OF_MEMORY, "r2": Code.INTERNAL, "r4": Code.WORKER_DIED}
     assert "no room for 12 GB" in outcomes["r1"].message
     assert "KeyError: 'colour'" in outcomes["r2"].message
-    assert "test_ray_executor.py:" in outcomes["r2"].message
+    assert "small_ray.py:" in outcomes["r2"].message
     assert summary.deaths >= 2
     assert all(len(row.message) < 900 for row in outcomes.values() if row.code)
 

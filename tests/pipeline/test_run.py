@@ -348,8 +348,11 @@ def test_driver_whose_run_was_taken_over_publishes_nothing_and_loses_nothing(sho
     result, _ = go(root, shop)
     found = check_accounts(root, result, concepts=3, prompts=2, pictures=4)
     assert {row["status"] for table in found.values() for row in table} == {"ok"}
-    # The outcomes were not recorded, so the objects were adopted.
-    assert {row["origin"] for table in found.values() for row in table} == {"reused"}
+    # The outcomes were not recorded, so the objects were adopted: made for this run, at a cost that nobody knows.
+    assert {row["origin"] for row in found["concepts"]} == {"trained"}
+    assert {row["origin"] for row in found["renders"]} == {"rendered"}
+    assert {row["accelerator_s"] for table in found.values() for row in table} == {0.0}
+    assert None not in {row["loss"] for row in found["concepts"]}
 
 
 def test_objects_that_vanished_or_were_cut_off_are_made_again(shop, root):
