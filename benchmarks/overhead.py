@@ -8,10 +8,11 @@ keep their slot for a while, as an accelerator would: how long slots wait betwee
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -43,9 +44,8 @@ def run(options: argparse.Namespace) -> bool:
     concepts = options.rows or _CONCEPTS
     ours, bare = [], []
     with ExitStack() as stack:
-        ray.init(
-            address="local", num_cpus=os.cpu_count(), num_gpus=3 * _SLOTS, include_dashboard=False, log_to_driver=False
-        )
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray speaks there, where a result is expected
+        ray.init(address="local", num_cpus=os.cpu_count(), num_gpus=3 * _SLOTS, include_dashboard=False)
         stack.callback(ray.shutdown)
         idle, busy = (stack.enter_context(closing(_executor(seconds))) for seconds in (0.0, _UNIT_S))
         actors = _actors()
