@@ -140,8 +140,9 @@ def default_seed(material: str, base_seed: int, image_index: int) -> int:
 def install(connection: duckdb.DuckDBPyConnection) -> None:
     """Give a connection the macros `concept_key`, `render_material`, `render_key`, `default_seed` and their parts.
 
-    `concept_key` takes lists of the pictures' and the masks' digests of equal length (or no masks at all);
-    `settings` is the text of `settings_json`.
+    `render_material` is `render_concepts` and after it `render_text`, which is the same for all concepts.
+    `concept_key` takes lists of the pictures' and the masks' digests of equal length (or no masks at all); `settings`
+    is the text of `settings_json`.
     """
     connection.execute(_MACROS)
 
@@ -179,13 +180,18 @@ CREATE OR REPLACE TEMP MACRO concept_key(base_digest, metric_key, settings, supe
     || key_text(normalise_superclass(superclass))
     || key_texts(list_sort(list_transform(images, lambda image, i: key_text(image) || key_text(masks[i]))))
 );
+CREATE OR REPLACE TEMP MACRO render_concepts(base_digest, concepts) AS key_text(base_digest) || key_texts(concepts);
+CREATE OR REPLACE TEMP MACRO render_text(
+    prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional
+) AS
+    key_text(prompt) || key_text(negative_prompt)
+    || key_integer(steps) || key_number(guidance) || key_text(scheduler) || key_integer(width) || key_integer(height)
+    || key_number(bias) || key_number(temperature) || key_text(lock) || key_text(CAST(edit_unconditional AS VARCHAR));
 CREATE OR REPLACE TEMP MACRO render_material(
     base_digest, concepts, prompt, negative_prompt, steps, guidance, scheduler, width, height,
     bias, temperature, lock, edit_unconditional
-) AS
-    key_text(base_digest) || key_texts(concepts) || key_text(prompt) || key_text(negative_prompt)
-    || key_integer(steps) || key_number(guidance) || key_text(scheduler) || key_integer(width) || key_integer(height)
-    || key_number(bias) || key_number(temperature) || key_text(lock) || key_text(CAST(edit_unconditional AS VARCHAR));
+) AS render_concepts(base_digest, concepts) || render_text(
+    prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional);
 CREATE OR REPLACE TEMP MACRO render_key(material, seed) AS sha256('{_RENDER}' || material || key_integer(seed));
 CREATE OR REPLACE TEMP MACRO default_seed(material, base_seed, image_index) AS
     CAST('0x' || substr(sha256('{_SEED}' || material || key_integer(base_seed) || key_integer(image_index)), 1, 8)

@@ -108,15 +108,17 @@ def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, see
     [(first, last)] = connection.execute("SELECT coalesce(min(row), 1), coalesce(max(row), 0) FROM prompts").fetchall()
     defaults = sampling.model_dump(mode="json")
     edit_unconditional = defaults.pop("edit_unconditional")
+    [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
+    slices = "UNION ALL".join(_SLICE.format(slices=threads, slice=number) for number in range(threads))
     for start in range(first, last + 1, _PROMPTS_PER_CHUNK):
         connection.execute(_CHUNK, {"start": start, "stop": start + _PROMPTS_PER_CHUNK, **defaults})
         connection.execute(_NAMES)
         connection.execute(_HINTS, {"pairs": _HINT_PAIRS})
         connection.execute(_PROBLEMS)
         connection.execute(_PROBLEM_REQUESTS)
-        connection.execute(
-            _REQUESTS, {"base_digest": base_digest, "base_seed": seed, "edit_unconditional": edit_unconditional}
-        )
+        values = {"base_digest": base_digest, "base_seed": seed, "edit_unconditional": edit_unconditional}
+        connection.execute(_REQUESTS_ALONE.replace("#CROSSED#", slices), values)
+        connection.execute(_REQUESTS, values)
     for table in _SCRATCH:
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     [(lost,)] = connection.execute(
@@ -128,21 +130,26 @@ def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, see
 def pending(db: PlanDB) -> Pending:
     """Count what a plan comes to; `done` may be filled or empty."""
 
-    def work(table: str, key: str, kind: str, invalid: str) -> Work:
+    # Sixteen bytes of each key's digest: the keys themselves, of 64 characters, would not fit into memory.
+    def work(table: str, key: str, kind: str) -> Work:
         return Work(
             *db.connection.execute(f"""
-            SELECT count(*), count(*) FILTER ({invalid}), count(*) FILTER (NOT ({invalid}) AND d.key IS NOT NULL),
-                count(*) FILTER (NOT ({invalid}) AND d.key IS NULL),
-                count(DISTINCT {key}), count(DISTINCT {key}) FILTER (d.key IS NULL)
-            FROM {table} t LEFT JOIN (SELECT key FROM done WHERE kind = '{kind}') d ON d.key = t.{key}
+            WITH planned AS (
+                SELECT md5_number({key}) AS id, count(*) AS rows FROM {table} WHERE code IS NULL GROUP BY id
+            ),
+            compared AS (
+                SELECT rows, id IN (SELECT md5_number(key) FROM done WHERE kind = '{kind}') AS there FROM planned
+            ),
+            bad AS (SELECT count(*) AS rows FROM {table} WHERE code IS NOT NULL)
+            SELECT coalesce(sum(rows), 0) + (SELECT rows FROM bad), (SELECT rows FROM bad),
+                coalesce(sum(rows) FILTER (there), 0), coalesce(sum(rows) FILTER (NOT there), 0),
+                count(*), count(*) FILTER (NOT there)
+            FROM compared
             """).fetchall()[0]
         )
 
     concepts = "(SELECT k.concept_key, c.code FROM concepts c LEFT JOIN concept_keys k USING (row))"
-    return Pending(
-        work(concepts, "concept_key", "concept", "code IS NOT NULL"),
-        work("requests", "render_key", "render", "code IS NOT NULL"),
-    )
+    return Pending(work(concepts, "concept_key", "concept"), work("requests", "render_key", "render"))
 
 
 def _overridden(training: TrainingConfig, overrides: dict[str, object]) -> TrainingConfig:
@@ -192,7 +199,7 @@ SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, tempera
     string_split_regex(negative_prompt, '{_PLACEHOLDER}') AS negative_texts,
     regexp_extract_all(prompt, '{_PLACEHOLDER}', 1)
         || regexp_extract_all(negative_prompt, '{_PLACEHOLDER}', 1) AS names,
-    list_contains(names, 'product') AS crossed
+    list_contains(names, 'product') AS crossed, crossed AND list_unique(names) = 1 AS alone
 FROM (
     SELECT * REPLACE (
         coalesce(negative_prompt, $negative_prompt) AS negative_prompt, nullif(trim(where_expr), '') AS where_expr,
@@ -276,6 +283,40 @@ SELECT c.row AS prompt_row, 0 AS image_index, nullif(list_filter(
 FROM chunk c JOIN problems p USING (row)
 """
 
+# Prompts that name nothing but {product}, which most do: all but the concept is written once for all concepts.
+_REQUESTS_ALONE = """
+INSERT INTO requests BY NAME
+WITH good AS (
+    SELECT c.*, unnest(range(num_images)) AS image_index, array_to_string(texts, '{0}') AS task_prompt,
+        array_to_string(negative_texts, '{0}') AS task_negative_prompt, render_text(
+            task_prompt, task_negative_prompt, steps, guidance, scheduler, width, height,
+            bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
+    FROM chunk c ANTI JOIN problems p ON p.row = c.row
+    WHERE c.alone
+),
+crossed AS (#CROSSED#),
+pictures AS (
+    SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed)
+    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key]) || material AS material) FROM crossed)
+)
+SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
+    render_key(material, seed) AS render_key,
+    replace(prompt, '{product}', '{' || concept_id || '}') AS prompt, task_prompt,
+    replace(negative_prompt, '{product}', '{' || concept_id || '}') AS negative_prompt,
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler
+FROM pictures
+"""
+
+# DuckDB shares a scan out among its threads by 122,880 rows, which would leave most catalogues to one of them.
+_SLICE = """
+    SELECT g.*, k.concept_id, k.concept_key
+    FROM good g CROSS JOIN concept_keys k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
+    UNION ALL
+    SELECT g.*, k.concept_id, k.concept_key
+    FROM good g JOIN matches m USING (where_expr) JOIN concept_keys k USING (concept_id)
+    WHERE k.row % {slices} = {slice}
+"""
+
 # `ids` and `keys` stand in the order of the placeholders; a concept's number is the place of its key among the distinct
 # ones: two ids of equal content are one concept to the method, whose directions must be independent.
 _REQUESTS = """
@@ -284,6 +325,7 @@ WITH good AS (
     SELECT c.*, coalesce(n.keys, []) AS keys FROM chunk c
     LEFT JOIN (SELECT row, list(concept_key ORDER BY position) AS keys FROM names GROUP BY row) n USING (row)
     ANTI JOIN problems p ON p.row = c.row
+    WHERE NOT c.alone
 ),
 crossed AS (
     SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key

@@ -209,15 +209,20 @@ _TABLES = [
             AND k.concept_key NOT IN (SELECT key FROM done WHERE kind = 'concept')
     )
     """,
-    # Numbered in the order in which they are best rendered.
+    # Numbered in the order in which they are best rendered. Keys are compared by sixteen bytes of their digests, which
+    # fit into memory where ten million keys of 64 characters do not.
     f"""
     CREATE OR REPLACE TABLE work_renders AS
     SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, {_SHAPE},
         list_filter(concept_keys, lambda key, i: list_position(concept_keys, key) = i) AS concepts,
         row_number() OVER (ORDER BY {_SHAPE}, concept_keys, render_key) - 1 AS seq
     FROM requests
-    WHERE rowid IN (SELECT min(rowid) FROM requests WHERE code IS NULL GROUP BY render_key)
-        AND render_key NOT IN (SELECT key FROM done WHERE kind = 'render')
+    WHERE rowid IN (
+        SELECT min(rid) FROM (
+            SELECT rowid AS rid, md5_number(render_key) AS id FROM requests WHERE code IS NULL
+        ) ANTI JOIN (SELECT md5_number(key) AS id FROM done WHERE kind = 'render') USING (id)
+        GROUP BY id
+    )
     """,
     # One row per render and concept that it waits for, with the number of all it waits for. Sorted, so that the rows of
     # the few concepts of one unit lie together.
