@@ -231,9 +231,9 @@ class Storage:
             raise
         except FileNotFoundError as error:
             if verb in ("write", "create"):
-                where = f"cannot {verb} {self.root}/{path}"
                 raise StorageError(
-                    f"{where}: its bucket does not exist; check the address, or make the bucket"
+                    f"cannot {verb} {self.root}/{path}: the bucket or folder above it does not exist; "
+                    "check the address, or make it"
                 ) from error
             raise MissingObjectError(f"there is no {self.root}/{path}") from error
         except Exception as error:
