@@ -43,7 +43,7 @@ class RunSummary:
         completed: tasks made (ok or filtered).
         failed: tasks that ended otherwise, dependants that could not run included.
         retries: calls that ran and whose tasks had to run again.
-        deaths: workers that died or were killed for hanging, machines taken away not counted.
+        deaths: workers that died or were killed for hanging, while they started or ran; machines taken away not counted.
         outages: slots lost to infrastructure.
         given_back: slots ended early, because fewer tasks were left than slots.
         wasted_s: slot seconds in calls that gave no outcome.
@@ -377,6 +377,8 @@ class _Run:
         if failure.kind == "raised" and not self._was_ready:
             raise EngineError(f"the worker cannot start: {failure.message}. {_RESUME}", self._report())
         self._lose(slot)
+        if failure.kind == "died":
+            self._add(deaths=self._summary.deaths + 1)
         self._count_death(slot, f"the worker could not start: {failure.message}", condemn=True)
 
     def _count_death(self, slot: _Slot, message: str, *, condemn: bool) -> bool:

@@ -224,6 +224,7 @@ def test_slot_that_cannot_start_is_given_up_and_the_others_go_on():
     result = simulate(World(unstartable=frozenset({2})), (), renders(800))
     assert codes(result) == {}
     assert result.summary.quarantined == (2,)
+    assert result.summary.deaths == POLICY.slot_deaths
 
 
 def test_last_rows_do_not_keep_the_whole_cluster():
