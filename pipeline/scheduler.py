@@ -43,7 +43,7 @@ class RunSummary:
         completed: tasks made (ok or filtered).
         failed: tasks that ended otherwise, dependants that could not run included.
         retries: calls that ran and whose tasks had to run again.
-        deaths: workers that died or were killed for hanging, while they started or ran; machines taken away not counted.
+        deaths: workers that died or were killed for hanging, also while they started; machines taken away not counted.
         outages: slots lost to infrastructure.
         given_back: slots ended early, because fewer tasks were left than slots.
         wasted_s: slot seconds in calls that gave no outcome.
