@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.cells import show, storable
 from pipeline.errors import ManifestError
+from pipeline.scratch import scratch_folder
 from pipeline.storage import Storage, StorageError, absolute_uri, explain, open_filesystem
 
 _EXTENSIONS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -150,9 +150,9 @@ def local_copy(manifest: ManifestFiles, name: str) -> Iterator[tuple[Path, str]]
     Raises:
         ManifestError: it cannot be read, or a local file changed meanwhile.
     """
-    with tempfile.TemporaryDirectory(prefix="perfusion-manifest-") as scratch:
+    with scratch_folder("manifest") as scratch:
         local = manifest.uri.startswith("file://")
-        path = Path(name) if local else Path(scratch, "manifest")
+        path = Path(name) if local else scratch / "manifest"
         with _sentences(name):
             if not local:
                 manifest.filesystem.get_file(name, str(path))

@@ -8,12 +8,13 @@ Tables, and who fills them:
 - `concept_keys`, `requests`, `done`: filled by `pipeline.plan`.
 """
 
-import tempfile
-from pathlib import Path
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 import duckdb
+
+from pipeline.scratch import scratch_folder
 
 _SCHEMA = """
 CREATE TABLE concepts (
@@ -82,8 +83,9 @@ class PlanDB:
     """A DuckDB connection with the plan's tables, on a scratch file that goes away with it."""
 
     def __init__(self, *, memory_limit: str = "1GB", threads: int | None = None, scratch: str | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="perfusion-plan-", dir=scratch)
-        self.connection = duckdb.connect(str(Path(self._folder.name) / "plan.duckdb"))
+        self._open = ExitStack()
+        folder = self._open.enter_context(scratch_folder("plan", scratch))
+        self.connection = self._open.enter_context(duckdb.connect(str(folder / "plan.duckdb")))
         self.connection.execute(f"SET memory_limit = '{memory_limit}'")
         self.connection.execute("SET preserve_insertion_order = false")
         if threads is not None:
@@ -92,8 +94,7 @@ class PlanDB:
 
     def close(self) -> None:
         """Close the connection and delete the file."""
-        self.connection.close()
-        self._folder.cleanup()
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self

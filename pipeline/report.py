@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pipeline.errors import MEANING, Code, Status
 from pipeline.layout import TABLES, run_path
 from pipeline.report_scores import MAX_SCORERS, extremes, scorer_figures
 from pipeline.schemas import PUBLISHED
+from pipeline.scratch import scratch_folder
 from pipeline.sheets import PictureReader, Row, combined_renders, concept_cards, rows, sample_concepts
 from pipeline.storage import Storage
 
@@ -194,8 +194,8 @@ def _open_tables(storage: Storage, run_id: str, known: Iterable[str]) -> Iterato
         )
     dates = re.findall(r"/run_date=([^/]+)/", "".join(found))
     with (
-        tempfile.TemporaryDirectory(prefix="perfusion-report-") as scratch,
-        duckdb.connect(config={"memory_limit": "1GB", "temp_directory": scratch}) as connection,
+        scratch_folder("report") as scratch,
+        duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(scratch)}) as connection,
     ):
         carried = {table: _view(connection, storage, table, files[table]) for table in TABLES}
         yield _Tables(connection, carried["concepts"], max(dates, default=""))
