@@ -48,15 +48,17 @@ def list_objects(db: PlanDB, storage: Storage) -> int:
     return count
 
 
-def _gathered(pages: Iterable[Sequence[tuple[str, int]]]) -> Iterator[pa.Table]:
+def _gathered(pages: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Iterator[pa.Table]:
     """Tables of at least `_ROWS_PER_INSERT` rows each, but for the last."""
-    rows: list[tuple[str, int]] = []
+    paths: list[str] = []
+    sizes: list[int] = []
     for page in chain(pages, [None]):
-        rows += page or []
-        if len(rows) >= _ROWS_PER_INSERT or (page is None and rows):
-            paths, sizes = zip(*rows, strict=True)
-            yield pa.Table.from_arrays([pa.array(paths), pa.array(sizes)], schema=_LISTED)
-            rows = []
+        if page:
+            paths += page[0]
+            sizes += page[1]
+        if len(paths) >= _ROWS_PER_INSERT or (page is None and paths):
+            yield pa.table([paths, sizes], schema=_LISTED)
+            paths, sizes = [], []
 
 
 def load_done(db: PlanDB, storage: Storage) -> int:

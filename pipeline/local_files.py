@@ -60,8 +60,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def files_below(folder: str) -> Iterator[list[tuple[str, int]]]:
-    """Every file in a folder and below it as (path, bytes), a list for each folder; of one that is not there, none.
+def files_below(folder: str) -> Iterator[tuple[list[str], list[int]]]:
+    """Every file in a folder and below it as paths and their bytes, folder by folder; of one that is not there, none.
 
     Temporary files are left out, links to folders are not followed, and what disappears in between is not there.
 
@@ -72,20 +72,21 @@ def files_below(folder: str) -> Iterator[list[tuple[str, int]]]:
     with ThreadPoolExecutor(_THREADS) as pool:
         while below:
             now, below = below[:_FOLDERS_AT_ONCE], below[_FOLDERS_AT_ONCE:]
-            for files, folders in pool.map(_read_folder, now):
-                yield files
+            for paths, sizes, folders in pool.map(_read_folder, now):
+                yield paths, sizes
                 below += folders
 
 
-def _read_folder(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
-    """Its files with their sizes, and the folders in it."""
+def _read_folder(folder: str) -> tuple[list[str], list[int], list[str]]:
+    """Its files, their sizes, and the folders in it."""
     try:
         # pyarrow asks for sizes outside of Python's lock, several threads at a time.
         found = LocalFileSystem().get_file_info(FileSelector(folder))
     except (FileNotFoundError, NotADirectoryError):
-        return [], []
+        return [], [], []
     # Only a file has a size; asking for the type takes longer than all the rest.
-    sizes = [(info.path, info.size) for info in found]
     folders = [info.path for info in found if info.size is None and info.type == FileType.Directory]
-    files = [each for each in sizes if each[1] is not None and not each[0].endswith(".tmp")]
-    return files, [path for path in folders if not Path(path).is_symlink()]
+    files = [info for info in found if info.size is not None and not info.path.endswith(".tmp")]
+    # Two lists, not a list of pairs: Python's garbage collector looks at a million pairs again and again.
+    paths, sizes = [info.path for info in files], [info.size for info in files]
+    return paths, sizes, [path for path in folders if not Path(path).is_symlink()]

@@ -188,23 +188,23 @@ class Storage:
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every object in a folder and below it as (path relative to the root, bytes)."""
-        for page in self.pages(prefix):
-            yield from page
+        for paths, sizes in self.pages(prefix):
+            yield from zip(paths, sizes, strict=True)
 
-    def pages(self, prefix: str = "") -> Iterator[Sequence[tuple[str, int]]]:
-        """What `list` gives, a list for each folder."""
+    def pages(self, prefix: str = "") -> Iterator[tuple[Sequence[str], Sequence[int]]]:
+        """What `list` gives, folder by folder: paths, and the bytes of each."""
         folder = prefix.rstrip("/")
         top = self.full(folder) if folder else str(self.filesystem._strip_protocol(self.root))
         start = len(str(self.filesystem._strip_protocol(self.root)).rstrip("/")) + 1
         with self._sentences("list", folder or "."):
             if isinstance(self.filesystem, LocalFileSystem):
-                for files in files_below(top):
-                    yield [(name[start:], size) for name, size in files]
+                for names, sizes in files_below(top):
+                    yield [name[start:] for name in names], sizes
                 return
             for _, _, files in self.filesystem.walk(top, detail=True, on_error=_absent_is_empty):
                 infos = [info for info in files.values() if info["type"] == "file"]
-                named = [(str(info["name"]), int(info["size"])) for info in infos]
-                yield [(name[start:], size) for name, size in named if not name.endswith(("/", ".tmp"))]
+                infos = [info for info in infos if not info["name"].endswith(("/", ".tmp"))]
+                yield [str(info["name"])[start:] for info in infos], [int(info["size"]) for info in infos]
 
     def delete(self, path: str) -> None:
         """Remove an object; nothing happens when there is none."""
