@@ -12,17 +12,6 @@ from pipeline.units import ConceptTask, Outcome, RenderShape, RenderTask, Render
 SHAPE = RenderShape(width=512, height=512, steps=20, guidance=6.0, scheduler="ddim")
 
 
-class FakeClock:
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def wall(self):
-        return 1e9 + self.now
-
-
 def concept(key):
     return ConceptTask(key, key, "mug", (), (), TrainingConfig())
 

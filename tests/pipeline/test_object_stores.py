@@ -10,6 +10,7 @@ import pytest
 from emulators import azurite, google
 from s3_server import s3_server
 from small_runs import Engines, Silent, keep_metric, manifest, photo, run_settings
+from storage_contract import creates_only_what_is_not_there
 from storage_proxy import Road, storage_proxy
 
 from pipeline.run import execute
@@ -66,13 +67,8 @@ def test_of_many_who_create_one_object_one_wins(exclusive_store):
     assert exclusive_store.read("lease/1.json") == b"%02d" % won.index(True)
 
 
-def test_creating_an_object_that_is_there_fails(exclusive_store):
-    assert exclusive_store.create("a/empty", b"")
-    assert not exclusive_store.create("a/empty", b"x")
-    assert exclusive_store.read("a/empty") == b""
-    assert exclusive_store.create("a/x", b"one")
-    assert not exclusive_store.create("a/x", b"")
-    assert exclusive_store.read("a/x") == b"one"
+def test_create_leaves_the_object_that_is_there(exclusive_store):
+    creates_only_what_is_not_there(exclusive_store)
 
 
 def test_google_is_asked_to_create_only_what_is_not_there(store, any_server):

@@ -4,9 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
+from fake_clock import FakeClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_pool import FakeClock, Pool, Source, World, concept, ok, render
+from simulated_pool import Pool, Source, World, concept, ok, render
 
 from pipeline.errors import Code, Status
 from pipeline.executor import Failure

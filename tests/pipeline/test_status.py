@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fake_clock import FakeClock
 
 from pipeline.errors import Code, Origin, Status
 from pipeline.layout import run_path
@@ -14,16 +15,6 @@ from pipeline.units import Outcome
 
 PLAN = {"concepts": {"rows": 3, "keys": 3}, "renders": {"rows": 9, "keys": 8}}
 ELSEWHERE = Owner("gpu-7", "", 4711, None)
-
-
-class FakeClock:
-    now = 2e9
-
-    def monotonic(self):
-        return self.now
-
-    def wall(self):
-        return self.now
 
 
 @pytest.fixture
