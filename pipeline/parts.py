@@ -8,6 +8,7 @@ Where a key stands in several parts, ok wins over anything else, then the later 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipeline.storage import Storage, StorageError
 from pipeline.units import Outcome
 
 _ROWS_PER_READ = 65_536
+_ROWS_PER_INSERT = 400_000
 
 
 class PartWriter:
@@ -108,19 +110,23 @@ def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: 
     listed = (path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet"))
     paths = sorted({*listed, *known})
     age = {path: number for number, path in enumerate(paths)}
-    connection.register("rows_read", PART.empty_table())
-    connection.execute("CREATE OR REPLACE TABLE staged AS SELECT *, CAST(0 AS BIGINT) AS age FROM rows_read")
-    for path, rows in read_tables(storage, paths, PART):
+    aged = (
+        rows.append_column("age", pa.repeat(age[path], len(rows))) for path, rows in read_tables(storage, paths, PART)
+    )
+    connection.register("rows_read", PART.append(pa.field("age", pa.int32())).empty_table())
+    connection.execute("CREATE OR REPLACE TABLE outcomes AS FROM rows_read")
+    for rows in gathered(aged):
         connection.register("rows_read", rows)
-        connection.execute("INSERT INTO staged SELECT *, ? FROM rows_read", [age[path]])
+        connection.execute("INSERT INTO outcomes FROM rows_read")
     connection.unregister("rows_read")
-    # Only row numbers are compared and kept: DuckDB can spill those, but not aggregates of text.
+    # Numbers stand for keys and rows: DuckDB can spill those, but not aggregates of text.
     connection.execute("""
-        CREATE OR REPLACE TABLE outcomes AS SELECT * EXCLUDE (age) FROM staged WHERE rowid IN (
-            SELECT arg_max(rowid, CASE status WHEN 'ok' THEN 1000000000 ELSE 0 END + age) FROM staged GROUP BY kind, key
+        DELETE FROM outcomes WHERE rowid NOT IN (
+            SELECT arg_max(rowid, CASE status WHEN 'ok' THEN 1000000000 ELSE 0 END + age)
+            FROM outcomes GROUP BY kind, md5_number(key)
         )
     """)
-    connection.execute("DROP TABLE staged")
+    connection.execute("ALTER TABLE outcomes DROP COLUMN age")
 
 
 def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
@@ -139,6 +145,17 @@ def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> It
             raise StorageError(
                 f"{storage.uri(path)} cannot be read ({error}): restore it, or delete it to have its rows done again"
             ) from error
+
+
+def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in fewer tables: DuckDB takes in many rows at once in half the time."""
+    waiting: list[pa.Table] = []
+    for table in chain(tables, [None]):
+        if table is not None:
+            waiting.append(table)
+        if waiting and (table is None or sum(map(len, waiting)) >= _ROWS_PER_INSERT):
+            yield pa.concat_tables(waiting)
+            waiting = []
 
 
 def _encode(outcomes: Sequence[Outcome]) -> bytes:

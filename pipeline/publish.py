@@ -13,10 +13,13 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,7 +35,6 @@ _ROWS_PER_GROUP = (
 _GROUPS_PER_FILE = 15  # 983,040 rows
 _NAMED_KEYS = 5
 _KEYS = {"concepts": "concept_key", "renders": "render_key"}
-_SCRATCH = ("outcomes", "results", "placed", "final", "file")
 
 
 class UnaccountedError(RuntimeError):
@@ -123,11 +125,12 @@ def publish(
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
         for table in TABLES:
-            _prepare(db, table, common)
-            statuses[table], codes[table] = _counts(db)
-            files += _stage(db, storage, table, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group)
-        for name in _SCRATCH:
-            db.connection.execute(f"DROP TABLE IF EXISTS {name}")
+            account, staged = _stage(
+                db, storage, table, common, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group
+            )
+            statuses[table], codes[table] = dict(sorted(account.statuses.items())), dict(sorted(account.codes.items()))
+            files += staged
+        db.connection.execute("DROP VIEW results; DROP TABLE outcomes; DROP TABLE repeats")
         published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files), content)
         storage.create(intent, published.to_json())
     # Read back even by its author: another attempt may have been first.
@@ -141,11 +144,86 @@ def publish(
     return published
 
 
-def _prepare(db: PlanDB, table: str, common: dict[str, Any]) -> None:
-    """Fill the table `final` with the rows of `table`, their `_place` in it, and account for every one of them."""
-    connection = db.connection
-    concepts, prompts = extra_columns(connection, "concepts"), extra_columns(connection, "prompts")
-    select = _CONCEPTS if table == "concepts" else _RENDERS
+@dataclass
+class _Account:
+    """Every row that goes into a table, counted on its way; `seen` marks the manifest rows, which count from 1."""
+
+    table: str
+    seen: np.ndarray
+    rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    lost_keys: list[str] = field(default_factory=list)
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += len(rows)
+        self.seen[rows["manifest_row"].to_numpy()] = True
+        self.statuses.update(_counted(rows["status"]))
+        self.codes.update(_counted(rows["error_code"]))
+        if rows["status"].null_count:
+            lost = rows.filter(rows["status"].is_null())
+            self.lost += len(lost)
+            self.lost_keys = sorted({*self.lost_keys, *lost[_KEYS[self.table]].to_pylist()})[:_NAMED_KEYS]
+
+    def check(self, planned: int) -> None:
+        """Raises `UnaccountedError` unless all planned rows came, each with an outcome, and every manifest row."""
+        if self.lost:
+            raise UnaccountedError(
+                f"{self.lost} rows of {self.table} have no outcome, among them keys {', '.join(self.lost_keys)}: "
+                "the run is not over; run the same command again to finish it"
+            )
+        found, manifest = int(self.seen.sum()), len(self.seen) - 1
+        if self.rows != planned or found != manifest:
+            raise UnaccountedError(
+                f"{self.table} would have {self.rows} rows for {planned} planned and "
+                f"{found} manifest rows for {manifest}"
+            )
+
+
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+    counts = values.drop_null().value_counts()
+    return {each["values"]: each["counts"] for each in counts.to_pylist()}
+
+
+def _stage(
+    db: PlanDB, storage: Storage, table: str, common: dict[str, Any], *, run_id: str, run_date: str, rows_per_group: int
+) -> tuple[_Account, list[PublishedFile]]:
+    """Write all rows of a table in order to files named by their digest, accounting for every one of them."""
+    connection, key = db.connection, _KEYS[table]
+    manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
+    [counts] = connection.execute(
+        f"SELECT (SELECT max(row) FROM {manifest}), (SELECT count(*) FROM {planned})"
+    ).fetchall()
+    account = _Account(table, np.zeros((counts[0] or 0) + 1, dtype=bool))
+    connection.execute(_REPEATS.format(keyed=_KEYED[table]))
+    reader = connection.sql(_query(db, table), params=common).to_arrow_reader(rows_per_group)
+    carried = list(reader.schema)[len(PUBLISHED[table]) :]
+    schema = pa.schema([*PUBLISHED[table], *carried], metadata=METADATA | {RUN_ID: run_id.encode()})
+    sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
+    groups = _regrouped(reader, rows_per_group)
+    files = []
+    for first in groups:
+        rows, sink = 0, io.BytesIO()
+        with pq.ParquetWriter(
+            sink, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
+        ) as writer:
+            for group in chain([first], islice(groups, _GROUPS_PER_FILE - 1)):
+                account.add(group)
+                writer.write_table(conform(group, schema), rows_per_group)
+                rows += len(group)
+        data = sink.getvalue()
+        path = table_path(table, run_date, run_id, len(files))
+        file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())
+        storage.write(_staged(run_id, file.sha256), data)
+        files.append(file)
+    account.check(counts[1])
+    return account, files
+
+
+def _query(db: PlanDB, table: str) -> str:
+    """The rows of a table in their order, with the manifests' extra columns behind its own."""
+    concepts, prompts = extra_columns(db.connection, "concepts"), extra_columns(db.connection, "prompts")
     columns, joins = "", ""
     if concepts:
         columns += "".join(f", ce.{quoted(name)}" for name in concepts)
@@ -153,79 +231,26 @@ def _prepare(db: PlanDB, table: str, common: dict[str, Any]) -> None:
     if prompts and table == "renders":
         columns += "".join(f", pe.{quoted(name)}" for name in prompts)
         joins += " LEFT JOIN prompts_extra pe ON pe.row = t.manifest_row"
-    connection.execute(_PLACED.format(keyed=_KEYED[table]))
-    connection.execute(
-        f"CREATE OR REPLACE TABLE final AS SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins}", common
+    select, order = (_CONCEPTS, "") if table == "concepts" else (_RENDERS, ", t.image_index")
+    return (
+        f"SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins} "
+        f"ORDER BY t.concept_id NULLS LAST, t.{_KEYS[table]} NULLS LAST, t.manifest_row{order}"
     )
-    _account(db, table)
 
 
-def _account(db: PlanDB, table: str) -> None:
-    key, connection = _KEYS[table], db.connection
-    lost = connection.execute(
-        f"SELECT DISTINCT {key} FROM final WHERE status IS NULL ORDER BY 1 LIMIT {_NAMED_KEYS}"
-    ).fetchall()
-    if lost:
-        [(count,)] = connection.execute("SELECT count(*) FROM final WHERE status IS NULL").fetchall()
-        raise UnaccountedError(
-            f"{count} rows of {table} have no outcome, among them keys {', '.join(name for (name,) in lost)}: "
-            "the run is not over; run the same command again to finish it"
-        )
-    manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
-    [counts] = connection.execute(f"""
-        SELECT (SELECT count(*) FROM final), (SELECT count(*) FROM {planned}),
-            (SELECT count(DISTINCT manifest_row) FROM final), (SELECT count(*) FROM {manifest})
-    """).fetchall()
-    if counts[0] != counts[1] or counts[2] != counts[3]:
-        raise UnaccountedError(
-            f"{table} would have {counts[0]} rows for {counts[1]} planned and {counts[2]} manifest rows for {counts[3]}"
-        )
-
-
-def _counts(db: PlanDB) -> tuple[dict[str, int], dict[str, int]]:
-    statuses = db.connection.execute("SELECT status, count(*) FROM final GROUP BY 1 ORDER BY 1").fetchall()
-    codes = db.connection.execute(
-        "SELECT error_code, count(*) FROM final WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    return dict(statuses), dict(codes)
-
-
-def _stage(
-    db: PlanDB, storage: Storage, table: str, *, run_id: str, run_date: str, rows_per_group: int
-) -> list[PublishedFile]:
-    """Write the rows of `final` in order to files named by their digest.
-
-    Wide rows are never sorted: their places are known, so one file's rows are picked out, then one row group's.
-    """
-    connection, key = db.connection, _KEYS[table]
-    [(total,)] = connection.execute("SELECT count(*) FROM final").fetchall()
-    own = connection.sql("SELECT * EXCLUDE (_place) FROM final LIMIT 0").to_arrow_table().schema
-    carried = list(own)[len(PUBLISHED[table]) :]
-    schema = pa.schema([*PUBLISHED[table], *carried], metadata=METADATA | {RUN_ID: run_id.encode()})
-    sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
-    rows_per_file = rows_per_group * _GROUPS_PER_FILE
-    files = []
-    for first in range(0, total, rows_per_file):
-        end = min(first + rows_per_file, total)
-        connection.execute(
-            "CREATE OR REPLACE TABLE file AS SELECT * FROM final WHERE _place >= ? AND _place < ?", [first, end]
-        )
-        sink = io.BytesIO()
-        with pq.ParquetWriter(
-            sink, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
-        ) as writer:
-            for start in range(first, end, rows_per_group):
-                group = connection.sql(
-                    "SELECT * EXCLUDE (_place) FROM file WHERE _place >= ? AND _place < ? ORDER BY _place",
-                    params=[start, start + rows_per_group],
-                ).to_arrow_table()
-                writer.write_table(conform(group, schema), rows_per_group)
-        data = sink.getvalue()
-        path = table_path(table, run_date, run_id, len(files))
-        file = PublishedFile(table, path, end - first, len(data), hashlib.sha256(data).hexdigest())
-        storage.write(_staged(run_id, file.sha256), data)
-        files.append(file)
-    return files
+def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """The same rows, `size` at a time, the last ones fewer."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += len(batch)
+        while rows >= size:
+            table = pa.Table.from_batches(waiting)
+            yield table[:size]
+            waiting, rows = table[size:].to_batches(), rows - size
+    if rows:
+        yield pa.Table.from_batches(waiting)
 
 
 def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
@@ -245,7 +270,7 @@ def _staged(run_id: str, sha256: str) -> str:
 
 # One row per key: what this run made, else what was there before, else how it failed.
 _RESULTS = """
-CREATE OR REPLACE TABLE results AS
+CREATE OR REPLACE VIEW results AS
 SELECT * FROM outcomes WHERE status = 'ok'
 UNION ALL BY NAME
 SELECT kind, key, 'ok' AS status, 0 AS attempts, 'reused' AS origin, uri, sha256, bytes, 0.0 AS accelerator_s, loss
@@ -254,22 +279,17 @@ UNION ALL BY NAME
 SELECT * FROM outcomes ANTI JOIN done USING (kind, key) WHERE status <> 'ok'
 """
 
-# Where each row goes, and whether an equal row comes before it in the manifest.
-_PLACED = """
-CREATE OR REPLACE TABLE placed AS
-SELECT rid, row_number() OVER (PARTITION BY key ORDER BY row, image_index) > 1 AS repeated,
-    row_number() OVER (ORDER BY concept_id NULLS LAST, key NULLS LAST, row, image_index) - 1 AS _place
-FROM ({keyed})
+# Rows that an equal one comes before in the manifest: few, and only they are compared by their whole keys.
+_REPEATS = """
+CREATE OR REPLACE TABLE repeats AS
+SELECT id FROM (
+    SELECT id, row_number() OVER (PARTITION BY key ORDER BY row, image_index) AS nth FROM ({keyed})
+    WHERE md5_number(key) IN (SELECT md5_number(key) FROM ({keyed}) GROUP BY 1 HAVING count(*) > 1)
+) WHERE nth > 1
 """
 _KEYED = {
-    "concepts": """
-        SELECT c.rowid AS rid, c.concept_id, k.concept_key AS key, c.row, 0 AS image_index
-        FROM concepts c LEFT JOIN concept_keys k USING (row)
-    """,
-    "renders": """
-        SELECT rowid AS rid, concept_ids[1] AS concept_id, render_key AS key, prompt_row AS row, image_index
-        FROM requests
-    """,
+    "concepts": "SELECT row AS id, concept_key AS key, row, 0 AS image_index FROM concept_keys",
+    "renders": "SELECT rowid AS id, render_key AS key, prompt_row AS row, image_index FROM requests",
 }
 
 # Of equal rows the first is the one that was worked for.
@@ -277,9 +297,9 @@ _RESULT_COLUMNS = """
     CASE WHEN {bad}.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
     coalesce({bad}.code, r.code) AS error_code, coalesce({bad}.column_name, r.column_name) AS error_column,
     coalesce({bad}.message, r.message) AS error_message,
-    CASE WHEN repeated AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
-    CASE WHEN repeated AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
-    CASE WHEN repeated THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
+    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
+    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
+    CASE WHEN p.id IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
 """
 _WORK_COLUMNS = """
     r.batch, r.worker,
@@ -290,8 +310,8 @@ _WORK_COLUMNS = """
 _CONCEPTS = f"""
 SELECT c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
     CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
-    p._place, c.row AS extras_row
-FROM concepts c JOIN placed p ON p.rid = c.rowid
+    c.row AS extras_row
+FROM concepts c LEFT JOIN repeats p ON p.id = c.row
 LEFT JOIN concept_keys k ON k.row = c.row
 LEFT JOIN results r ON r.kind = 'concept' AND r.key = k.concept_key
 """
@@ -300,8 +320,8 @@ _RENDERS = f"""
 SELECT q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
     q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
-    p._place, k.row AS extras_row
-FROM requests q JOIN placed p ON p.rid = q.rowid
+    k.row AS extras_row
+FROM requests q LEFT JOIN repeats p ON p.id = q.rowid
 LEFT JOIN concept_keys k ON k.concept_id = q.concept_ids[1]
 LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
 """
