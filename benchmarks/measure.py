@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,17 @@ def interleave(make_sides: Callable[[], Sides], *, pairs: int, placements: int, 
             times[side].append(timed(sides[side], device))
         show(f"pair {pair + 1}/{pairs}: reference {times[0][-1]:.3f} s, ours {times[1][-1]:.3f} s")
     return Pairs(tuple(times[0]), tuple(times[1]))
+
+
+def reset_peak_memory() -> None:
+    """From here on `peak_memory_gb` tells of what comes, not of what was."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held at once since the last reset, in 10^9 bytes."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:

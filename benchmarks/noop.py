@@ -8,7 +8,6 @@ column of the published table.
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pyarrow.fs import FileSelector, LocalFileSystem
 
-from benchmarks.measure import finish, show
+from benchmarks.measure import finish, peak_memory_gb, reset_peak_memory, show
 from pipeline.errors import Status
 from pipeline.layout import image_path, weights_path
 from pipeline.parts import PartWriter
@@ -72,6 +71,7 @@ def run(options: argparse.Namespace) -> bool:
         assert first.published.statuses["renders"] == {"ok": rows}
         show("all is there: once more")
         stages = _Stages()
+        reset_peak_memory()
         begin = time.perf_counter()
         second = _execute(settings, stages)
         seconds = time.perf_counter() - begin
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> bool:
         assert second.published is not None
         assert second.repeated
         assert second.planned.work.renders == Work(rows, 0, rows, 0, rows, 0)
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak_gb = peak_memory_gb()
         bare_s = _bare(folder / "root")
     figures = {
         "rows": rows,

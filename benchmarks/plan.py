@@ -6,11 +6,10 @@ anti-join of two tables of as many digests.
 """
 
 import argparse
-import resource
 import time
 
 from benchmarks.catalogue import fill, plan
-from benchmarks.measure import finish, show
+from benchmarks.measure import finish, peak_memory_gb, show
 from pipeline.plan import pending
 from pipeline.plandb import PlanDB
 from pipeline.workqueue import WorkQueue
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> bool:
         took_s = time.perf_counter() - begin
         expected = concepts // _NEW * _PROMPTS
         assert work.renders.to_do == queue.remaining().renders == expected, (work, queue.remaining())
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak_gb = peak_memory_gb()
     with PlanDB(memory_limit=_MEMORY_LIMIT) as db:
         bare_s = _bare(db, rows)
     figures = {

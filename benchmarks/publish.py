@@ -7,7 +7,6 @@ with the file's own statistics, told which file it is.
 
 import argparse
 import io
-import resource
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.catalogue import fill, plan
-from benchmarks.measure import finish, show
+from benchmarks.measure import finish, peak_memory_gb, reset_peak_memory, show
 from pipeline.layout import part_path
 from pipeline.plandb import PlanDB
 from pipeline.publish import Published, publish
@@ -43,6 +42,7 @@ def run(options: argparse.Namespace) -> bool:
             plan(db)
             parts = _write_parts(db, storage)
             show(f"{parts} parts of outcomes are there")
+            reset_peak_memory()
             begin = time.perf_counter()
             published = publish(
                 db, storage, run_id="run", run_date="2026-01-01", base="base", base_digest="base", clock=lambda: 0.0
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> bool:
             took_s = time.perf_counter() - begin
         rows = published.rows("renders")
         assert published.statuses == {"concepts": {"ok": concepts}, "renders": {"ok": concepts * _PROMPTS}}
-        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak_gb = peak_memory_gb()
         show(f"published {rows:,} rows in {took_s:.1f} s")
         bare_s = _sorted_and_written(Path(name))
         query_s, bare_query_s = _asked(storage, published, concepts)

@@ -8,14 +8,13 @@ their worker, some trainings diverge. What it cannot beat is the work itself, sp
 import argparse
 import logging
 import random
-import resource
 import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.catalogue import fill, plan
-from benchmarks.measure import finish, show
+from benchmarks.measure import finish, peak_memory_gb, show
 from benchmarks.simulation import Clock, Cluster, Fate, World
 from pipeline.errors import Status
 from pipeline.plandb import PlanDB
@@ -76,7 +75,7 @@ def run(options: argparse.Namespace) -> bool:
         "driver_ms_per_unit": 1000 * driver_s / units,
         "driver_share_of_simulated_time": driver_s / clock.now,
         "plan_s": planned_s,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_memory_gb": peak_memory_gb(),
     }
     show(f"idle {figures['idle_share']:.2%}, wasted {figures['wasted_share']:.2%}, {units:,} units")
     return finish("schedule", figures, {"busy_share": BAR})

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from pipeline.layout import image_path, weights_path
-from pipeline.parts import read_tables
+from pipeline.parts import gathered, read_tables
 from pipeline.plandb import PlanDB
 from pipeline.schemas import CONCEPTS, PART, RENDERS
 from pipeline.storage import Storage
@@ -81,7 +81,7 @@ def load_done(db: PlanDB, storage: Storage) -> int:
     """)
     [(any_object,)] = connection.execute("SELECT EXISTS (FROM objects)").fetchall()
     for path, (schema, kind, key, loss, finished_at) in _sources(storage) if any_object else ():
-        for _, rows in read_tables(storage, [path], schema):
+        for rows in gathered(rows for _, rows in read_tables(storage, [path], schema)):
             connection.register("rows_read", rows)
             connection.execute(
                 f"INSERT INTO records SELECT {kind}, {key}, sha256, bytes, accelerator_s, {loss}, {finished_at} "

@@ -4,9 +4,6 @@ The order makes a crash between any two steps harmless. Finished files are first
 an intent created exclusively names them, and from then on the run's tables are fixed: publishing again copies exactly
 those bytes to tables/, each created exclusively, and at last puts the intent's own bytes as published.json. Whoever
 comes second ends with the same tables.
-
-Every row of a run has `finished_at`: when its work ended, or when it was published if no work was done for it.
-`accelerator_s` is what this run spent: zero where an object was reused, also from an equal row of the same run.
 """
 
 import hashlib
@@ -14,7 +11,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -25,16 +22,16 @@ import pyarrow.parquet as pq
 
 from pipeline.layout import TABLES, run_path, table_path
 from pipeline.parts import read_parts
-from pipeline.plandb import PlanDB, extra_columns, quoted
+from pipeline.plandb import PlanDB
 from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.storage import Storage, StorageError
+from pipeline.table_rows import KEYS, gather_results, table_rows
 
 _ROWS_PER_GROUP = (
     65_536  # a lookup of one concept reads one group: larger groups make it slower, smaller ones no faster
 )
-_GROUPS_PER_FILE = 15  # 983,040 rows
+_GROUPS_PER_FILE = 16  # 1,048,576 rows: a run of a million appears at once
 _NAMED_KEYS = 5
-_KEYS = {"concepts": "concept_key", "renders": "render_key"}
 
 
 class UnaccountedError(RuntimeError):
@@ -121,7 +118,7 @@ def publish(
     intent = run_path(run_id, "publish/intent.json")
     if not storage.exists(intent):
         read_parts(db.connection, storage, run_id, parts)
-        db.connection.execute(_RESULTS)
+        gather_results(db)
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
         for table in TABLES:
@@ -149,12 +146,22 @@ class _Account:
     """Every row that goes into a table, counted on its way; `seen` marks the manifest rows, which count from 1."""
 
     table: str
+    planned: int
+    manifest: int
     seen: np.ndarray
     rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     lost_keys: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, db: PlanDB, table: str) -> "_Account":
+        manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
+        [(last, manifest_rows, planned_rows)] = db.connection.execute(
+            f"SELECT max(row), count(*), (SELECT count(*) FROM {planned}) FROM {manifest}"
+        ).fetchall()
+        return cls(table, planned_rows, manifest_rows, np.zeros((last or 0) + 1, dtype=bool))
 
     def add(self, rows: pa.Table) -> None:
         self.rows += len(rows)
@@ -164,20 +171,20 @@ class _Account:
         if rows["status"].null_count:
             lost = rows.filter(rows["status"].is_null())
             self.lost += len(lost)
-            self.lost_keys = sorted({*self.lost_keys, *lost[_KEYS[self.table]].to_pylist()})[:_NAMED_KEYS]
+            self.lost_keys = sorted({*self.lost_keys, *lost[KEYS[self.table]].to_pylist()})[:_NAMED_KEYS]
 
-    def check(self, planned: int) -> None:
+    def check(self) -> None:
         """Raises `UnaccountedError` unless all planned rows came, each with an outcome, and every manifest row."""
         if self.lost:
             raise UnaccountedError(
                 f"{self.lost} rows of {self.table} have no outcome, among them keys {', '.join(self.lost_keys)}: "
                 "the run is not over; run the same command again to finish it"
             )
-        found, manifest = int(self.seen.sum()), len(self.seen) - 1
-        if self.rows != planned or found != manifest:
+        found = int(self.seen.sum())
+        if self.rows != self.planned or found != self.manifest:
             raise UnaccountedError(
-                f"{self.table} would have {self.rows} rows for {planned} planned and "
-                f"{found} manifest rows for {manifest}"
+                f"{self.table} would have {self.rows} rows for {self.planned} planned and "
+                f"{found} manifest rows for {self.manifest}"
             )
 
 
@@ -190,18 +197,13 @@ def _stage(
     db: PlanDB, storage: Storage, table: str, common: dict[str, Any], *, run_id: str, run_date: str, rows_per_group: int
 ) -> tuple[_Account, list[PublishedFile]]:
     """Write all rows of a table in order to files named by their digest, accounting for every one of them."""
-    connection, key = db.connection, _KEYS[table]
-    manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
-    [counts] = connection.execute(
-        f"SELECT (SELECT max(row) FROM {manifest}), (SELECT count(*) FROM {planned})"
-    ).fetchall()
-    account = _Account(table, np.zeros((counts[0] or 0) + 1, dtype=bool))
-    connection.execute(_REPEATS.format(keyed=_KEYED[table]))
-    reader = connection.sql(_query(db, table), params=common).to_arrow_reader(rows_per_group)
-    carried = list(reader.schema)[len(PUBLISHED[table]) :]
+    account = _Account.open(db, table)
+    found, groups = table_rows(db, table, common, rows_per_group)
+    carried = list(found)[len(PUBLISHED[table]) :]
     schema = pa.schema([*PUBLISHED[table], *carried], metadata=METADATA | {RUN_ID: run_id.encode()})
-    sorting = [pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", key)]
-    groups = _regrouped(reader, rows_per_group)
+    sorting = [
+        pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", KEYS[table])
+    ]
     files = []
     for first in groups:
         rows, sink = 0, io.BytesIO()
@@ -217,40 +219,8 @@ def _stage(
         file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())
         storage.write(_staged(run_id, file.sha256), data)
         files.append(file)
-    account.check(counts[1])
+    account.check()
     return account, files
-
-
-def _query(db: PlanDB, table: str) -> str:
-    """The rows of a table in their order, with the manifests' extra columns behind its own."""
-    concepts, prompts = extra_columns(db.connection, "concepts"), extra_columns(db.connection, "prompts")
-    columns, joins = "", ""
-    if concepts:
-        columns += "".join(f", ce.{quoted(name)}" for name in concepts)
-        joins += " LEFT JOIN concepts_extra ce ON ce.row = t.extras_row"
-    if prompts and table == "renders":
-        columns += "".join(f", pe.{quoted(name)}" for name in prompts)
-        joins += " LEFT JOIN prompts_extra pe ON pe.row = t.manifest_row"
-    select, order = (_CONCEPTS, "") if table == "concepts" else (_RENDERS, ", t.image_index")
-    return (
-        f"SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins} "
-        f"ORDER BY t.concept_id NULLS LAST, t.{_KEYS[table]} NULLS LAST, t.manifest_row{order}"
-    )
-
-
-def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The same rows, `size` at a time, the last ones fewer."""
-    waiting: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        waiting.append(batch)
-        rows += len(batch)
-        while rows >= size:
-            table = pa.Table.from_batches(waiting)
-            yield table[:size]
-            waiting, rows = table[size:].to_batches(), rows - size
-    if rows:
-        yield pa.Table.from_batches(waiting)
 
 
 def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
@@ -266,62 +236,3 @@ def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
 
 def _staged(run_id: str, sha256: str) -> str:
     return run_path(run_id, f"publish/{sha256}.parquet")
-
-
-# One row per key: what this run made, else what was there before, else how it failed.
-_RESULTS = """
-CREATE OR REPLACE VIEW results AS
-SELECT * FROM outcomes WHERE status = 'ok'
-UNION ALL BY NAME
-SELECT kind, key, 'ok' AS status, 0 AS attempts, 'reused' AS origin, uri, sha256, bytes, 0.0 AS accelerator_s, loss
-FROM done ANTI JOIN (SELECT kind, key FROM outcomes WHERE status = 'ok') USING (kind, key)
-UNION ALL BY NAME
-SELECT * FROM outcomes ANTI JOIN done USING (kind, key) WHERE status <> 'ok'
-"""
-
-# Rows that an equal one comes before in the manifest: few, and only they are compared by their whole keys.
-_REPEATS = """
-CREATE OR REPLACE TABLE repeats AS
-SELECT id FROM (
-    SELECT id, row_number() OVER (PARTITION BY key ORDER BY row, image_index) AS nth FROM ({keyed})
-    WHERE md5_number(key) IN (SELECT md5_number(key) FROM ({keyed}) GROUP BY 1 HAVING count(*) > 1)
-) WHERE nth > 1
-"""
-_KEYED = {
-    "concepts": "SELECT row AS id, concept_key AS key, row, 0 AS image_index FROM concept_keys",
-    "renders": "SELECT rowid AS id, render_key AS key, prompt_row AS row, image_index FROM requests",
-}
-
-# Of equal rows the first is the one that was worked for.
-_RESULT_COLUMNS = """
-    CASE WHEN {bad}.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
-    coalesce({bad}.code, r.code) AS error_code, coalesce({bad}.column_name, r.column_name) AS error_column,
-    coalesce({bad}.message, r.message) AS error_message,
-    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
-    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
-    CASE WHEN p.id IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
-"""
-_WORK_COLUMNS = """
-    r.batch, r.worker,
-    make_timestamp(coalesce(CAST(nullif(r.finished_at, 0.0) * 1e6 AS BIGINT), $now_us)) AS finished_at,
-    $base AS base, $base_digest AS base_digest
-"""
-
-_CONCEPTS = f"""
-SELECT c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
-    CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
-    c.row AS extras_row
-FROM concepts c LEFT JOIN repeats p ON p.id = c.row
-LEFT JOIN concept_keys k ON k.row = c.row
-LEFT JOIN results r ON r.kind = 'concept' AND r.key = k.concept_key
-"""
-
-_RENDERS = f"""
-SELECT q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
-    q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
-    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
-    k.row AS extras_row
-FROM requests q LEFT JOIN repeats p ON p.id = q.rowid
-LEFT JOIN concept_keys k ON k.concept_id = q.concept_ids[1]
-LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
-"""

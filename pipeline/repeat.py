@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.layout import run_path
-from pipeline.parts import read_tables
+from pipeline.parts import gathered, read_tables
 from pipeline.plan import Pending, Work
 from pipeline.plandb import PlanDB
 from pipeline.publish import Published
@@ -68,7 +68,8 @@ def _reused(db: PlanDB, storage: Storage, published: Published, table: str) -> W
     schema = pa.schema([(key, pa.string()), ("status", pa.string()), ("bytes", pa.int64())])
     connection = db.connection
     connection.execute("CREATE OR REPLACE TEMP TABLE said (key VARCHAR, bytes BIGINT)")
-    for _, rows in read_tables(storage, [file.path for file in published.files if file.table == table], schema):
+    paths = [file.path for file in published.files if file.table == table]
+    for rows in gathered(rows for _, rows in read_tables(storage, paths, schema)):
         connection.register("rows_read", rows)
         # A row without a key was refused before any work, and would be again.
         size = "CASE status WHEN 'ok' THEN bytes END"
