@@ -12,11 +12,12 @@ from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, peak_memory_gb, show
 from pipeline.plan import pending
 from pipeline.plandb import PlanDB
+from pipeline.settings import EngineSettings
 from pipeline.workqueue import WorkQueue
 
 # What must be reached: 10 million in under a minute, in under 2 GB.
 ROWS_PER_S, MEMORY_GB = 10e6 / 60, 2.0
-_MEMORY_LIMIT = "1GB"
+_MEMORY_LIMIT = EngineSettings().plan_memory
 _PROMPTS = 100
 _NEW = 1000  # one product in so many
 

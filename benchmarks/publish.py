@@ -21,12 +21,13 @@ from pipeline.layout import part_path
 from pipeline.plandb import PlanDB
 from pipeline.publish import Published, publish
 from pipeline.schemas import PART, conform
+from pipeline.settings import EngineSettings
 from pipeline.storage import Storage
 from pipeline.views import query
 
 # What must be reached: ten million in five minutes, in under 2 GB; an answer about one product in a second.
 ROWS_PER_S, MEMORY_GB, QUERIES_PER_S = 10e6 / 300, 2.0, 1.0
-_MEMORY_LIMIT = "1GB"
+_MEMORY_LIMIT = EngineSettings().plan_memory
 _PROMPTS = 100
 _ROWS_PER_PART = 50_000
 _QUERIES = 15

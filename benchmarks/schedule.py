@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> bool:
         if sum(seen.values()) // 50_000 != (sum(seen.values()) - len(outcomes)) // 50_000:
             show(f"{sum(seen.values()):,} outcomes after {clock.now / 60:.0f} simulated minutes")
 
-    with PlanDB(memory_limit="1GB") as db:
+    with PlanDB() as db:
         began = time.perf_counter()
         fill(db, concepts, _PICTURES)
         plan(db)

@@ -82,7 +82,7 @@ def extra_columns(connection: duckdb.DuckDBPyConnection, manifest: str) -> list[
 class PlanDB:
     """A DuckDB connection with the plan's tables, on a scratch file that goes away with it."""
 
-    def __init__(self, *, memory_limit: str = "1GB", threads: int | None = None, scratch: str | None = None) -> None:
+    def __init__(self, *, memory_limit: str = "750MB", threads: int | None = None, scratch: str | None = None) -> None:
         self._open = ExitStack()
         folder = self._open.enter_context(scratch_folder("plan", scratch))
         self.connection = self._open.enter_context(duckdb.connect(str(folder / "plan.duckdb")))

@@ -70,7 +70,9 @@ class EngineSettings(Frozen):
         default=None, gt=0, description="accelerator-hours that one start of a run may spend, likewise"
     )
     plan_memory: str = Field(
-        default="1GB", pattern=r"^\d+(\.\d+)?(MB|GB)$", description="what planning may hold before it spills"
+        default="750MB",
+        pattern=r"^\d+(\.\d+)?(MB|GB)$",
+        description="what planning and publishing hold before they spill; the process holds 1.2 GB more at most",
     )
     threads: int = Field(default=8, ge=1, le=256, description="input pictures inspected at once")
 
