@@ -95,6 +95,37 @@ def test_render_keys_are_those_of_the_reference():
         assert concepts[-1] == own["mug-1"]
 
 
+TEXTS = st.text(alphabet="ab ü,'\"\\$%", max_size=8)
+
+
+# `{product}` alone has SQL of its own, because millions of rows go through it; every name in full goes the other way.
+@settings(max_examples=20, deadline=None)
+@given(
+    texts=st.lists(TEXTS, min_size=2, max_size=4),
+    negative=st.lists(TEXTS, min_size=1, max_size=3),
+    num_images=st.integers(1, 3),
+    bias=st.sampled_from([None, 0.1, 0.75]),
+    width=st.sampled_from([None, 64]),
+)
+def test_a_prompt_of_the_product_alone_is_as_if_it_named_every_concept(texts, negative, num_images, bias, width):
+    rest = {"num_images": num_images, "bias": bias, "width": width}
+
+    def naming(name):
+        return {"prompt": name.join(texts), "negative_prompt": name.join(negative), **rest}
+
+    names = [row["concept_id"] for row in CONCEPTS]
+    columns = ["concept_ids", "image_index", "prompt", "task_prompt", "negative_prompt", "task_negative_prompt"]
+    columns += ["concept_keys", "seed", "render_key", "bias", "width", "height", "steps", "lock", "code"]
+    with planned(CONCEPTS, [naming("{product}")]) as db:
+        alone = requests(db, *columns)
+    with planned(CONCEPTS, [naming(f"{{{name}}}") for name in names]) as db:
+        named = requests(db, *columns)
+    assert alone == named
+    assert [row[:4] for row in alone] == [
+        ([name], index, f"{{{name}}}".join(texts), "{0}".join(texts)) for name in names for index in range(num_images)
+    ]
+
+
 def test_equal_concepts_under_two_names_are_one_direction():
     twin = concept("twin", images=CONCEPTS[0]["images"])
     with planned([*CONCEPTS, twin], [{"prompt": "{twin} beside {mug-1}"}, {"prompt": "{mug-1} beside {twin}"}]) as db:

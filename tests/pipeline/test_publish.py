@@ -247,16 +247,57 @@ def test_a_run_that_is_not_over_is_not_published(tmp_path):
     assert tables(storage) == {}
 
 
+def all_is_there(db):
+    """Tens of thousands of rows without as many objects."""
+    db.connection.execute("""
+        INSERT INTO done SELECT DISTINCT 'concept', concept_key, 'u', 's', 1, 0, 0 FROM concept_keys
+        UNION ALL SELECT DISTINCT 'render', render_key, 'u', 's', 1, 0, NULL FROM requests WHERE render_key IS NOT NULL
+    """)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            "INSERT INTO concept_keys SELECT * FROM concept_keys WHERE row = 1",
+            "concepts would have 5 rows for 4 planned",
+        ),
+        (
+            "DELETE FROM requests WHERE prompt_row = 3",
+            "renders would have 6 rows for 6 planned and 3 manifest rows for 4",
+        ),
+    ],
+)
+def test_rows_that_are_too_many_or_missing_are_not_published(tmp_path, fault, words):
+    storage = Storage(str(tmp_path))
+    with planned(MANIFEST, PROMPTS) as db:
+        all_is_there(db)
+        db.connection.execute(fault)
+        with pytest.raises(UnaccountedError, match=words):
+            publish(db, storage, run_id="r1", **RUN)
+    assert tables(storage) == {}
+
+
+def test_equal_rows_stand_in_the_order_of_the_manifest(tmp_path):
+    storage = Storage(str(tmp_path))
+    # Those of the product are planned before those that name it.
+    prompts = [{"prompt": "{product}" if number % 3 else "{a}", "num_images": 2} for number in range(60)]
+    with planned([concept("a")], prompts) as db:
+        all_is_there(db)
+        publish(db, storage, run_id="r1", rows_per_group=2048, **RUN)
+    [table] = [pq.read_table(storage.full(path)) for path, _ in storage.list("tables/renders")]
+    rows = table.select(["render_key", "manifest_row", "image_index"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == sorted(tuple(row.values()) for row in rows)
+    assert len({row["render_key"] for row in rows}) == 2
+    assert len(rows) == 120
+
+
 def test_layout_of_a_large_table(tmp_path):
     storage = Storage(str(tmp_path))
     concepts = [concept(f"c{number:03}", color="red") for number in range(100)]
     prompts = [{"prompt": f"{{product}} {number}", "steps": 7, "tag": number} for number in range(350)]
     with planned(concepts, prompts) as db:
-        # Everything is there already: 35,000 rows without 35,000 objects.
-        db.connection.execute("""
-            INSERT INTO done SELECT 'concept', concept_key, 'u', 's', 1, 0, 0 FROM concept_keys
-            UNION ALL SELECT 'render', render_key, 'u', 's', 1, 0, NULL FROM requests
-        """)
+        all_is_there(db)
         published = publish(db, storage, run_id="r1", rows_per_group=2048, **RUN)
     files = [file for file in published.files if file.table == "renders"]
     assert [file.rows for file in files] == [16 * 2048, 35_000 - 16 * 2048]

@@ -46,6 +46,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_
         assert not left.exists()
         with PlanDB(scratch=str(tmp_path)) as other:
             other.connection.execute("SELECT 1")
+            assert len([path for path in tmp_path.iterdir() if path.name.startswith("perfusion-plan-")]) == 2
         alive.connection.execute("CREATE TABLE t AS SELECT 1; CHECKPOINT")
     assert {path.name for path in tmp_path.iterdir()} == {"perfusion-of-somebody", "elsewhere", "perfusion-link"}
     assert (elsewhere / "owner.lock").exists()
