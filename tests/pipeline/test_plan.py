@@ -4,7 +4,7 @@ import random
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from small_plans import TRAINING, concept, picture, planned, requests
 
@@ -99,7 +99,7 @@ TEXTS = st.text(alphabet="ab ü,'\"\\$%", max_size=8)
 
 
 # `{product}` alone has SQL of its own, because millions of rows go through it; every name in full goes the other way.
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
 @given(
     texts=st.lists(TEXTS, min_size=2, max_size=4),
     negative=st.lists(TEXTS, min_size=1, max_size=3),
