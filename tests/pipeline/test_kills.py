@@ -1,20 +1,15 @@
 """A driver that is killed before, in the middle of and after any write: nothing is lost, nothing is made twice."""
 
-import itertools
 import json
-import os
 import random
-import stat
-import traceback
 from pathlib import Path
 
 import pytest
+from kill_server import HALF_WRITTEN, DyingRuns
 from small_runs import TROUBLES, Killed, Trouble, keep_metric, troubled
 from small_shop import CONCEPTS, check_accounts, go, open_shop, stock, tables
 
 from pipeline.storage import Storage
-
-HALF_WRITTEN = 9
 
 
 @pytest.fixture
@@ -78,52 +73,21 @@ def test_kill_between_any_two_writes_loses_nothing_and_makes_nothing_twice(shop)
     assert 15 < writes < 60  # the sweep met every write of a run, and ended because the run did
 
 
-def die_in_the_middle(write):
-    """From now on this process ends in the middle of its so manyth file: half of it is there, under a hidden name."""
-    sync, count = os.fsync, itertools.count()
-
-    def fsync(handle):
-        state = os.fstat(handle)
-        if stat.S_ISREG(state.st_mode) and next(count) == write:
-            os.ftruncate(handle, state.st_size // 2)
-            os._exit(HALF_WRITTEN)
-        sync(handle)
-
-    os.fsync = fsync
-
-
-def in_a_process_of_its_own(function):
-    """Exit code of a fork: it has all that is loaded here, and really dies."""
-    child = os.fork()
-    if not child:
-        try:
-            function()
-        except BaseException:  # noqa: BLE001 (whatever it is, a fork must not go on as the tests)
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_in_the_middle_of_any_file_leaves_whole_files_alone(shop, tmp_path):
-    for write in range(100):
-        root = str(tmp_path / f"root-{write}")
-        keep_metric(Storage(root))
-
-        def doomed(root=root, write=write):
-            die_in_the_middle(write)
-            go(root, shop)
-
-        code = in_a_process_of_its_own(doomed)
-        if code == 0:
-            break
-        assert code == HALF_WRITTEN
-        halves = [path for path in Path(root).rglob(".*") if path.is_file()]
-        assert len(halves) == 1
-        assert all(name not in path for name in map(str, halves) for path, _ in Storage(root).list())
-        check_all_kept(root, shop, whole_objects(root))
+    with DyingRuns() as runs:
+        for write in range(100):
+            root = str(tmp_path / f"root-{write}")
+            keep_metric(Storage(root))
+            code = runs.code_of(root, shop, write)
+            if code == 0:
+                break
+            assert code == HALF_WRITTEN
+            halves = [path for path in Path(root).rglob(".*") if path.is_file()]
+            assert len(halves) == 1
+            assert all(name not in path for name in map(str, halves) for path, _ in Storage(root).list())
+            check_all_kept(root, shop, whole_objects(root))
     assert 15 < write < 60
 
 
