@@ -4,8 +4,7 @@ Storage is listed once and joined in SQL, so the cost is one listing however man
 a part whose object is gone, or has another size than the one recorded, does not count: the work is done again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -16,7 +15,6 @@ from pipeline.plandb import PlanDB
 from pipeline.schemas import CONCEPTS, PART, RENDERS
 from pipeline.storage import Storage
 
-_ROWS_PER_INSERT = 100_000
 _LISTED = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
 _KEY = "0" * 64
 # Of each kind: the folder, and what a path has before and after its key and the key's first two digits.
@@ -40,25 +38,12 @@ def list_objects(db: PlanDB, storage: Storage) -> int:
     connection.execute("DELETE FROM objects")
     for kind, (folder, start, end) in _PATHS.items():
         values = {"kind": kind, "start": start, "end": end, "skip": len(start) + 4}
-        for rows in _gathered(storage.pages(folder)):
+        for rows in gathered(pa.table(list(page), schema=_LISTED) for page in storage.pages(folder)):
             connection.register("rows_read", rows)
             connection.execute(_OBJECTS, values)
             connection.unregister("rows_read")
     [(count,)] = connection.execute("SELECT count(*) FROM objects").fetchall()
     return count
-
-
-def _gathered(pages: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Iterator[pa.Table]:
-    """Tables of at least `_ROWS_PER_INSERT` rows each, but for the last."""
-    paths: list[str] = []
-    sizes: list[int] = []
-    for page in chain(pages, [None]):
-        if page:
-            paths += page[0]
-            sizes += page[1]
-        if len(paths) >= _ROWS_PER_INSERT or (page is None and paths):
-            yield pa.table([paths, sizes], schema=_LISTED)
-            paths, sizes = [], []
 
 
 def load_done(db: PlanDB, storage: Storage) -> int:

@@ -72,7 +72,7 @@ class EngineSettings(Frozen):
     plan_memory: str = Field(
         default="750MB",
         pattern=r"^\d+(\.\d+)?(MB|GB)$",
-        description="what planning and publishing hold before they spill; the process holds 1.2 GB more at most",
+        description="what planning and publishing hold before they spill; up to 1.2 GB more were seen",
     )
     threads: int = Field(default=8, ge=1, le=256, description="input pictures inspected at once")
 
