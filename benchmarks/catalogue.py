@@ -2,7 +2,7 @@
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 
 
 def fill(db: PlanDB, concepts: int, prompts: int) -> None:
@@ -21,7 +21,7 @@ def fill(db: PlanDB, concepts: int, prompts: int) -> None:
         [prompts],
     )
     for manifest in ("concepts", "prompts"):
-        db.connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row FROM {manifest}")
+        db.connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row AS {EXTRA_ROW} FROM {manifest}")
 
 
 def plan(db: PlanDB) -> None:
