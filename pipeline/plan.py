@@ -7,11 +7,14 @@ Planning again replaces what was planned before; nothing here reads or writes st
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.schedules import schedule_problem
 from perfusion_ops.tokenizer import TokenCounter
 from pipeline import keys
 from pipeline.errors import Code, ManifestError, RowError
@@ -27,7 +30,7 @@ _MAX_SEED = 2**63 - 1
 _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
 _SCRATCH = (
     *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
-    *("keyed", "lengths", "superclass_lengths"),
+    *("keyed", "lengths", "superclass_lengths", "bad_samplers"),
 )
 
 
@@ -92,7 +95,13 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
 
 
 def plan_requests(
-    db: PlanDB, *, base_digest: str, sampling: SamplingConfig, seed: int, counter: TokenCounter | None = None
+    db: PlanDB,
+    *,
+    base_digest: str,
+    sampling: SamplingConfig,
+    seed: int,
+    counter: TokenCounter | None = None,
+    schedule: Mapping[str, Any] | None = None,
 ) -> None:
     """Fill `requests` from `prompts`; `concept_keys` must be filled.
 
@@ -102,6 +111,7 @@ def plan_requests(
         sampling: what a row's empty cells mean.
         seed: the run's base seed, from which rows without a seed derive theirs.
         counter: counts the base model's tokens; without it no prompt is too long.
+        schedule: the base model's scheduler_config.json; without it every sampler suits.
 
     Raises:
         ManifestError: an extra column clashes with a result column or stands in both manifests.
@@ -120,6 +130,7 @@ def plan_requests(
         "SELECT EXISTS (FROM prompts WHERE code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
     ).fetchall()
     measure_concepts(connection, counter, locked=locked)
+    _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
     slices = "UNION ALL".join(_SLICE.format(slices=threads, slice=number) for number in range(threads))
@@ -197,6 +208,22 @@ def _match_where(db: PlanDB) -> None:
                 connection.unregister("matching")
 
 
+def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling: SamplingConfig) -> None:
+    """Fill `bad_samplers`: each distinct scheduler and number of steps that the base model's schedule rules out."""
+    connection = db.connection
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE bad_samplers (scheduler VARCHAR, steps INTEGER, column_name VARCHAR, message VARCHAR)"
+    )
+    asked = connection.execute(
+        "SELECT DISTINCT coalesce(scheduler, ?), coalesce(steps, ?) FROM prompts WHERE code IS NULL",
+        [sampling.scheduler, sampling.steps],
+    ).fetchall()
+    for scheduler, steps in asked if schedule is not None else ():
+        if message := schedule_problem(schedule, scheduler, steps):
+            column = message.partition(" ")[0]
+            connection.execute("INSERT INTO bad_samplers VALUES (?, ?, ?, ?)", [scheduler, steps, column, message])
+
+
 _BAD_CONCEPTS = """
 CREATE OR REPLACE TEMP TABLE bad_concepts AS
 SELECT concept_id, min(row) AS row, arg_min(message, row) AS message
@@ -272,6 +299,8 @@ found AS (
     FROM names LEFT JOIN hints USING (name) WHERE name <> 'product' AND concept_key IS NULL
     UNION ALL
     {LONG_TEXTS}
+    UNION ALL
+    SELECT row, 900001, column_name, '{Code.OUT_OF_RANGE}', message FROM chunk JOIN bad_samplers USING (scheduler, steps)
     UNION ALL
     SELECT row, 1000000, 'where', '{Code.BAD_WHERE}',
         'where selects the concepts that stand for {{product}}, but the prompt has no {{product}}: '

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import fsspec
 
 from perfusion_ops.folder import BaseFolder
+from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
 from pipeline.bases import find_base
 from pipeline.changes import Changes, find_changes
 from pipeline.clock import Clock, SystemClock
@@ -42,6 +43,7 @@ from pipeline.scheduler import run as schedule
 from pipeline.selection import Missing, Selection, select
 from pipeline.settings import EngineSettings, RunSettings
 from pipeline.storage import Storage, StorageError
+from pipeline.superclasses import superclass_check
 from pipeline.units import Outcome
 from pipeline.worker_settings import WorkerSettings
 from pipeline.workqueue import Remaining, WorkQueue
@@ -73,6 +75,7 @@ class Checked:
     """
 
     base: BaseFolder
+    counter: TokenCounter
     concepts: ManifestSummary
     prompts: ManifestSummary
     worker: WorkerSettings
@@ -129,6 +132,7 @@ def check(
     """
     observer.stage("base", settings.base)
     base = find_base(settings.base)
+    counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
     observer.stage("validate", settings.concepts)
     concepts = load_concepts(
@@ -139,6 +143,7 @@ def check(
         cache=InputCache(storage),
         storage_options=options,
         threads=settings.engine.threads,
+        superclass_check=superclass_check(counter, base.settings.templates),
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
@@ -170,7 +175,7 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
     )
-    return Checked(base, concepts, prompts, worker, digest, content_digest(db, digest))
+    return Checked(base, counter, concepts, prompts, worker, digest, content_digest(db, digest))
 
 
 def make_plan(
@@ -190,7 +195,14 @@ def make_plan(
         ManifestError, StorageError: nothing can start, with the sentence for the user.
     """
     base = checked.base
-    plan_requests(db, base_digest=base.digest, sampling=settings.sampling(base), seed=settings.seed)
+    plan_requests(
+        db,
+        base_digest=base.digest,
+        sampling=settings.sampling(base),
+        seed=settings.seed,
+        counter=checked.counter,
+        schedule=base.schedule,
+    )
     missing = select(db, selection) if selection else Missing()
     if selection and selection.keys and missing == Missing(len(selection.keys.concepts), len(selection.keys.renders)):
         raise ManifestError(
