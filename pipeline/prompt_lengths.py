@@ -33,7 +33,7 @@ def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounte
     connection.execute("CREATE OR REPLACE TEMP TABLE superclass_lengths (superclass VARCHAR, tokens INTEGER)")
     if counter and locked:
         # The rows of one query cannot be inserted while it is read, so the counts of all of them are kept.
-        reader = connection.execute(_DISTINCT_SUPERCLASSES).to_arrow_reader(_ROWS_PER_READ)
+        reader = connection.sql(_DISTINCT_SUPERCLASSES).to_arrow_reader(_ROWS_PER_READ)
         counted = [
             pa.table({"superclass": page[0], "tokens": [counter.count(text.as_py()) for text in page[0]]}, _SUPERCLASSES)
             for page in reader
