@@ -111,7 +111,9 @@ def describe(path: Path) -> BaseFolder:
 
 def _schedule(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise BaseError(f"{file} is missing, and without it nothing can be trained: copy the folder 'scheduler' as well")
+        raise BaseError(
+            f"{file} is missing, and without it nothing can be trained: copy the folder 'scheduler' as well"
+        )
     try:
         schedule = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:

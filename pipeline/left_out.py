@@ -50,7 +50,9 @@ def find_left_out(
         for table in ("concepts", "renders")
         for reason, code, count, *example in connection.execute(_GROUPED.format(table=table)).fetchall()
     )
-    refused = Refused(*(tuple(row for (row,) in connection.execute(sql).fetchall()) for sql in (_BAD_ROWS, _BAD_REQUESTS)))
+    refused = Refused(
+        *(tuple(row for (row,) in connection.execute(sql).fetchall()) for sql in (_BAD_ROWS, _BAD_REQUESTS))
+    )
     for table in ("earlier_concepts", "earlier_renders", "absent_concepts", "absent_renders", "concepts_now"):
         connection.execute(f"DROP TABLE {table}")
     return reasons, refused
@@ -66,7 +68,10 @@ _SENTENCES = {
     ("concepts", "superclass"): f"the superclass of {{name!r}} has changed{_RUN}",
     ("concepts", "pictures or training"): f"pictures, masks or training settings of {{name!r}} have changed{_RUN}",
     ("renders", STILL): f"row {{row}} of the prompts manifest is refused now {_REFUSED}",
-    ("renders", _CONCEPT_STILL): f"concept {{name!r}} in row {{row}} of the concepts manifest is still refused {_REFUSED}",
+    (
+        "renders",
+        _CONCEPT_STILL,
+    ): f"concept {{name!r}} in row {{row}} of the concepts manifest is still refused {_REFUSED}",
     ("renders", "concept removed"): f"the concepts manifest has no concept_id {{name!r}} any more{_RUN}",
     ("renders", "base model"): f"the base model has changed{_RUN}",
     ("renders", "concept changed"): f"superclass, pictures or training settings of {{name!r}} have changed{_RUN}",

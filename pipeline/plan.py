@@ -212,7 +212,8 @@ def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling:
     """Fill `bad_samplers`: each distinct scheduler and number of steps that the base model's schedule rules out."""
     connection = db.connection
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE bad_samplers (scheduler VARCHAR, steps INTEGER, column_name VARCHAR, message VARCHAR)"
+        "CREATE OR REPLACE TEMP TABLE bad_samplers "
+        "(scheduler VARCHAR, steps INTEGER, column_name VARCHAR, message VARCHAR)"
     )
     asked = connection.execute(
         "SELECT DISTINCT coalesce(scheduler, ?), coalesce(steps, ?) FROM prompts WHERE code IS NULL",
@@ -262,7 +263,8 @@ FROM (
 # One row per placeholder; those of {product} have no key yet.
 _NAMES = """
 CREATE OR REPLACE TEMP TABLE names AS
-SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.trained, b.row AS bad_row, b.message AS bad_message
+SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.trained,
+    b.row AS bad_row, b.message AS bad_message
 FROM (
     SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
         position < len(texts) AS in_prompt
@@ -300,7 +302,8 @@ found AS (
     UNION ALL
     {LONG_TEXTS}
     UNION ALL
-    SELECT row, 900001, column_name, '{Code.OUT_OF_RANGE}', message FROM chunk JOIN bad_samplers USING (scheduler, steps)
+    SELECT row, 900001, column_name, '{Code.OUT_OF_RANGE}', message
+    FROM chunk JOIN bad_samplers USING (scheduler, steps)
     UNION ALL
     SELECT row, 1000000, 'where', '{Code.BAD_WHERE}',
         'where selects the concepts that stand for {{product}}, but the prompt has no {{product}}: '

@@ -35,7 +35,9 @@ def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounte
         # The rows of one query cannot be inserted while it is read, so the counts of all of them are kept.
         reader = connection.sql(_DISTINCT_SUPERCLASSES).to_arrow_reader(_ROWS_PER_READ)
         counted = [
-            pa.table({"superclass": page[0], "tokens": [counter.count(text.as_py()) for text in page[0]]}, _SUPERCLASSES)
+            pa.table(
+                {"superclass": page[0], "tokens": [counter.count(text.as_py()) for text in page[0]]}, _SUPERCLASSES
+            )
             for page in reader
         ]
         connection.register("counted", pa.concat_tables(counted) if counted else _SUPERCLASSES.empty_table())

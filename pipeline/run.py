@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from pipeline.input_cache import InputCache
 from pipeline.keys import metric_key, settings_json
 from pipeline.layout import run_path
 from pipeline.lease import Lease, LeaseHeld, acquire
+from pipeline.left_out import find_left_out
 from pipeline.manifests import ManifestSummary, load_concepts, load_prompts
 from pipeline.parts import PartWriter
 from pipeline.patience import Patience, PatientStorage
@@ -203,12 +204,7 @@ def make_plan(
         counter=checked.counter,
         schedule=base.schedule,
     )
-    missing = select(db, selection) if selection else Missing()
-    if selection and selection.keys and missing == Missing(len(selection.keys.concepts), len(selection.keys.renders)):
-        raise ManifestError(
-            "none of the rows to do again is in the plan: the manifests or the settings have changed since, "
-            "so plan them anew with `perfusion run`"
-        )
+    missing = _select(db, storage, selection, base.digest, settings.engine.plan_memory) if selection else Missing()
     load_done(db, storage)
     work = pending(db)
     changes = None
@@ -216,6 +212,24 @@ def make_plan(
         memory = settings.engine.plan_memory
         changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
     return Planned(checked, work, missing, changes)
+
+
+def _select(db: PlanDB, storage: Storage, selection: Selection, base_digest: str, memory_limit: str) -> Missing:
+    """Take the selection; what of it is not in the plan has its reasons.
+
+    Raises:
+        ManifestError: none of the keys to do again is in the plan.
+    """
+    if not selection.keys:
+        return select(db, selection)
+    reasons, refused = find_left_out(db, storage, selection.keys, base_digest=base_digest, memory_limit=memory_limit)
+    missing = replace(select(db, selection, refused), reasons=reasons)
+    if (missing.concepts, missing.renders) == (len(selection.keys.concepts), len(selection.keys.renders)):
+        raise ManifestError(
+            "\n".join(each.sentence for each in reasons)
+            or "none of the rows to do again is in the plan; `perfusion run` makes what the manifests ask for now"
+        )
+    return missing
 
 
 def execute(

@@ -77,7 +77,7 @@ class Refused:
     requests: tuple[int, ...] = ()
 
 
-def select(db: PlanDB, selection: Selection, refused: Refused = Refused()) -> Missing:  # noqa: B008 - immutable
+def select(db: PlanDB, selection: Selection, refused: Refused = Refused()) -> Missing:
     """Take from a plan what is not chosen; call it after `plan_requests` and before anything is counted.
 
     Args:

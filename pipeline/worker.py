@@ -325,7 +325,9 @@ class PerfusionWorker:
         untrained = [place for place, concept in enumerate(concepts) if concept.key_target is None]
         if task.lock == "trained" and untrained:
             who = f"concept {names[untrained[0]]!r}" if task.concept_ids else "a concept"
-            message = f"lock is 'trained', but {who} learned no keys: train it with train.lock 'trained', or use 'local'"
+            message = (
+                f"lock is 'trained', but {who} learned no keys: train it with train.lock 'trained', or use 'local'"
+            )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
         positive = _prompt_row(task, task.prompt, concepts)
         everywhere = positive.concepts if self._settings.edit_unconditional else ()

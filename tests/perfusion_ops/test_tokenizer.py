@@ -17,7 +17,24 @@ from perfusion_ops.schedules import schedule_problem
 from perfusion_ops.tokenizer import TokenCounter, load_tokenizer, words
 
 MINI = load_tokenizer(describe(base_folder()))
-ODD = ["mug's", "é", "e\u0301", "\u0301", "杯子", "😀", "<|endoftext|>", "<|startoftext|>x", "İ", "ß", "Σ", "!!", "a1b2", "\u3000", "\u200b", ","]
+ODD = [
+    "mug's",
+    "é",
+    "e\u0301",
+    "\u0301",
+    "杯子",
+    "😀",
+    "<|endoftext|>",
+    "<|startoftext|>x",
+    "İ",
+    "ß",
+    "Σ",
+    "!!",
+    "a1b2",
+    "\u3000",
+    "\u200b",
+    ",",
+]
 TEXT = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(["a", "mug", "hat", *ODD])), max_size=12)
 
 
@@ -43,7 +60,13 @@ def test_an_added_token_with_a_blank_is_counted_whole():
 
 def test_what_a_vocabulary_does_not_hold_is_not_known():
     mini, clip = TokenCounter(MINI), TokenCounter(small_clip())
-    assert [mini.knows(text) for text in ("mug", "杯子", "😀", "mug 😀", "<|endoftext|>")] == [True, False, False, True, False]
+    assert [mini.knows(text) for text in ("mug", "杯子", "😀", "mug 😀", "<|endoftext|>")] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert [clip.knows(text) for text in ("mug", "杯子", "😀", "\u00a0")] == [True, True, True, False]
 
 
@@ -64,7 +87,10 @@ def _edit(file, **changes):
     [
         (lambda base: shutil.rmtree(base / "tokenizer"), "has no tokenizer"),
         (lambda base: shutil.rmtree(base / "scheduler"), "scheduler_config.json is missing"),
-        (lambda base: _edit(base / "scheduler/scheduler_config.json", prediction_type="flow"), "prediction_type 'flow'"),
+        (
+            lambda base: _edit(base / "scheduler/scheduler_config.json", prediction_type="flow"),
+            "prediction_type 'flow'",
+        ),
         (lambda base: (base / "tokenizer/tokenizer.json").write_text("{"), "tokenizer cannot be loaded"),
         (lambda base: _edit(base / "tokenizer/tokenizer_config.json", model_max_length=77), "77 tokens and the text"),
         (lambda base: _edit(base / "perfusion.json", templates=["a photo"]), "holds {} once"),
@@ -84,15 +110,32 @@ def test_a_base_that_cannot_be_used_is_refused_before_it_is_loaded(tmp_path, spo
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_a_schedule_is_refused_exactly_where_diffusers_breaks(scheduler, spacing):
-    for prediction, offset, whole in (("epsilon", 0, 100), ("epsilon", 1, 100), ("v_prediction", 1, 1000), ("sample", 1, 100)):
+    for prediction, offset, whole in (
+        ("epsilon", 0, 100),
+        ("epsilon", 1, 100),
+        ("v_prediction", 1, 1000),
+        ("sample", 1, 100),
+    ):
         config = {
             "prediction_type": prediction,
             "steps_offset": offset,
             "num_train_timesteps": whole,
             "timestep_spacing": spacing,
         }
-        for steps in (1, 2, 9, 50, 99, 100, *((150,) if scheduler == "ddim" else ()), *((999, 1000) if whole == 1000 else ())):
-            assert bool(schedule_problem(config, scheduler, steps)) == _breaks(config, scheduler, steps), (config, steps)
+        for steps in (
+            1,
+            2,
+            9,
+            50,
+            99,
+            100,
+            *((150,) if scheduler == "ddim" else ()),
+            *((999, 1000) if whole == 1000 else ()),
+        ):
+            assert bool(schedule_problem(config, scheduler, steps)) == _breaks(config, scheduler, steps), (
+                config,
+                steps,
+            )
 
 
 def _breaks(config, scheduler, steps):

@@ -96,7 +96,9 @@ def test_global_locking_is_too_long_for_some_concepts_alone():
 
 
 PARTS = st.lists(
-    st.sampled_from(["{product}", "{mug-1}", "{hat-1}", "{twin-1}", "a", "on the beach", "submarine", "杯", "{bear-1}"]),
+    st.sampled_from(
+        ["{product}", "{mug-1}", "{hat-1}", "{twin-1}", "a", "on the beach", "submarine", "杯", "{bear-1}"]
+    ),
     max_size=14,
 )
 ROWS = st.lists(
@@ -132,7 +134,9 @@ def test_the_plan_refuses_what_the_renderer_would(name, rows, glue):
 
 
 def _too_long_alone(name, row):
-    return any(tokenize_count(name, _numbered(row[column])[0]) > _limit(name) for column in ("prompt", "negative_prompt"))
+    return any(
+        tokenize_count(name, _numbered(row[column])[0]) > _limit(name) for column in ("prompt", "negative_prompt")
+    )
 
 
 def _limit(name):
