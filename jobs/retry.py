@@ -59,8 +59,9 @@ def command(target: Target, run_id: Run = None, only: Only = "failed", set_: Set
 
 def _refused(counts: dict[str, int]) -> str:
     codes = ", ".join(f"{count:,} {code}" for code, count in counts.items())
-    rows = counted(sum(counts.values()), "row")
-    return f"{rows} refused before any work ({codes}): correct them, and `perfusion run` makes them"
+    total = sum(counts.values())
+    rows = f"{counted(total, 'row')} {'was' if total == 1 else 'were'}"
+    return f"{rows} refused before any work ({codes}): correct what is wrong, then use `perfusion run`"
 
 
 def _codes(only: str) -> "frozenset[Code]":

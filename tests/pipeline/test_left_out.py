@@ -7,6 +7,7 @@ import pytest
 from small_runs import Engines, Silent, keep_metric, photo, run_settings
 from small_shop import CONCEPTS, PROMPTS, PhotosVanish, away, go, open_shop, stock, tables
 
+from jobs.run import run
 from perfusion_ops.mini import base_folder
 from pipeline.done import list_objects
 from pipeline.errors import ManifestError
@@ -36,12 +37,9 @@ def failing(shop, root, *names):
 
 
 def left_out(shop, root, chosen, **changes):
-    """A retry's result and its reasons, or None and the lines of the refusal."""
+    """A retry's result and its reasons."""
     given = run_settings(root, shop, **changes)
-    try:
-        result = execute(given, make_engine=Engines(), observer=Silent(), selection=chosen)
-    except ManifestError as error:
-        return None, str(error).splitlines()
+    result = execute(given, make_engine=Engines(), observer=Silent(), selection=chosen)
     return result, result.planned.missing.reasons
 
 
@@ -49,10 +47,9 @@ def test_retry_tells_a_photo_that_is_still_missing_and_does_the_rest(shop, root)
     chosen = failing(shop, root, "mug-1", "shoe-1")
     with away(shop / "mug-1.png"):
         result, reasons = left_out(shop, root, chosen)
-        again, lines = left_out(
-            shop, root, Selection("mug", keys=Keys(chosen.keys.concepts[:1], (), chosen.keys.run_id))
-        )
-    assert again is None
+        mug = Keys(chosen.keys.concepts[:1], (), chosen.keys.run_id)
+        with pytest.raises(ManifestError) as refused:
+            left_out(shop, root, Selection("mug", keys=mug))
     assert [(each.table, each.reason, each.rows, each.code) for each in reasons] == [
         ("concepts", "still refused", 1, "image_missing"),
         ("renders", "concept still refused", 2, "image_missing"),
@@ -62,7 +59,7 @@ def test_retry_tells_a_photo_that_is_still_missing_and_does_the_rest(shop, root)
         "column images: "
     )
     assert "mug-1.png" in reasons[0].sentence
-    assert lines == [reasons[0].sentence]
+    assert str(refused.value) == reasons[0].sentence
     assert reasons[1].sentence.startswith("2 renders cannot be done again: the first of them: concept 'mug-1' in row 1")
     found = tables(root, result.run_id)
     assert {row["concept_id"]: row["error_code"] or row["origin"] for row in found["concepts"]} == {
@@ -120,3 +117,18 @@ def test_each_reason_why_a_row_is_not_done_again_is_told(shop, root, tmp_path, c
         assert [(each.reason, each.rows) for each in reasons] == expected
     assert all("cannot be done again: " in line for line in lines)
     assert not [line for line in lines if "None" in line]
+
+
+def test_the_command_tells_the_reasons_and_ends_with_3(shop, root, capsys):
+    chosen = failing(shop, root, "mug-1", "shoe-1")
+    with away(shop / "mug-1.png"):
+        code = run(run_settings(root, shop), json=False, selection=chosen, make_engine=Engines())
+        text = capsys.readouterr().out
+        shown = run(run_settings(root, shop), json=True, selection=chosen, make_engine=Engines())
+        answer = json.loads(capsys.readouterr().out)
+    assert (code, shown) == (3, 3)
+    assert (
+        "  1 concept cannot be done again: row 1 of the concepts manifest, 'mug-1', is still refused (image_m" in text
+    )
+    assert [each["reason"] for each in answer["missing"]["reasons"]] == ["still refused", "concept still refused"]
+    assert answer["missing"]["concepts"] == 1
