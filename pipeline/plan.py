@@ -219,8 +219,9 @@ def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling:
         "SELECT DISTINCT coalesce(scheduler, ?), coalesce(steps, ?) FROM prompts WHERE code IS NULL",
         [sampling.scheduler, sampling.steps],
     ).fetchall()
-    for scheduler, steps in asked if schedule is not None else ():
-        if message := schedule_problem(schedule, scheduler, steps):
+    for scheduler, steps in asked:
+        message = None if schedule is None else schedule_problem(schedule, scheduler, steps)
+        if message:
             column = message.partition(" ")[0]
             connection.execute("INSERT INTO bad_samplers VALUES (?, ?, ?, ?)", [scheduler, steps, column, message])
 
