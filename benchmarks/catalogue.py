@@ -1,6 +1,8 @@
 """An invented catalogue, planned: products by number, each with one photograph, and prompts by number."""
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases import find_base
 from pipeline.plan import plan_concepts, plan_requests
 from pipeline.plandb import EXTRA_ROW, PlanDB
 
@@ -27,4 +29,5 @@ def fill(db: PlanDB, concepts: int, prompts: int) -> None:
 def plan(db: PlanDB) -> None:
     """Give every row its key, from scratch."""
     plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
-    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
+    counter = TokenCounter(load_tokenizer(find_base("mini")))
+    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0, counter=counter)
