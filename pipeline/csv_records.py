@@ -183,13 +183,13 @@ def _is_whole(line: str, delimiter: str, widths: range) -> bool:
 
 
 def _closes(line: str, delimiter: str) -> bool:
-    """Whether a cell that no quote opens ends with a quote: the end of a cell that an earlier line has opened."""
+    """Whether a cell that no quote opens has a quote: it may end a cell that an earlier line has opened."""
     body = line.rstrip("\r\n")
     if '"' not in body:
         return False
     border = re.escape(delimiter)
     plain = re.sub(rf'(^|{border})"(?:[^"]++|"")*+"(?={border}|$)', r"\1", body)
-    return any(cell.endswith('"') and not cell.startswith('"') for cell in plain.split(delimiter))
+    return any('"' in cell and not cell.startswith('"') for cell in plain.split(delimiter))
 
 
 def _only_closes(line: str, delimiter: str) -> bool:

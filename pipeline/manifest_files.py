@@ -93,10 +93,10 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
             found = find_glob(filesystem, path) if re.search(r"[*?\[]", path) else Found()
             folder = re.split(r"[*?\[]", uri, maxsplit=1)[0].rpartition("/")[0]
     top = str(filesystem._strip_protocol(folder))
-    notices = Notices()
+    notices = Notices(top)
     for notice, names in ((_SKIPPED, found.skipped), (_REPEATED, found.repeated)):
         for name in names:
-            notices.add(notice, name.removeprefix(top).lstrip("/"))
+            notices.add(notice, name)
     if not found.files:
         skipped = f" ({'; '.join(notices.sentences('there'))})" if found.skipped else ""
         raise ManifestError(

@@ -6,7 +6,6 @@ Rows are streamed in batches of bounded size, so that memory grows neither with 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 import pyarrow as pa
@@ -68,7 +67,9 @@ class Notice:
 class Notices:
     """Collects what was skipped or assumed while a manifest is read; `sentences` has one sentence a kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, top: str = "") -> None:
+        """Nothing yet; names are shown as they are below the folder `top`."""
+        self._top = top
         self._counts: dict[Notice, Counter[str]] = {}
 
     def add(self, notice: Notice, where: str, count: int = 1) -> None:
@@ -81,7 +82,7 @@ class Notices:
         found = []
         for notice, counts in self._counts.items():
             total = counts.total()
-            names = _listed([PurePosixPath(name).name if "://" not in name else name for name in counts])
+            names = _listed([name.removeprefix(self._top).lstrip("/") for name in counts])
             found.append(
                 f"{uri}: {total:,} {notice.noun}{'' if total == 1 else 's'} {notice.happened} ({names}): "
                 f"{notice.remedy}"
