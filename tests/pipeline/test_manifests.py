@@ -593,6 +593,34 @@ def test_the_digest_is_of_the_content_and_the_files(tmp_path):
     assert (summary.files, summary.rows) == (3, 3)
 
 
+def test_a_notice_counts_over_all_files_and_names_the_first_few(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.csv").write_text(f"prompt;k\n{{product}};{number}\n;\n;\n")
+    with PlanDB(threads=1) as db:
+        summary = load_prompts(db, str(tmp_path))
+    assert (summary.rows, summary.good) == (7, 7)
+    assert summary.notices == (
+        f"file://{tmp_path}: 7 files read with semicolons between cells, as the first line shows "
+        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): correct that line if this is wrong",
+        f"file://{tmp_path}: 14 rows of nothing but separators skipped "
+        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): fill a cell in where a row is meant",
+    )
+
+
+def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tmp_path, monkeypatch):
+    from pipeline import manifests
+
+    def refuse(uri, options=None):
+        raise AssertionError(uri)
+
+    (tmp_path / "c.csv").write_text('concept_id,superclass,images\na,mug,"photos/0.png,photos/1.jpg"\n')
+    limits = LIMITS.model_copy(update={"allow": ("s3://elsewhere",)})
+    monkeypatch.setattr(manifests, "open_filesystem", refuse)
+    assert concepts(db, tmp_path / "c.csv", tmp_path, limits=limits).bad == {"uri_not_allowed": 1}
+    (row,) = rows(db, "concepts")
+    assert "number 2" in row["message"]
+
+
 def test_text_that_is_not_utf8_in_parquet_is_a_bad_row(db, tmp_path):
     column = pa.array([b"a {product}", b"\xff {product}", None], pa.binary())
     raw = pa.StringArray.from_buffers(3, *column.buffers()[1:3], column.buffers()[0])
