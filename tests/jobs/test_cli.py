@@ -167,6 +167,9 @@ except SystemExit as end:
         (("status", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read"),
         (("run", "nowhere.txt"), 2, "nowhere.txt is no spec: its name must end in .yaml"),
         (("plan", "SPEC", "--set", "concepts=gone.parquet"), 2, "gone.parquet"),
+        (("plan", "SPEC", "--set", "root=s3:/bucket/x"), 2, "write s3://bucket/x"),
+        (("plan", "SPEC", "--set", "base=file:models/sd"), 2, "lacks the '://' of a URI"),
+        (("status", "file:results"), 2, "lacks the '://' of a URI"),
         (("plan", "SPEC", "--set", "base=gone"), 2, "there is no base model 'gone'"),
         (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is no setting; did you mean 'train'?"),
         (("run", "SPEC", "--set", "root=good.yaml/inside"), 1, "good.yaml/inside"),
@@ -281,6 +284,32 @@ def test_validate_of_good_manifests(perfusion, shop):
     assert (code, out.splitlines()[-1]) == (0, "every row is good")
     code, out, _ = perfusion("validate", shop.spec("good"), "--json")
     assert (code, only_object(out)["bad_rows"]) == (0, 0)
+
+
+def test_what_was_skipped_is_said_by_every_command_that_reads_manifests(perfusion, shop, capsysbinary):
+    """Both manifests have an index that pandas wrote without a name; a plan of both was refused for it."""
+    spec = shop.spec("good")
+    for manifest in ("concepts", "prompts"):
+        path = shop.folder / "catalog" / f"good-{manifest}.parquet"
+        frame = pq.read_table(path).to_pandas()
+        frame.index = [5, 9][: len(frame)]
+        frame.index = frame.index.astype("float64")
+        frame.to_parquet(path)
+        assert "__index_level_0__" in pq.read_schema(path).names
+    for command in ("validate", "plan"):
+        code, out, err = perfusion(command, spec)
+        notices = [line for line in err.splitlines() if "__index_level_0__" in line]
+        assert (code, len(notices)) == (0, 2)
+        assert all(line.startswith("perfusion: file://") for line in notices)
+        assert "__index_level_0__" not in out
+        code, out, err = perfusion(command, spec, "--json")
+        assert [notice in line for notice, line in zip(only_object(out)["notices"], notices, strict=True)] == [True] * 2
+        assert "__index_level_0__" not in err
+    assert run(load_spec(spec), json=True, make_engine=stopped(lambda: None)) == 4
+    found = capsysbinary.readouterr()
+    assert len(only_object(found.out.decode())["notices"]) == 2
+    assert run(load_spec(spec), json=False, make_engine=stopped(lambda: None)) == 4
+    assert capsysbinary.readouterr().err.decode().count("__index_level_0__") == 2
 
 
 def test_plan(perfusion, shop):

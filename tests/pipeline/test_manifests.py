@@ -482,7 +482,7 @@ def test_folders_named_like_columns_give_columns(db, uri, tmp_path):
 def test_a_folder_may_not_name_a_column_that_the_files_have(db, tmp_path):
     (tmp_path / "p" / "brand=x").mkdir(parents=True)
     write_parquet(tmp_path / "p" / "brand=x" / "0.parquet", prompt=["{product}"], brand=["b"])
-    with pytest.raises(ManifestError, match=r"'brand' stands in .* more than once"):
+    with pytest.raises(ManifestError, match=r"has the column 'brand' more than once"):
         load_prompts(db, str(tmp_path / "p"))
 
 
@@ -513,9 +513,10 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
         "header.csv": b"prompt\n",
         "text.parquet": b"no parquet at all",
         "latin.csv": "prompt\ncaf\u00e9 {product}\n".encode("latin-1"),
-        "open.csv": b'prompt\n"a {product}\nb {product}\n',
+        "open.csv": b'prompt,"k\n{product},x\n',
         "twice.csv": b"prompt,a,a\n{product},1,2\n",
-        "nameless.csv": b",prompt\n0,{product}\n",
+        "nameless.csv": b",prompt\n7,{product}\n",
+        "middle.csv": b"prompt,,k\n{product},0,x\n",
         "manifest.xlsx": b"PK",
         "missing.jsonl": b'{"text": "{product}"}\n',
     }.items():
@@ -534,15 +535,16 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
         "lacking": r"b.parquet has no column 'prompt' \(it has 'promt'\)",
         "zero.parquet": "cannot be read",
         "zero.csv": "is empty: write a header",
-        "zero.jsonl": "no column 'prompt'",
+        "zero.jsonl": "holds no rows",
         "header.csv": "holds no rows",
         "rows0.parquet": "holds no rows",
         "text.parquet": "cannot be read",
         "half.parquet": "cannot be read",
         "latin.csv": "not UTF-8",
-        "open.csv": "quote that is not closed",
+        "open.csv": "line 1 of .*, the header, opens a quote that is not closed",
         "twice.csv": "more than once",
-        "nameless.csv": "column 1 of .* has the name ''",
+        "nameless.csv": "column 1 of .* has no name and does not count",
+        "middle.csv": "column 2 of .* has the name ''",
         "manifest.xlsx": "no manifest by its name",
         "missing.jsonl": "has no column 'prompt'",
         "clash.parquet": "'status'.*rename it",
@@ -589,6 +591,34 @@ def test_the_digest_is_of_the_content_and_the_files(tmp_path):
         summary = load_prompts(db, str(tmp_path / "a"))
     assert summary.digest != digests[0]
     assert (summary.files, summary.rows) == (3, 3)
+
+
+def test_a_notice_counts_over_all_files_and_names_the_first_few(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.csv").write_text(f"prompt;k\n{{product}};{number}\n;\n;\n")
+    with PlanDB(threads=1) as db:
+        summary = load_prompts(db, str(tmp_path))
+    assert (summary.rows, summary.good) == (7, 7)
+    assert summary.notices == (
+        f"file://{tmp_path}: 7 files read with semicolons between cells, as the first line shows "
+        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): correct that line if this is wrong",
+        f"file://{tmp_path}: 14 rows of nothing but separators skipped "
+        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): fill a cell in where a row is meant",
+    )
+
+
+def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tmp_path, monkeypatch):
+    from pipeline import manifests
+
+    def refuse(uri, options=None):
+        raise AssertionError(uri)
+
+    (tmp_path / "c.csv").write_text('concept_id,superclass,images\na,mug,"photos/0.png,photos/1.jpg"\n')
+    limits = LIMITS.model_copy(update={"allow": ("s3://elsewhere",)})
+    monkeypatch.setattr(manifests, "open_filesystem", refuse)
+    assert concepts(db, tmp_path / "c.csv", tmp_path, limits=limits).bad == {"uri_not_allowed": 1}
+    (row,) = rows(db, "concepts")
+    assert "number 2" in row["message"]
 
 
 def test_text_that_is_not_utf8_in_parquet_is_a_bad_row(db, tmp_path):
