@@ -45,6 +45,7 @@ from pipeline.selection import Missing, Selection, select
 from pipeline.settings import EngineSettings, RunSettings
 from pipeline.storage import Storage, StorageError, mistyped_uri
 from pipeline.superclasses import superclass_check
+from pipeline.table_columns import carried_columns
 from pipeline.units import Outcome
 from pipeline.worker_settings import WorkerSettings
 from pipeline.workqueue import Remaining, WorkQueue
@@ -82,11 +83,12 @@ class Checked:
     worker: WorkerSettings
     digest: str
     content: str
+    columns: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What was skipped or assumed in the manifests."""
-        return (*self.concepts.notices, *self.prompts.notices)
+        """What was skipped or assumed in the manifests, and which of their columns the tables carry in another way."""
+        return (*self.concepts.notices, *self.prompts.notices, *self.columns)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,9 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
     )
-    return Checked(base, counter, concepts, prompts, worker, digest, content_digest(db, digest))
+    # Those of renders are those of concepts and more.
+    _, columns = carried_columns(db, storage, "renders")
+    return Checked(base, counter, concepts, prompts, worker, digest, content_digest(db, digest), columns)
 
 
 def make_plan(
