@@ -262,7 +262,7 @@ class PerfusionWorker:
                 if isinstance(error, ConceptFileError):
                     self._storage.delete(weights_path(key))  # so that the next run trains it anew
                 who = f"concept {name!r}" if name else f"the concept with key {key[:12]}..."
-                message = f"the weights of {who} cannot be used: {error}; run again to train it again"
+                message = f"the weights of {who} cannot be used: {error}; run again to train a new one"
                 raise RowError(Code.WEIGHTS_INVALID, message, status=Status.FAILED) from error
             while len(self._concepts) > _CONCEPTS_KEPT:
                 self._concepts.popitem(last=False)

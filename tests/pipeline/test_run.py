@@ -359,7 +359,7 @@ def test_weights_that_were_swapped_are_refused_and_trained_anew_by_the_next_run(
     second, _ = go(root, shop)
     [row] = check_render_only(root, second)
     assert row["error_code"] == "weights_invalid"
-    assert "run again to train it anew" in row["error_message"]
+    assert "run again to train a new one" in row["error_message"]
     third, _ = go(root, shop)
     assert [row["status"] for row in check_accounts(root, third, concepts=3, prompts=1)["renders"]] == ["ok"]
 
