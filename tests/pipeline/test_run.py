@@ -411,7 +411,7 @@ BAD_PROMPTS = {
 }
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(
     concepts=st.lists(st.sampled_from(sorted(BAD_CONCEPTS)), min_size=1, max_size=6),
     prompts=st.lists(st.sampled_from(sorted(BAD_PROMPTS)), min_size=1, max_size=6),
