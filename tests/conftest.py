@@ -1,7 +1,7 @@
 """Shared by all tests: one thread of arithmetic each, and the same examples of every property in every run.
 
-`make test` draws the same examples on every machine. With PERFUSION_FRESH_EXAMPLES=10 (`make test-fresh`) each run draws
-other ones, ten times as many.
+`make test` draws the same examples on every machine. With PERFUSION_FRESH_EXAMPLES=10 (`make test-fresh`) each run
+draws other ones, ten times as many.
 """
 
 import os
