@@ -318,7 +318,7 @@ def test_a_hundred_thousand_requests():
 def test_where_can_do_no_harm(expression):
     CONCEPTS_LEAK = __import__("pyarrow").table({"concept_id": ["mug-1"]})  # noqa: F841 (DuckDB looks for names)
     with planned(CONCEPTS, []) as db:
-        with Sandbox(db.connection, seconds=1.0) as sandbox:
+        with Sandbox(db.connection, seconds=3.0) as sandbox:
             with pytest.raises(RowError, match="cannot be used") as caught:
                 sandbox.matching(expression)
             assert caught.value.code == "bad_where"
