@@ -198,7 +198,7 @@ def test_objects_that_are_cut_off_or_another_ones_are_made_again(worker, tmp_pat
     again = ready_worker(tmp_path / "root")
     second = again.run(train) + again.run(draw)
     assert [outcome.accelerator_s > 0 for outcome in second] == [True, True, False] * 2
-    # Two were made again without the third, which is another group and another batch.
+    # Two were made again without the third: another group and another batch.
     assert [second[index].sha256 == first[index].sha256 for index in (2, 5)] == [True, True]
     after = [stored(again, task).read_bytes() for task in (*train.tasks, *draw.tasks)]
     for one, other in zip(before[:3], after[:3], strict=True):
