@@ -105,7 +105,7 @@ def done(tmp_path_factory):
     shop = Shop(tmp_path_factory.mktemp("done"))
     words = [sys.executable, "-c", "from jobs.cli import main; main()", "run", shop.spoilt(), "--json"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    shop.run = subprocess.run(words, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    shop.run = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False, env=environment)
     shop.root = str(shop.folder / "results")
     return shop
 

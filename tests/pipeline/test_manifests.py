@@ -388,7 +388,7 @@ prompt_rows = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(table=prompt_rows, cut=st.integers(0, 12))
 def test_parquet_csv_and_jsonl_mean_the_same(table, cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("same")

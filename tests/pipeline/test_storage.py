@@ -156,7 +156,7 @@ def test_paths_that_leave_the_root_are_errors(storage, path):
         storage.write(path, b"")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(path=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
 def test_whatever_the_path_the_object_stays_under_the_root(path):
     storage = Storage("file:///srv/data/root")
@@ -167,7 +167,7 @@ def test_whatever_the_path_the_object_stays_under_the_root(path):
     assert os.path.normpath(full).startswith("/srv/data/root/")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     objects=st.dictionaries(st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}){0,2}\.bin", fullmatch=True), st.binary(max_size=50))
 )
