@@ -6,15 +6,15 @@ bytes. Every failure is a `RowError` with a code of its own and a sentence with 
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import Code, RowError
-from pipeline.headers import Format, describe, picture_format, picture_size
+from pipeline.headers import DepthError, Format, describe, picture_format, picture_size
+from pipeline.opening import load_picture, open_picture, upright
 from pipeline.storage import absolute_uri
 
 _BOMB_PIXELS = 89_478_485  # where Pillow starts to warn: no limit may lie above it, so its warning never shows
@@ -126,6 +126,8 @@ def _check_header(data: bytes, limits: InputLimits) -> tuple[Format, tuple[int, 
         )
     try:
         size = picture_size(data, kind)
+    except DepthError as error:
+        raise RowError(Code.IMAGE_FORMAT, f"the {kind} cannot be read ({error}): export it with 8 bits") from None
     except ValueError as error:
         code = Code.IMAGE_TRUNCATED if "cut off" in str(error) else Code.IMAGE_CORRUPT
         raise RowError(code, f"the {kind} cannot be read ({error}): export or upload it again") from None
@@ -142,16 +144,20 @@ def _load(data: bytes, limits: InputLimits) -> Image.Image:
         raise RowError(Code.IMAGE_TRUNCATED, f"the {kind} ends before its end: upload it again")
     try:
         if kind == "PNG":
-            Image.open(io.BytesIO(data), formats=[kind]).verify()  # checksums, which loading does not look at
-        picture = Image.open(io.BytesIO(data), formats=[kind])
+            open_picture(data, kind).verify()  # checksums, which loading does not look at
+        picture = open_picture(data, kind)
         frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)  # a phone's JPEG may carry previews
         if frames == 1 and picture.size == size:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+            return upright(load_picture(data, kind))
     except Exception as error:  # decoders raise whatever they like on hostile bytes; all of it means the same
-        truncated = "truncated" in str(error).lower()
-        code = Code.IMAGE_TRUNCATED if truncated else Code.IMAGE_CORRUPT
-        raise RowError(code, f"the {kind} does not decode ({error}): export or upload it again") from error
+        # The decoder's own words are left out: they hold memory addresses, and change with its version.
+        if "truncated" in str(error).lower():
+            raise RowError(
+                Code.IMAGE_TRUNCATED, f"the {kind} ends before its last pixel: export or upload it again"
+            ) from error
+        raise RowError(
+            Code.IMAGE_CORRUPT, f"the {kind} is damaged and does not decode: export or upload it again"
+        ) from error
     if frames > 1:
         raise RowError(Code.IMAGE_FORMAT, f"the {kind} is an animation of {frames} frames: export the one to use")
     raise RowError(
