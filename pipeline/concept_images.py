@@ -4,15 +4,13 @@ A picture that the manifest carries as bytes is stored once, under its own diges
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from pipeline.cells import show
 from pipeline.errors import Code, RowError, RowProblem
-from pipeline.inputs import InputCache, InputLimits, Inspected, decode_mask, examine, inspect, redact, resolve
+from pipeline.inputs import InputCache, InputLimits, Inspected, Role, examine, inspect, redact, resolve
 from pipeline.layout import input_path
 from pipeline.storage import Storage
 
-Role = Literal["image", "mask"]
 Picture = dict[str, str]
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must show the same frame
@@ -78,9 +76,7 @@ class ImageReader:
             uri = resolve(item, self._folder)
             found = examine(uri, role, self._limits, self._cache, self._storage_options)
         elif isinstance(item, bytes):
-            found = inspect(item, self._limits)
-            if role == "mask":
-                decode_mask(item, self._limits)
+            found = inspect(item, self._limits, role)
             path = input_path(found.sha256)
             if not self._storage.exists(path):
                 self._storage.create(path, item)
@@ -89,7 +85,7 @@ class ImageReader:
             raise RowError(Code.MISSING_VALUE, "it is null: give a URI or remove it from the list")
         else:
             raise RowError(Code.WRONG_TYPE, f"it is {show(item)}: it must be a URI or the picture's bytes")
-        return {"uri": uri, "sha256": found.sha256}, found
+        return {"uri": uri, "sha256": found.sha256, "reading": found.reading}, found
 
 
 def _items(column: str, cell: object, most: int) -> Sequence[object]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Format = Literal["JPEG", "PNG", "WEBP"]
+# A rule by which a file's pixels are another than versions before 0.2 took them for; "" when none of them applied.
+Reading = Literal["", "srgb", "alpha", "scaled"]
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
 _SCAN, _END = 0xDA, 0xD9

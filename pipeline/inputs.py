@@ -8,11 +8,11 @@ and the status `failed`, because the same row may be good tomorrow.
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.errors import Code, RowError, Status
 from pipeline.input_cache import InputCache, Sighting
-from pipeline.pictures import InputLimits, Inspected, check_size, decode, decode_mask, inspect
+from pipeline.pictures import InputLimits, Inspected, Role, check_size, decode, decode_mask, inspect
 from pipeline.storage import StorageError, explain, open_filesystem
 from pipeline.uris import check_allowed, redact, resolve
 
@@ -20,6 +20,7 @@ __all__ = [
     "InputCache",
     "InputLimits",
     "Inspected",
+    "Role",
     "check_allowed",
     "decode",
     "decode_mask",
@@ -50,7 +51,7 @@ def fetch(uri: str, limits: InputLimits, storage_options: Mapping[str, object] |
 
 def examine(
     uri: str,
-    role: Literal["image", "mask"],
+    role: Role,
     limits: InputLimits,
     cache: InputCache,
     storage_options: Mapping[str, object] | None = None,
@@ -58,7 +59,7 @@ def examine(
     """Fetch and inspect a picture or mask, or recall it when the storage says that it did not change.
 
     Raises:
-        RowError: as `fetch`, `inspect` and (for a mask) `decode_mask` do.
+        RowError: as `fetch` and `inspect` do.
     """
     if uri.partition("://")[0] not in _WEB:
         check_allowed(uri, limits.allow)
@@ -68,9 +69,7 @@ def examine(
             check_size(known.width, known.height, limits)
             return known
     data, seen = _fetch(uri, limits, storage_options)
-    found = inspect(data, limits)
-    if role == "mask":
-        decode_mask(data, limits)
+    found = inspect(data, limits, role)
     if seen is not None:
         cache.put(role, seen, found)
     return found

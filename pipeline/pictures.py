@@ -7,15 +7,19 @@ bytes. Every failure is a `RowError` with a code of its own and a sentence with 
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pipeline.colours import to_srgb
 from pipeline.errors import Code, RowError
-from pipeline.headers import DepthError, Format, describe, picture_format, picture_size
+from pipeline.headers import DepthError, Format, Reading, describe, picture_format, picture_size
+from pipeline.masks import eight_bits, is_deep, mask_of
 from pipeline.opening import load_picture, open_picture, upright
 from pipeline.storage import absolute_uri
+
+Role = Literal["image", "mask"]
 
 _BOMB_PIXELS = 89_478_485  # where Pillow starts to warn: no limit may lie above it, so its warning never shows
 
@@ -47,53 +51,72 @@ class InputLimits(BaseModel):
 
 @dataclass(frozen=True)
 class Inspected:
-    """A picture that decodes: hex sha256 of its bytes, and its size in pixels as displayed (EXIF turn applied)."""
+    """A picture that decodes.
+
+    Hex sha256 of its bytes, its size in pixels as displayed (EXIF turn applied), and how its pixels are read.
+    """
 
     sha256: str
     format: Format
     width: int
     height: int
+    reading: Reading = ""
 
 
-def inspect(data: bytes, limits: InputLimits) -> Inspected:
-    """Check a picture's bytes by their header, then by decoding all of it.
+def inspect(data: bytes, limits: InputLimits, role: Role = "image") -> Inspected:
+    """Check the bytes of a picture or a mask by their header, then by decoding all of it.
 
     Raises:
         RowError: IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORMAT, IMAGE_TOO_MANY_PIXELS, IMAGE_TOO_SMALL,
-            IMAGE_TRUNCATED or IMAGE_CORRUPT.
+            IMAGE_TRUNCATED or IMAGE_CORRUPT; of a mask also MASK_EMPTY.
     """
     kind, _ = _check_header(data, limits)
-    picture = decode(data, limits)
-    return Inspected(hashlib.sha256(data).hexdigest(), kind, picture.width, picture.height)
+    picture, reading = _picture(data, limits) if role == "image" else _mask(data, limits)
+    return Inspected(hashlib.sha256(data).hexdigest(), kind, picture.width, picture.height, reading)
 
 
 def decode(data: bytes, limits: InputLimits) -> Image.Image:
-    """The picture as RGB, upright by its EXIF tag, transparency laid on white; raises as `inspect` does."""
-    picture = _load(data, limits)
-    if picture.mode.startswith(("I", "F")):
-        picture = _eight_bits(picture)
+    """The picture as sRGB, upright by its EXIF tag, transparency laid on white; raises as `inspect` does."""
+    return _picture(data, limits)[0]
+
+
+def decode_mask(data: bytes, limits: InputLimits | None = None) -> Image.Image:
+    """The mask as 'L' (white: the product), upright by its EXIF tag, as `pipeline.masks` says.
+
+    Raises:
+        RowError: as `inspect` does, and MASK_EMPTY when no pixel is above black.
+    """
+    return _mask(data, limits or InputLimits())[0]
+
+
+def _picture(data: bytes, limits: InputLimits) -> tuple[Image.Image, Reading]:
+    stored = _load(data, limits)
+    picture = stored
+    if is_deep(stored):
+        picture = eight_bits(stored)
+        picture.info["icc_profile"] = stored.info.get("icc_profile")
+    plain, converted = _on_white(picture), to_srgb(picture)
+    if converted is None:
+        return plain, ""
+    converted = _on_white(converted)
+    return (plain, "") if converted.tobytes() == plain.tobytes() else (converted, "srgb")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def decode_mask(data: bytes, limits: InputLimits | None = None) -> Image.Image:
-    """The mask as 'L' (white: the product), upright by its EXIF tag, transparency laid on black.
-
-    Raises:
-        RowError: as `inspect` does, and MASK_EMPTY when no pixel is above black.
-    """
-    mask = _load(data, limits or InputLimits())
-    if mask.mode.startswith(("I", "F")):
-        mask = _eight_bits(mask)
-    elif mask.has_transparency_data:
-        mask = mask.convert("RGBA")
-        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-    mask = mask.convert("L")
-    if not np.asarray(mask).any():
-        raise RowError(Code.MASK_EMPTY, "the mask is all black: draw the product in white on black, or leave masks out")
-    return mask
+def _mask(data: bytes, limits: InputLimits) -> tuple[Image.Image, Reading]:
+    mask, reading = mask_of(_load(data, limits))
+    if mask.getbbox() is None:
+        raise RowError(
+            Code.MASK_EMPTY,
+            "the mask is all black or transparent: draw the product in white on black, cut it out, or leave masks out",
+        )
+    return mask, reading
 
 
 def check_size(width: int, height: int, limits: InputLimits) -> None:
@@ -163,8 +186,3 @@ def _load(data: bytes, limits: InputLimits) -> Image.Image:
     raise RowError(
         Code.IMAGE_CORRUPT, f"the {kind} says {size} pixels in its header and {picture.size} inside: export it again"
     )
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A 16-bit grey picture at 8 bits; Pillow's own conversion would clip it to white."""
-    return Image.fromarray((np.asarray(picture).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))

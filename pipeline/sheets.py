@@ -14,8 +14,10 @@ from typing import Any
 
 import duckdb
 
+from pipeline.colours import to_srgb
 from pipeline.errors import Status
 from pipeline.headers import picture_format, picture_size
+from pipeline.masks import eight_bits, is_deep
 from pipeline.opening import load_picture, upright
 from pipeline.storage import Storage, absolute_uri, open_filesystem
 
@@ -129,6 +131,7 @@ def thumbnail(data: bytes) -> Picture:
     if width * height > _MAX_PIXELS:
         raise _NotShownError(f"The picture has {width} x {height} pixels and is not shown.")
     picture = upright(load_picture(data, kind, THUMBNAIL_PX * 2))
+    picture = eight_bits(picture) if is_deep(picture) else to_srgb(picture) or picture
     small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     crisp = max(small.size) <= CRISP_PX
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

@@ -9,7 +9,9 @@ import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import icc
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -453,6 +455,34 @@ def test_a_picture_written_just_now_is_not_remembered(tmp_path):
     cache = InputCache(Storage(str(tmp_path / "root")))
     examine(f"file://{photo}", "image", LIMITS, cache)
     assert len(cache) == 0
+
+
+def test_a_cache_of_an_earlier_version_is_left_alone_and_its_pictures_are_inspected_again(tmp_path, caplog):
+    storage, photo = Storage(str(tmp_path / "root")), tmp_path / "p.png"
+    photo.write_bytes(encode(noise(), "PNG", icc_profile=icc.PROFILES["adobe"][0]))
+    os.utime(photo, (1_600_000_000, 1_600_000_000))
+    first = InputCache(storage)
+    found = examine(f"file://{photo}", "image", LIMITS, first)
+    assert found.reading == "srgb"
+    first.save()
+    [(path, _)] = storage.list("cache")
+    table = pq.read_table(io.BytesIO(storage.read(path)))
+    assert table["reading"].to_pylist() == ["srgb"]
+    old = io.BytesIO()
+    pq.write_table(table.drop_columns(["reading"]), old)
+    storage.write(path, old.getvalue())
+    second = InputCache(storage)
+    assert len(second) == 0
+    assert not caplog.text
+    assert examine(f"file://{photo}", "image", LIMITS, second) == found
+    second.save()
+    # The earlier version, on the same root, reads the columns that it knows.
+    known = ["key", "sha256", "format", "width", "height"]
+    for name, _ in storage.list("cache"):
+        assert pq.read_table(io.BytesIO(storage.read(name))).select(known).num_rows == 1
+    third = InputCache(storage)
+    assert examine(f"file://{photo}", "image", LIMITS, third) == found
+    assert len(third) == 1
 
 
 def test_a_spoilt_cache_file_is_reported_and_ignored(tmp_path, caplog):
