@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.local_files import NoHardLinksError, files_below, write_file
+from pipeline.reasons import reason
 
 SCHEMES = ("file", "memory", "s3", "gs", "az", "http", "https")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -251,11 +252,11 @@ def explain(error: Exception, verb: str, uri: str) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot {verb} {uri}: the disk is full; free space or choose another root, then run again"
     if isinstance(error, PermissionError) or number == errno.EROFS:
-        return f"cannot {verb} {uri}: permission denied ({error}); check the folder's owner or the credentials in use"
+        return f"cannot {verb} {uri}: permission denied ({reason(error)}); check the folder's owner or the credentials"
     if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
         return f"cannot {verb} {uri}: a folder and an object have the same name there; choose another root"
-    first, *_ = str(error).splitlines() or [""]  # Azure adds its whole answer
-    return f"cannot {verb} {uri}: {type(error).__name__}: {first}; check the address and the network, then run again"
+    why = f"{type(error).__name__}: {reason(error)}"
+    return f"cannot {verb} {uri}: {why}; check the address and the network, then run again"
 
 
 def _checked(path: str) -> str:
