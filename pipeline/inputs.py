@@ -13,8 +13,8 @@ from typing import Any
 from pipeline.errors import Code, RowError, Status
 from pipeline.input_cache import InputCache, Sighting
 from pipeline.pictures import InputLimits, Inspected, Role, check_size, decode, decode_mask, inspect
-from pipeline.storage import StorageError, explain, open_filesystem
-from pipeline.uris import check_allowed, redact, resolve
+from pipeline.storage import StorageError, explain, open_filesystem, options_for
+from pipeline.uris import check_allowed, is_signed, locate, redact, resolve
 
 __all__ = [
     "InputCache",
@@ -27,6 +27,7 @@ __all__ = [
     "examine",
     "fetch",
     "inspect",
+    "locate",
     "redact",
     "resolve",
 ]
@@ -78,7 +79,7 @@ def examine(
 def _fetch(
     uri: str, limits: InputLimits, storage_options: Mapping[str, object] | None
 ) -> tuple[bytes, Sighting | None]:
-    uri = resolve(uri, "file:///")
+    uri = resolve(uri, "file:///", presigned=limits.presigned)
     check_allowed(uri, limits.allow)
     if uri.partition("://")[0] in _WEB:
         data, seen = _stream(uri, limits.max_bytes + 1, storage_options), None
@@ -112,6 +113,9 @@ def _look(uri: str, limits: InputLimits, storage_options: Mapping[str, object] |
 
 def _stream(uri: str, count: int, storage_options: Mapping[str, object] | None) -> bytes:
     """Up to `count` bytes from a web server, which may ignore ranges and sizes; redirects are not followed."""
+    if is_signed(uri):
+        # Nothing may be spelt in another way: the signature is of these very bytes.
+        storage_options = options_for(uri.partition("://")[0], storage_options) | {"encoded": True}
     with _row_errors(uri):
         filesystem: Any = open_filesystem(uri, storage_options)
         with filesystem.open(uri, block_size=0, size=1, allow_redirects=False) as file:

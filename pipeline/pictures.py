@@ -34,6 +34,10 @@ class InputLimits(BaseModel):
         description="folders or schemes (s3://bucket/photos, https://) that pictures may come from; "
         "empty: any file, memory, s3, gs or az URI, but neither http nor https",
     )
+    presigned: bool = Field(
+        default=False,
+        description="whether web addresses under `allow` may carry a signature; it is never stored or printed",
+    )
     max_bytes: int = Field(default=50 * 2**20, ge=1, le=2**31, description="of one picture")
     max_pixels: int = Field(default=50_000_000, ge=1, le=_BOMB_PIXELS, description="width times height")
     min_side: int = Field(default=16, ge=1, le=4096, description="pixels of the shorter side")

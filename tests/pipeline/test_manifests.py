@@ -664,6 +664,56 @@ def test_bounded_map_takes_no_more_than_its_window_and_keeps_the_order():
     assert len(taken) == 50
 
 
+def test_pictures_as_hugging_face_writes_them(photos, tmp_path):
+    """Structs of bytes and path: bytes first, in either order of the fields, alone or in a list, for masks too."""
+    data, drawn = (photos / "0.png").read_bytes(), (photos / "mask.png").read_bytes()
+    path = "photos/0.png"
+    whole, named, empty = (
+        {"bytes": data, "path": "gone.png"},
+        {"bytes": None, "path": path},
+        dict.fromkeys(("bytes", "path")),
+    )
+    for kind in (
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())]),
+    ):
+        cells = [[whole], [named], [whole, named], [empty], [None], [{"bytes": b"", "path": path}]]
+        masks = [[{"bytes": drawn, "path": None}], None, None, None, None, None]
+        several = {"images": pa.array(cells, pa.list_(kind)), "masks": pa.array(masks, pa.list_(kind))}
+        single = {"images": pa.array([whole, named, empty, None], kind)}
+        for columns, codes in (
+            (several, [None, None, None, "missing_value", "missing_value", "image_empty"]),
+            (single, [None, None, "missing_value", "missing_value"]),
+        ):
+            count = len(codes)
+            ids = {"concept_id": [f"c{n}" for n in range(count)], "superclass": ["mug"] * count}
+            pq.write_table(pa.table({**ids, **columns}), tmp_path / "c.parquet")
+            storage = Storage(str(tmp_path / "root"))
+            with PlanDB() as db:
+                manifest = str(tmp_path / "c.parquet")
+                load_concepts(db, manifest, storage=storage, limits=InputLimits(), cache=InputCache(storage))
+                found = db.connection.execute("SELECT code, images FROM concepts ORDER BY row").fetchall()
+            assert [code for code, _ in found] == codes
+            uris = [image["uri"] for _, images in found[:2] for image in images]
+            assert uris == [storage.uri(input_path(hashlib.sha256(data).hexdigest())), f"file://{photos}/0.png"]
+
+
+def test_other_structs_are_refused_without_their_values(photos, tmp_path):
+    rows = [
+        {"concept_id": f"c{n}", "superclass": "mug", "images": images}
+        for n, images in enumerate(
+            ([{"url": "https://x/y?sig=hunter2"}], {"src": "hunter2"}, [{}], [{"bytes": "aGk="}])
+        )
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage = Storage(str(tmp_path / "root"))
+    with PlanDB() as db:
+        load_concepts(db, str(tmp_path / "c.jsonl"), storage=storage, limits=InputLimits(), cache=InputCache(storage))
+        found = db.connection.execute("SELECT code, message FROM concepts ORDER BY row").fetchall()
+    assert [code for code, _ in found] == ["wrong_type", "wrong_type", "wrong_type", "image_missing"]
+    assert "hunter2" not in str(found)
+
+
 def test_only_pictures_that_are_read_in_another_way_than_before_change_a_concepts_key(photos, tmp_path):
     """Concepts that an earlier version trained are found again, but those whose pictures mean other pixels now."""
     profiles = {"srgb": icc.SAME["srgb v2"], "adobe": icc.PROFILES["adobe"][0]}
