@@ -103,7 +103,10 @@ def _items(column: str, cell: object, most: int) -> Sequence[object]:
 def _content(item: object) -> object:
     """What a struct of `bytes` and `path`, as Hugging Face's datasets write pictures, holds; others as they are."""
     if isinstance(item, Mapping) and item and set(item) <= {"bytes", "path"}:
-        return item.get("path") if item.get("bytes") is None else item["bytes"]
+        data = item.get("bytes")
+        if data is None:
+            return item.get("path")
+        return data if isinstance(data, bytes) else item
     return item
 
 
