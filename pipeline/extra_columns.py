@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import ManifestError
+from pipeline.plandb import EXTRA_ROW
 
 _MAX_COLUMNS = 1_000
 # What text must look like throughout, in order of preference: no leading zeros, which mark codes rather than numbers,
@@ -27,7 +28,7 @@ _JSON_TYPES = (
 
 
 class ExtraColumns:
-    """The table `name` (`row` and the extra columns), filled batch by batch; `finish` settles the types of text."""
+    """The table `name`: `EXTRA_ROW` and the extra columns, filled by batches; `finish` settles the types of text."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         self._connection = connection
@@ -35,7 +36,7 @@ class ExtraColumns:
         self._types: dict[str, str] = {}
         self._kinds: dict[str, set[str]] = {}
         self._untyped: set[str] = set()
-        connection.execute(f"CREATE TABLE {name} (row BIGINT NOT NULL)")
+        connection.execute(f"CREATE TABLE {name} ({EXTRA_ROW} BIGINT NOT NULL)")
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +61,7 @@ class ExtraColumns:
         self._untyped.update(field.name for field in extra.schema if pa.types.is_null(field.type))
         typed = extra.select([field.name for field in extra.schema if not pa.types.is_null(field.type)])
         numbers = pa.array(range(first_row, first_row + rows), pa.int64())
-        table = pa.table({"row": numbers, **{name: typed.column(name) for name in typed.column_names}})
+        table = pa.table({EXTRA_ROW: numbers, **{name: typed.column(name) for name in typed.column_names}})
         try:
             self._connection.register("extra_batch", table)
             for column, kind, *_ in self._connection.execute("DESCRIBE SELECT * FROM extra_batch").fetchall()[1:]:

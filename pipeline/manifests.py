@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from perfusion_ops.config import SamplingConfig
 from pipeline.cells import (
+    Check,
     RowReader,
     identifier,
     negative_prompt,
@@ -139,6 +140,7 @@ def load_concepts(
     cache: InputCache,
     storage_options: Mapping[str, object] | None = None,
     threads: int = 8,
+    superclass_check: Check = superclass,
 ) -> ManifestSummary:
     """Check a concepts manifest, pictures included, into `concepts` and `concepts_extra`.
 
@@ -151,6 +153,7 @@ def load_concepts(
         cache: earlier inspections; what is learnt here is saved into it.
         storage_options: fsspec options for the manifest and the pictures, for one filesystem or grouped by scheme.
         threads: pictures inspected at the same time.
+        superclass_check: what a superclass must be; see `pipeline.superclasses` for the one of a base model.
 
     Raises:
         ManifestError: nothing can start from this manifest.
@@ -160,7 +163,7 @@ def load_concepts(
     images = ImageReader(manifest.folder, storage, limits, cache, storage_options)
     reading = _Reading(db, "concepts", manifest, _CONCEPTS)
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
-        rows = bounded_map(pool, lambda row: _concept(row, images), reading.rows(), 4 * threads)
+        rows = bounded_map(pool, lambda row: _concept(row, images, superclass_check), reading.rows(), 4 * threads)
         _insert(db, "concepts", _CONCEPT_ROW, rows)
     _mark_duplicates(db)
     cache.save()
@@ -244,14 +247,14 @@ class _Reading:
         check_extra_columns(names, []) if self._table == "concepts" else check_extra_columns([], names)
 
 
-def _concept(row: _Row, images: ImageReader) -> dict[str, Any]:
+def _concept(row: _Row, images: ImageReader, superclass_check: Check) -> dict[str, Any]:
     if row.broken:
         return {"row": row.number, "concept_id": _raw(row.cells.get("concept_id")), **_broken(row.broken)}
     reader = RowReader(row.cells)
     values: dict[str, Any] = {
         "row": row.number,
         "concept_id": reader.read("concept_id", required(identifier)),
-        "superclass": reader.read("superclass", required(superclass)),
+        "superclass": reader.read("superclass", required(superclass_check)),
         "train": reader.read("train", optional(overrides)),
     }
     problems = reader.problems

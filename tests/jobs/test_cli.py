@@ -564,9 +564,17 @@ def test_nothing_published_yet_is_said(perfusion, shop):
 
 def test_retry_of_a_run_without_failures_says_so(done, perfusion):
     run_id = read_status(Storage(done.root), SystemClock())[-1].run_id
-    assert perfusion("retry", done.root) == (0, f"no row of run {run_id} failed: nothing to do\n", "")
+    refused = "1 bad_id, 1 concept_invalid, 1 image_missing, 1 no_placeholder, 1 unknown_concept"
+    assert perfusion("retry", done.root) == (
+        0,
+        f"no row of run {run_id} failed: nothing to do\n  5 rows were refused before any work ({refused}): "
+        "correct what is wrong, then use `perfusion run`\n",
+        "",
+    )
     code, out, _ = perfusion("retry", done.root, run_id, "--only", "code=timed_out", "--json")
-    assert (code, only_object(out)["rows"]) == (0, 0)
+    assert (code, only_object(out)["rows"], only_object(out)["refused"]) == (0, 0, {})
+    _, out, _ = perfusion("retry", done.root, run_id, "--only", "code=image_missing")
+    assert "1 row was refused before any work (1 image_missing): " in out
 
 
 @pytest.mark.parametrize(
@@ -583,8 +591,8 @@ def test_retry_of_nothing_is_2(done, perfusion, words, why):
     assert why in err
 
 
-def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
-    moved, ran = tmp_path / "moved", []
+def all_failed(done, moved):
+    """A copy of a shop's results whose tables say that no concept was made."""
     shutil.copytree(done.root, moved)
     for published in (moved / "tables" / "concepts").rglob("*.parquet"):
         rows = pq.read_table(published, partitioning=None)
@@ -593,6 +601,31 @@ def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfus
             column = pc.if_else(good, value, rows[name])
             rows = rows.set_column(rows.schema.get_field_index(name), name, column)
         pq.write_table(rows, published)
+    return moved
+
+
+def test_retry_of_rows_whose_photos_are_still_missing_says_so_and_is_2(done, perfusion, tmp_path):
+    moved = all_failed(done, tmp_path / "moved")
+    photos = [path for path in (done.folder / "catalog").rglob("*.png") if "mask" not in str(path)]
+    for path in photos:
+        path.rename(path.with_suffix(".away"))
+    try:
+        code, out, err = perfusion("retry", moved)
+    finally:
+        for path in photos:
+            path.with_suffix(".away").rename(path)
+    assert (code, out) == (2, "")
+    assert "2 concepts cannot be done again: the first of them: row 1 of the concepts manifest, " in err
+    assert "is still refused (image_missing, column images: " in err
+    assert "have changed" not in err
+    code, _, err = perfusion("retry", moved, "--set", "train.steps=7")
+    assert code == 2
+    assert "pictures, masks or training settings of " in err
+    assert "image_missing" not in err.splitlines()[-1]
+
+
+def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
+    moved, ran = all_failed(done, tmp_path / "moved"), []
     monkeypatch.setattr("jobs.retry.run", lambda settings, **given: ran.append((settings, given)) or 3)
     for only in ("failed", "from=dead-letter", "code=worker_died"):
         code, _, err = perfusion("retry", moved, "--only", only, "--set", "engine.slots=3")

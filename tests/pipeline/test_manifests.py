@@ -29,7 +29,7 @@ from pipeline.keys import concept_key
 from pipeline.layout import input_path
 from pipeline.manifests import bounded_map, load_concepts, load_prompts
 from pipeline.plan import plan_concepts
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 from pipeline.storage import Storage
 
 
@@ -92,8 +92,8 @@ def concepts(db, uri, tmp_path, **options):
 
 
 def rows(db, table):
-    cursor = db.connection.execute(f"SELECT * FROM {table} ORDER BY row")
-    names = [column[0] for column in cursor.description]
+    cursor = db.connection.execute(f"SELECT * FROM {table} ORDER BY {EXTRA_ROW if table.endswith('_extra') else 'row'}")
+    names = ["row" if column[0] == EXTRA_ROW else column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
@@ -361,7 +361,7 @@ def test_text_columns_get_the_type_that_all_their_values_have(db, tmp_path):
         ).fetchall()
     )
     assert types == {
-        "row": "BIGINT",
+        EXTRA_ROW: "BIGINT",
         "n": "BIGINT",
         "x": "DOUBLE",
         "b": "BOOLEAN",
@@ -620,14 +620,15 @@ def test_a_large_manifest_streams(kind, count, tmp_path):
 import json, sys, tracemalloc
 import pyarrow as pa
 from pipeline.manifests import load_prompts
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 
 with PlanDB() as db:  # whatever is imported only when it is used
     load_prompts(db, sys.argv[2])
 tracemalloc.start()
 with PlanDB(memory_limit="200MB", threads=1) as db:
     summary = load_prompts(db, sys.argv[1])
-    rows = db.connection.execute("SELECT count(*), min(row), max(row) FROM prompts_extra").fetchall()[0]
+    numbers = "SELECT count(*), min({0}), max({0}) FROM prompts_extra".format(EXTRA_ROW)
+    rows = db.connection.execute(numbers).fetchall()[0]
 python, arrow = tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory()
 print(json.dumps({"good": summary.good, "rows": rows, "python": python, "arrow": arrow}))
 """

@@ -12,7 +12,7 @@ from perfusion_ops.config import SamplingConfig
 from pipeline import keys
 from pipeline.errors import ManifestError, RowError
 from pipeline.plan import pending, plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 from pipeline.where import Sandbox
 
 CONCEPTS = [
@@ -243,7 +243,7 @@ def test_order_and_company_do_not_change_keys(prompts, extra, order):
         with planned(concepts, [{"mark": None, **row} for row in prompts]) as db:
             rows = db.connection.execute(
                 "SELECT mark, image_index, concept_ids, render_key, seed, code, message "
-                "FROM requests JOIN prompts_extra ON row = prompt_row"
+                f"FROM requests JOIN prompts_extra ON {EXTRA_ROW} = prompt_row"
             ).fetchall()
             assert {row[0] for row in rows} == {row.get("mark") for row in prompts}
             return sorted((row for row in rows if row[0] is not None), key=repr)

@@ -21,7 +21,7 @@ from small_runs import (
     run_settings,
     troubled,
 )
-from small_shop import CONCEPTS, PROMPTS, check_accounts, go, open_shop, stock, tables
+from small_shop import CONCEPTS, PROMPTS, PhotosVanish, check_accounts, go, open_shop, stock, tables
 
 from pipeline.clock import SystemClock
 from pipeline.errors import Code, ManifestError
@@ -159,28 +159,8 @@ def test_row_that_is_added_is_all_that_is_made(shop, root):
     assert outcome_of(found, "concepts")["hat-1"] == "trained"
 
 
-@contextmanager
-def away(path):
-    path.rename(path.with_suffix(".away"))
-    yield
-    path.with_suffix(".away").rename(path)
-
-
-class PhotoVanishes(Engines):
-    """Workers that do not find one file that was there when the manifest was read."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    @contextmanager
-    def __call__(self, worker):
-        with away(self.path), super().__call__(worker) as engine:
-            yield engine
-
-
 def test_row_that_failed_is_tried_again(shop, root):
-    first, _ = go(root, shop, PhotoVanishes(shop / "mug-1.png"))
+    first, _ = go(root, shop, PhotosVanish([shop / "mug-1.png"]))
     found = check_accounts(root, first, concepts=3, prompts=2, pictures=4)
     assert outcome_of(found, "concepts") == {"mug-1": "image_missing", "bag-1": "trained", "shoe-1": "trained"}
     assert [row["error_code"] for row in found["renders"] if "mug-1" in row["concept_ids"]] == ["concept_failed"] * 2
@@ -191,7 +171,7 @@ def test_row_that_failed_is_tried_again(shop, root):
 
 
 def test_retry_does_again_what_failed_and_nothing_else(shop, root):
-    first, _ = go(root, shop, PhotoVanishes(shop / "mug-1.png"))
+    first, _ = go(root, shop, PhotosVanish([shop / "mug-1.png"]))
     storage = Storage(root)
     assert to_retry(storage, first.run_id, DEAD_LETTER).rows == 0
     again = to_retry(storage, first.run_id)
@@ -209,7 +189,8 @@ def test_retry_does_again_what_failed_and_nothing_else(shop, root):
     assert to_retry(storage, second.run_id).rows == 0
     # Another superclass is another concept: what failed is not asked for any more.
     stock(shop, [{**CONCEPTS[0], "superclass": "cup"}, *CONCEPTS[1:]], PROMPTS)
-    with pytest.raises(ManifestError, match="plan them anew with `perfusion run`"):
+    chosen = Selection("retry", keys=again.keys)
+    with pytest.raises(ManifestError, match="the superclass of 'mug-1' has changed; `perfusion run` makes"):
         execute(given, make_engine=engines, observer=Silent(), selection=chosen)
 
 

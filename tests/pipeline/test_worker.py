@@ -248,6 +248,34 @@ def test_prompts_that_do_not_fit_name_their_column(shared):
     assert len(long.message) <= 500
 
 
+def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
+    task = replace(
+        picture("named", "mug", "bag", prompt=f"a {{0}} on a {{1}} {'very ' * 40}"), concept_ids=("1", "b-1")
+    )
+    assert task.written(task.prompt).startswith("a {1} on a {b-1} very")
+    absent = replace(picture("no weights", "nobody"), concept_ids=("n-1",))
+    locked = replace(picture("keys", "bag", lock="trained"), concept_ids=("b-1",))
+    long, lost, keyless = shared.run(renders(task, absent, locked))
+    assert "('a {1} on a {b-1} very" in long.message
+    assert "the weights of concept 'n-1' cannot be used" in lost.message
+    assert "but concept 'b-1' learned no keys" in keyless.message
+    assert not [each for each in (long, lost, keyless) if "{0}" in each.message]
+
+
+def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
+    tasks = [
+        concept(tmp_path, name, superclass=words) for name, words in (("a", "mug"), ("b", "杯"), ("c", "very " * 30))
+    ]
+    good, wordless, long = worker.run(trainings(*tasks))
+    assert good.status == Status.OK
+    assert (wordless.status, wordless.code, wordless.column_name) == (
+        Status.INVALID,
+        Code.EMPTY_SUPERCLASS,
+        "superclass",
+    )
+    assert (long.status, long.code, long.column_name) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
+
+
 def test_weights_that_are_missing_or_tampered_with_fail_their_rows_and_are_trained_anew(worker, tmp_path):
     tasks = [concept(tmp_path, name, superclass=name) for name in BASES]
     before = worker.run(trainings(*tasks))
