@@ -84,11 +84,11 @@ def open_filesystem(uri: str, options: Mapping[str, object] | None = None) -> fs
         return fsspec.filesystem(scheme, use_listings_cache=False, **given)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        remedy = f"pip install 'perfusion-pipeline[{extra}]'" if extra else f"install what fsspec asks for ({reason(error)})"
+        remedy = f"pip install 'perfusion-pipeline[{extra}]'" if extra else f"install the package ({reason(error)})"
         raise StorageError(f"{scheme}:// needs a package that is not installed: {remedy}") from error
     except (ValueError, TypeError, OSError) as error:
         raise StorageError(
-            f"{scheme}:// cannot be opened: {reason(error)}; use one of {', '.join(SCHEMES)} and check the storage options"
+            f"{scheme}:// cannot be opened ({reason(error)}): use one of {', '.join(SCHEMES)}, check the storage options"
         ) from error
 
 
