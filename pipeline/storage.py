@@ -88,7 +88,7 @@ def open_filesystem(uri: str, options: Mapping[str, object] | None = None) -> fs
         raise StorageError(f"{scheme}:// needs a package that is not installed: {remedy}") from error
     except (ValueError, TypeError, OSError) as error:
         raise StorageError(
-            f"{scheme}:// cannot be opened ({reason(error)}): use one of {', '.join(SCHEMES)}, check the storage options"
+            f"{scheme}:// cannot be opened: {reason(error)}; use one of {', '.join(SCHEMES)}; check the options"
         ) from error
 
 
