@@ -27,6 +27,22 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
+# What a setting must be, by the type of pydantic's error: its own words change with its version.
+_WANTED = {
+    "extra_forbidden": "there is no such setting",
+    "int_type": "it must be a whole number",
+    "float_type": "it must be a number",
+    "bool_type": "it must be true or false",
+    "string_type": "it must be text",
+    "finite_number": "it must be a finite number",
+    "literal_error": "it must be {expected}",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+}
+
+
 class RowReader:
     """Runs checks over one row's cells; what fails becomes a problem and reads as None."""
 
@@ -225,10 +241,10 @@ def overrides(column: str, value: object) -> str | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError):
             raise RowError(
                 Code.BAD_TRAIN_OVERRIDE,
-                f'{column} is {show(value)}: it is no JSON object ({error}); write {{"steps": 400}}',
+                f'{column} is {show(value)}: it is no JSON object; write {{"steps": 400}}',
             ) from None
     if not isinstance(value, Mapping):
         raise RowError(Code.BAD_TRAIN_OVERRIDE, f"{column} is {show(value)}: it must be a struct or a JSON object")
@@ -243,8 +259,9 @@ def overrides(column: str, value: object) -> str | None:
             if first["type"] == "extra_forbidden"
             else "correct it"
         )
+        wanted = _WANTED.get(first["type"], "not a value of this setting").format(**first.get("ctx", {}))
         raise RowError(
-            Code.BAD_TRAIN_OVERRIDE, f"{column}.{name} is {show(first['input'])}: {first['msg']}; {remedy}"
+            Code.BAD_TRAIN_OVERRIDE, f"{column}.{name} is {show(first['input'])}: {wanted}; {remedy}"
         ) from None
     return json.dumps(checked.model_dump(include=set(given)), sort_keys=True) if given else None
 

@@ -4,15 +4,13 @@ A picture that the manifest carries as bytes is stored once, under its own diges
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from pipeline.cells import show
 from pipeline.errors import Code, RowError, RowProblem
-from pipeline.inputs import InputCache, InputLimits, Inspected, decode_mask, examine, inspect, redact, resolve
+from pipeline.inputs import InputCache, InputLimits, Inspected, Role, examine, inspect, locate, redact, resolve
 from pipeline.layout import input_path
 from pipeline.storage import Storage
 
-Role = Literal["image", "mask"]
 Picture = dict[str, str]
 
 _ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must show the same frame
@@ -66,21 +64,18 @@ class ImageReader:
             try:
                 found.append(self._one(role, item))
             except RowError as error:
-                name = (
-                    redact(item) if isinstance(item, str) else f"{len(item)} bytes" if isinstance(item, bytes) else ""
-                )
+                name = _name(item)
                 label = f"{column}, number {number}" + (f" ({name})" if name and name not in str(error) else "")
                 problems.append(RowProblem(error.code, column, f"{label}: {error}"))
         return found
 
     def _one(self, role: Role, item: object) -> tuple[Picture, Inspected]:
+        item = _content(item)
         if isinstance(item, str):
-            uri = resolve(item, self._folder)
+            uri = locate(resolve(item, self._folder, presigned=self._limits.presigned))
             found = examine(uri, role, self._limits, self._cache, self._storage_options)
         elif isinstance(item, bytes):
-            found = inspect(item, self._limits)
-            if role == "mask":
-                decode_mask(item, self._limits)
+            found = inspect(item, self._limits, role)
             path = input_path(found.sha256)
             if not self._storage.exists(path):
                 self._storage.create(path, item)
@@ -88,14 +83,14 @@ class ImageReader:
         elif item is None:
             raise RowError(Code.MISSING_VALUE, "it is null: give a URI or remove it from the list")
         else:
-            raise RowError(Code.WRONG_TYPE, f"it is {show(item)}: it must be a URI or the picture's bytes")
-        return {"uri": uri, "sha256": found.sha256}, found
+            raise RowError(Code.WRONG_TYPE, f"it is {_shown(item)}: it must be a URI or the picture's bytes")
+        return {"uri": uri, "sha256": found.sha256, "reading": found.reading}, found
 
 
 def _items(column: str, cell: object, most: int) -> Sequence[object]:
     if cell is None:
         raise RowError(Code.MISSING_VALUE, f"{column} has no value: list the URIs of the product's photos")
-    items: object = [cell] if isinstance(cell, str | bytes) else cell
+    items: object = [cell] if isinstance(cell, str | bytes | Mapping) else cell
     if not isinstance(items, list):
         raise RowError(Code.WRONG_TYPE, f"{column} is {show(cell)}: it must be a list of URIs or of bytes")
     if not items and column == "images":
@@ -103,6 +98,26 @@ def _items(column: str, cell: object, most: int) -> Sequence[object]:
     if len(items) > most:
         raise RowError(Code.TOO_MANY_IMAGES, f"{column} lists {len(items)} pictures: keep the best {most} or fewer")
     return items
+
+
+def _content(item: object) -> object:
+    """What a struct of `bytes` and `path`, as Hugging Face's datasets write pictures, holds; others as they are."""
+    if isinstance(item, Mapping) and item and set(item) <= {"bytes", "path"}:
+        data = item.get("bytes")
+        if data is None:
+            return item.get("path")
+        return data if isinstance(data, bytes) else item
+    return item
+
+
+def _name(item: object) -> str:
+    item = _content(item)
+    return redact(item) if isinstance(item, str) else f"{len(item)} bytes" if isinstance(item, bytes) else ""
+
+
+def _shown(item: object) -> str:
+    """A value for a message; a struct without its values, which may be addresses with signatures."""
+    return f"a struct of {', '.join(map(str, item)) or 'nothing'}" if isinstance(item, Mapping) else show(item)
 
 
 def _mismatches(images: list[Inspected], masks: list[Inspected]) -> list[RowProblem]:

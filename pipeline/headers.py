@@ -1,14 +1,20 @@
 """What a picture's first bytes say, read without any decoder: its format and its size in pixels.
 
 A decoder may allocate what a header asks for, so the header is read here first. Nothing is allocated and nothing but
-`ValueError` is raised, whatever the bytes are.
+`ValueError` is raised, whatever the bytes are. JPEG markers are found by the rules of libjpeg: bytes between segments
+and fill bytes are skipped.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 Format = Literal["JPEG", "PNG", "WEBP"]
+# A rule by which a file's pixels are another than versions before 0.2 took them for; "" when none of them applied.
+Reading = Literal["", "srgb", "alpha", "scaled"]
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
+_SCAN, _END = 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG start-of-frame markers
 _OTHERS = (
     (b"BM", "a BMP"),
@@ -20,6 +26,19 @@ _OTHERS = (
     (b"PK\3\4", "a zip archive"),
     (b"<", "HTML, XML or SVG text"),
 )
+
+
+class DepthError(ValueError):
+    """The header is sound, but its channels have more bits than any common decoder reads."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a JPEG: its marker's second byte, and where its payload (after the length) starts and ends."""
+
+    marker: int
+    start: int
+    end: int
 
 
 def picture_format(data: bytes) -> Format | None:
@@ -50,6 +69,7 @@ def picture_size(data: bytes, kind: Format) -> tuple[int, int]:
     """(width, height) in pixels as stored.
 
     Raises:
+        DepthError: when a JPEG's channels have another depth than 8 bits.
         ValueError: when the header is cut off or makes no sense.
     """
     read = {"JPEG": _jpeg_size, "PNG": _png_size, "WEBP": _webp_size}[kind]
@@ -70,27 +90,41 @@ def _png_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
+def jpeg_segments(data: bytes) -> Iterator[Segment]:
+    """The segments of a JPEG up to its first scan, that one included; a cut-off file ends with an IndexError."""
     position = 2
     while True:
-        if data[position] != 0xFF:
-            raise ValueError("a marker is not where it must be")
+        position = data.find(0xFF, position)
+        if position < 0:
+            raise IndexError
         while data[position] == 0xFF:
             position += 1
         marker = data[position]
         position += 1
-        if marker in _STANDALONE:
+        if marker == 0 or marker in _STANDALONE:
             continue
-        if marker in (0xD9, 0xDA):
-            raise ValueError("there is no frame header before the picture's data")
-        if marker in _FRAMES:
-            if len(data) < position + 7:
-                raise IndexError
-            return int.from_bytes(data[position + 5 : position + 7]), int.from_bytes(data[position + 3 : position + 5])
-        length = (data[position] << 8) + data[position + 1]
-        if length < 2:
-            raise ValueError("a segment has an impossible length")
+        if marker == _END:
+            return
+        # libjpeg takes an impossible length (0 or 1) for that of an empty segment.
+        length = max(2, (data[position] << 8) + data[position + 1])
+        yield Segment(marker, position + 2, position + length)
+        if marker == _SCAN:
+            return
         position += length
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    for segment in jpeg_segments(data):
+        if segment.marker == _SCAN:
+            break
+        if segment.marker in _FRAMES:
+            frame = data[segment.start : segment.start + 5]
+            if len(frame) < 5:
+                raise IndexError
+            if frame[0] != 8:
+                raise DepthError(f"it has {frame[0]} bits per channel, and 8 are read")
+            return int.from_bytes(frame[3:5]), int.from_bytes(frame[1:3])
+    raise ValueError("there is no frame header before the picture's data")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

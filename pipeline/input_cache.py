@@ -3,7 +3,8 @@
 A picture is recognised by (role, address, bytes, version), where the version is what the storage itself says: an etag,
 or a time of change. Only good pictures are remembered; a bad one is looked at again each time. What is remembered lies
 in `cache/inputs-<digest>.parquet` objects: added, never changed, all read on opening, so that planners on several
-machines need no lock. One that cannot be read is logged and left alone; its pictures are read again.
+machines need no lock. One that cannot be read is logged and left alone; its pictures are read again. So are those of a
+file by an earlier version, which does not say how their pixels are read.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.headers import Format
+from pipeline.headers import Format, Reading
 from pipeline.pictures import Inspected
 from pipeline.storage import Storage, StorageError
 
@@ -29,10 +30,12 @@ _SCHEMA = pa.schema(
         ("format", pa.string()),
         ("width", pa.uint32()),
         ("height", pa.uint32()),
+        ("reading", pa.string()),
     ]
 )
 _FORMATS: tuple[Format, ...] = get_args(Format)
-_PACKED = struct.Struct("<32sBII")
+_READINGS: tuple[Reading, ...] = get_args(Reading)
+_PACKED = struct.Struct("<32sBIIB")
 _SETTLED_S = 2.0  # a file this young may be written again within the resolution of its time of change
 
 _log = logging.getLogger(__name__)
@@ -72,8 +75,8 @@ class InputCache:
         packed = self._known.get(_key(role, seen)) if seen.version else None
         if packed is None:
             return None
-        sha256, kind, width, height = _PACKED.unpack(packed)
-        return Inspected(sha256.hex(), _FORMATS[kind], width, height)
+        sha256, kind, width, height, reading = _PACKED.unpack(packed)
+        return Inspected(sha256.hex(), _FORMATS[kind], width, height, _READINGS[reading])
 
     def put(self, role: str, seen: Sighting, found: Inspected) -> None:
         """Remember a good picture, unless the storage gives no version or it changed so lately that it may again."""
@@ -96,7 +99,10 @@ class InputCache:
 
     def _load(self, path: str) -> None:
         try:
-            table = pq.read_table(io.BytesIO(self._storage.read(path))).select(_SCHEMA.names).cast(_SCHEMA)
+            file = pq.ParquetFile(io.BytesIO(self._storage.read(path)))
+            if file.schema_arrow.names == _SCHEMA.names[:-1]:
+                return
+            table = file.read().select(_SCHEMA.names).cast(_SCHEMA)
             for batch in table.to_batches(max_chunksize=4096):
                 for row in batch.to_pylist():
                     key = row.pop("key")
@@ -110,4 +116,5 @@ def _key(role: str, seen: Sighting) -> bytes:
 
 
 def _pack(found: Inspected) -> bytes:
-    return _PACKED.pack(bytes.fromhex(found.sha256), _FORMATS.index(found.format), found.width, found.height)
+    kind, reading = _FORMATS.index(found.format), _READINGS.index(found.reading)
+    return _PACKED.pack(bytes.fromhex(found.sha256), kind, found.width, found.height, reading)

@@ -8,24 +8,26 @@ and the status `failed`, because the same row may be good tomorrow.
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.errors import Code, RowError, Status
 from pipeline.input_cache import InputCache, Sighting
-from pipeline.pictures import InputLimits, Inspected, check_size, decode, decode_mask, inspect
-from pipeline.storage import StorageError, explain, open_filesystem
-from pipeline.uris import check_allowed, redact, resolve
+from pipeline.pictures import InputLimits, Inspected, Role, check_size, decode, decode_mask, inspect
+from pipeline.storage import StorageError, explain, open_filesystem, options_for
+from pipeline.uris import check_allowed, is_signed, locate, redact, resolve
 
 __all__ = [
     "InputCache",
     "InputLimits",
     "Inspected",
+    "Role",
     "check_allowed",
     "decode",
     "decode_mask",
     "examine",
     "fetch",
     "inspect",
+    "locate",
     "redact",
     "resolve",
 ]
@@ -50,7 +52,7 @@ def fetch(uri: str, limits: InputLimits, storage_options: Mapping[str, object] |
 
 def examine(
     uri: str,
-    role: Literal["image", "mask"],
+    role: Role,
     limits: InputLimits,
     cache: InputCache,
     storage_options: Mapping[str, object] | None = None,
@@ -58,7 +60,7 @@ def examine(
     """Fetch and inspect a picture or mask, or recall it when the storage says that it did not change.
 
     Raises:
-        RowError: as `fetch`, `inspect` and (for a mask) `decode_mask` do.
+        RowError: as `fetch` and `inspect` do.
     """
     if uri.partition("://")[0] not in _WEB:
         check_allowed(uri, limits.allow)
@@ -68,9 +70,7 @@ def examine(
             check_size(known.width, known.height, limits)
             return known
     data, seen = _fetch(uri, limits, storage_options)
-    found = inspect(data, limits)
-    if role == "mask":
-        decode_mask(data, limits)
+    found = inspect(data, limits, role)
     if seen is not None:
         cache.put(role, seen, found)
     return found
@@ -79,7 +79,7 @@ def examine(
 def _fetch(
     uri: str, limits: InputLimits, storage_options: Mapping[str, object] | None
 ) -> tuple[bytes, Sighting | None]:
-    uri = resolve(uri, "file:///")
+    uri = resolve(uri, "file:///", presigned=limits.presigned)
     check_allowed(uri, limits.allow)
     if uri.partition("://")[0] in _WEB:
         data, seen = _stream(uri, limits.max_bytes + 1, storage_options), None
@@ -113,6 +113,9 @@ def _look(uri: str, limits: InputLimits, storage_options: Mapping[str, object] |
 
 def _stream(uri: str, count: int, storage_options: Mapping[str, object] | None) -> bytes:
     """Up to `count` bytes from a web server, which may ignore ranges and sizes; redirects are not followed."""
+    if is_signed(uri):
+        # Nothing may be spelt in another way: the signature is of these very bytes.
+        storage_options = options_for(uri.partition("://")[0], storage_options) | {"encoded": True}
     with _row_errors(uri):
         filesystem: Any = open_filesystem(uri, storage_options)
         with filesystem.open(uri, block_size=0, size=1, allow_redirects=False) as file:

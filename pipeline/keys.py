@@ -46,6 +46,15 @@ def metric_key(*, base_digest: str, metric: MetricConfig, captions_sha256: str |
     return _digest(_METRIC + _text(base_digest) + _text(settings_json(metric)) + _text(captions_sha256))
 
 
+def picture_field(sha256: str, reading: str | None = None) -> str:
+    """What stands for a picture or a mask in a concept's key: its digest, and how its pixels are read.
+
+    `reading` names the rule by which the same bytes have meant other pixels since (`pipeline.headers.Reading`); the
+    field of a picture that no such rule applies to is its digest alone, as ever.
+    """
+    return f"{sha256}:{reading}" if reading else sha256
+
+
 def concept_key(
     *,
     base_digest: str,
@@ -61,7 +70,7 @@ def concept_key(
         metric_key: key of the metric C that the concept is trained under.
         training: the complete settings.
         superclass: its words; white space between them does not matter.
-        images: (image sha256, mask sha256 or None) pairs in any order.
+        images: (image, mask or None) pairs in any order, each as `picture_field` writes it.
 
     Returns:
         64 hex digits.
@@ -141,8 +150,8 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     """Give a connection the macros `concept_key`, `render_material`, `render_key`, `default_seed` and their parts.
 
     `render_material` is `render_concepts` and after it `render_text`, which is the same for all concepts.
-    `concept_key` takes lists of the pictures' and the masks' digests of equal length (or no masks at all); `settings`
-    is the text of `settings_json`.
+    `concept_key` takes lists of the pictures' and the masks' fields (see `key_picture`) of equal length, or no masks at
+    all; `settings` is the text of `settings_json`.
     """
     connection.execute(_MACROS)
 
@@ -175,6 +184,7 @@ CREATE OR REPLACE TEMP MACRO key_texts(items) AS
     len(items) || '[' || array_to_string(list_transform(items, lambda item: key_text(item)), '') || ']';
 CREATE OR REPLACE TEMP MACRO normalise_superclass(superclass) AS
     trim(regexp_replace(superclass, '{_SPACE}', ' ', 'g'), ' ');
+CREATE OR REPLACE TEMP MACRO key_picture(sha256, reading) AS sha256 || coalesce(':' || nullif(reading, ''), '');
 CREATE OR REPLACE TEMP MACRO concept_key(base_digest, metric_key, settings, superclass, images, masks) AS sha256(
     '{_CONCEPT}' || key_text(base_digest) || key_text(metric_key) || key_text(settings)
     || key_text(normalise_superclass(superclass))

@@ -63,7 +63,7 @@ _PROMPTS = Columns(
     lists=frozenset(),
 )
 
-_PICTURES = pa.list_(pa.struct([("uri", pa.string()), ("sha256", pa.string())]))
+_PICTURES = pa.list_(pa.struct([("uri", pa.string()), ("sha256", pa.string()), ("reading", pa.string())]))
 _VERDICT = [("code", pa.string()), ("column_name", pa.string()), ("message", pa.string())]
 _CONCEPT_ROW = pa.schema(
     [

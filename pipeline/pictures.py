@@ -6,16 +6,20 @@ bytes. Every failure is a `RowError` with a code of its own and a sentence with 
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pipeline.colours import to_srgb
 from pipeline.errors import Code, RowError
-from pipeline.headers import Format, describe, picture_format, picture_size
+from pipeline.headers import DepthError, Format, Reading, describe, picture_format, picture_size
+from pipeline.masks import eight_bits, is_deep, mask_of
+from pipeline.opening import load_picture, open_picture, upright
 from pipeline.storage import StorageError, absolute_uri
+
+Role = Literal["image", "mask"]
 
 _BOMB_PIXELS = 89_478_485  # where Pillow starts to warn: no limit may lie above it, so its warning never shows
 
@@ -29,6 +33,10 @@ class InputLimits(BaseModel):
         default=(),
         description="folders or schemes (s3://bucket/photos, https://) that pictures may come from; "
         "empty: any file, memory, s3, gs or az URI, but neither http nor https",
+    )
+    presigned: bool = Field(
+        default=False,
+        description="whether web addresses under `allow` may carry a signature; it is never stored or printed",
     )
     max_bytes: int = Field(default=50 * 2**20, ge=1, le=2**31, description="of one picture")
     max_pixels: int = Field(default=50_000_000, ge=1, le=_BOMB_PIXELS, description="width times height")
@@ -50,53 +58,72 @@ class InputLimits(BaseModel):
 
 @dataclass(frozen=True)
 class Inspected:
-    """A picture that decodes: hex sha256 of its bytes, and its size in pixels as displayed (EXIF turn applied)."""
+    """A picture that decodes.
+
+    Hex sha256 of its bytes, its size in pixels as displayed (EXIF turn applied), and how its pixels are read.
+    """
 
     sha256: str
     format: Format
     width: int
     height: int
+    reading: Reading = ""
 
 
-def inspect(data: bytes, limits: InputLimits) -> Inspected:
-    """Check a picture's bytes by their header, then by decoding all of it.
+def inspect(data: bytes, limits: InputLimits, role: Role = "image") -> Inspected:
+    """Check the bytes of a picture or a mask by their header, then by decoding all of it.
 
     Raises:
         RowError: IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORMAT, IMAGE_TOO_MANY_PIXELS, IMAGE_TOO_SMALL,
-            IMAGE_TRUNCATED or IMAGE_CORRUPT.
+            IMAGE_TRUNCATED or IMAGE_CORRUPT; of a mask also MASK_EMPTY.
     """
     kind, _ = _check_header(data, limits)
-    picture = decode(data, limits)
-    return Inspected(hashlib.sha256(data).hexdigest(), kind, picture.width, picture.height)
+    picture, reading = _picture(data, limits) if role == "image" else _mask(data, limits)
+    return Inspected(hashlib.sha256(data).hexdigest(), kind, picture.width, picture.height, reading)
 
 
 def decode(data: bytes, limits: InputLimits) -> Image.Image:
-    """The picture as RGB, upright by its EXIF tag, transparency laid on white; raises as `inspect` does."""
-    picture = _load(data, limits)
-    if picture.mode.startswith(("I", "F")):
-        picture = _eight_bits(picture)
+    """The picture as sRGB, upright by its EXIF tag, transparency laid on white; raises as `inspect` does."""
+    return _picture(data, limits)[0]
+
+
+def decode_mask(data: bytes, limits: InputLimits | None = None) -> Image.Image:
+    """The mask as 'L' (white: the product), upright by its EXIF tag, as `pipeline.masks` says.
+
+    Raises:
+        RowError: as `inspect` does, and MASK_EMPTY when no pixel is above black.
+    """
+    return _mask(data, limits or InputLimits())[0]
+
+
+def _picture(data: bytes, limits: InputLimits) -> tuple[Image.Image, Reading]:
+    stored = _load(data, limits)
+    picture = stored
+    if is_deep(stored):
+        picture = eight_bits(stored)
+        picture.info["icc_profile"] = stored.info.get("icc_profile")
+    plain, converted = _on_white(picture), to_srgb(picture)
+    if converted is None:
+        return plain, ""
+    converted = _on_white(converted)
+    return (plain, "") if converted.tobytes() == plain.tobytes() else (converted, "srgb")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def decode_mask(data: bytes, limits: InputLimits | None = None) -> Image.Image:
-    """The mask as 'L' (white: the product), upright by its EXIF tag, transparency laid on black.
-
-    Raises:
-        RowError: as `inspect` does, and MASK_EMPTY when no pixel is above black.
-    """
-    mask = _load(data, limits or InputLimits())
-    if mask.mode.startswith(("I", "F")):
-        mask = _eight_bits(mask)
-    elif mask.has_transparency_data:
-        mask = mask.convert("RGBA")
-        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-    mask = mask.convert("L")
-    if not np.asarray(mask).any():
-        raise RowError(Code.MASK_EMPTY, "the mask is all black: draw the product in white on black, or leave masks out")
-    return mask
+def _mask(data: bytes, limits: InputLimits) -> tuple[Image.Image, Reading]:
+    mask, reading = mask_of(_load(data, limits))
+    if mask.getbbox() is None:
+        raise RowError(
+            Code.MASK_EMPTY,
+            "the mask is all black or transparent: draw the product in white on black, cut it out, or leave masks out",
+        )
+    return mask, reading
 
 
 def check_size(width: int, height: int, limits: InputLimits) -> None:
@@ -129,6 +156,8 @@ def _check_header(data: bytes, limits: InputLimits) -> tuple[Format, tuple[int, 
         )
     try:
         size = picture_size(data, kind)
+    except DepthError as error:
+        raise RowError(Code.IMAGE_FORMAT, f"the {kind} cannot be read ({error}): export it with 8 bits") from None
     except ValueError as error:
         code = Code.IMAGE_TRUNCATED if "cut off" in str(error) else Code.IMAGE_CORRUPT
         raise RowError(code, f"the {kind} cannot be read ({error}): export or upload it again") from None
@@ -145,23 +174,22 @@ def _load(data: bytes, limits: InputLimits) -> Image.Image:
         raise RowError(Code.IMAGE_TRUNCATED, f"the {kind} ends before its end: upload it again")
     try:
         if kind == "PNG":
-            Image.open(io.BytesIO(data), formats=[kind]).verify()  # checksums, which loading does not look at
-        picture = Image.open(io.BytesIO(data), formats=[kind])
+            open_picture(data, kind).verify()  # checksums, which loading does not look at
+        picture = open_picture(data, kind)
         frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)  # a phone's JPEG may carry previews
         if frames == 1 and picture.size == size:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+            return upright(load_picture(data, kind))
     except Exception as error:  # decoders raise whatever they like on hostile bytes; all of it means the same
-        truncated = "truncated" in str(error).lower()
-        code = Code.IMAGE_TRUNCATED if truncated else Code.IMAGE_CORRUPT
-        raise RowError(code, f"the {kind} does not decode ({error}): export or upload it again") from error
+        # The decoder's own words are left out: they hold memory addresses, and change with its version.
+        if "truncated" in str(error).lower():
+            raise RowError(
+                Code.IMAGE_TRUNCATED, f"the {kind} ends before its last pixel: export or upload it again"
+            ) from error
+        raise RowError(
+            Code.IMAGE_CORRUPT, f"the {kind} is damaged and does not decode: export or upload it again"
+        ) from error
     if frames > 1:
         raise RowError(Code.IMAGE_FORMAT, f"the {kind} is an animation of {frames} frames: export the one to use")
     raise RowError(
         Code.IMAGE_CORRUPT, f"the {kind} says {size} pixels in its header and {picture.size} inside: export it again"
     )
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A 16-bit grey picture at 8 bits; Pillow's own conversion would clip it to white."""
-    return Image.fromarray((np.asarray(picture).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))

@@ -85,7 +85,8 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
         INSERT INTO concept_keys BY NAME
         SELECT c.row, c.concept_id, s.training, concept_key(
             $base_digest, $metric_key, s.training, c.superclass,
-            list_transform(c.images, lambda image: image.sha256), list_transform(c.masks, lambda mask: mask.sha256)
+            list_transform(c.images, lambda image: key_picture(image.sha256, image.reading)),
+            list_transform(c.masks, lambda mask: key_picture(mask.sha256, mask.reading))
         ) AS concept_key
         FROM concepts c JOIN settings s ON s.train = coalesce(c.train, '{}') WHERE c.code IS NULL
         """,

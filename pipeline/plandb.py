@@ -24,8 +24,8 @@ CREATE TABLE concepts (
     row BIGINT NOT NULL,
     concept_id VARCHAR,
     superclass VARCHAR,
-    images STRUCT(uri VARCHAR, sha256 VARCHAR)[],
-    masks STRUCT(uri VARCHAR, sha256 VARCHAR)[],
+    images STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR)[],
+    masks STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR)[],
     train VARCHAR,              -- JSON object of the row's overrides of TrainingConfig
     code VARCHAR, column_name VARCHAR, message VARCHAR
 );

@@ -19,6 +19,7 @@ from ray import cloudpickle
 from ray import exceptions as errors
 
 from pipeline.executor import Completion, Failure, Worker
+from pipeline.reasons import plain
 from pipeline.units import Outcome, Unit
 
 _GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints bound the loss
@@ -104,7 +105,7 @@ def failure_of_ray(error: errors.RayError) -> Failure:
 
 
 def _line(text: str) -> str:
-    words = " ".join(text.split())
+    words = plain(text)
     return words if len(words) <= _TEXT_CHARACTERS else words[: _TEXT_CHARACTERS - 4] + " ..."
 
 

@@ -47,6 +47,7 @@ from pipeline.storage import Storage, StorageError, mistyped_uri
 from pipeline.superclasses import superclass_check
 from pipeline.table_columns import carried_columns
 from pipeline.units import Outcome
+from pipeline.uris import is_signed
 from pipeline.worker_settings import WorkerSettings
 from pipeline.workqueue import Remaining, WorkQueue
 
@@ -429,4 +430,5 @@ def _inputs_shown(db: PlanDB) -> bytes:
         "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts "
         f"WHERE code IS NULL ORDER BY md5(concept_id) LIMIT {_INPUTS_SHOWN}"
     ).fetchall()
-    return json.dumps(dict(rows)).encode()
+    # A pre-signed address is a secret, and without its signature of no use: the manifest keeps it.
+    return json.dumps({name: uris for name, uris in rows if not any(map(is_signed, uris))}).encode()

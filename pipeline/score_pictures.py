@@ -15,7 +15,7 @@ from PIL import Image
 
 from perfusion_ops.scoring.protocols import ImageEmbedder
 from pipeline.errors import Code, RowError, Status
-from pipeline.inputs import InputLimits, decode, fetch
+from pipeline.inputs import InputLimits, decode, fetch, redact
 from pipeline.patience import Patience
 from pipeline.provenance import digest
 from pipeline.storage import StorageError
@@ -52,7 +52,9 @@ class PictureSource:
         try:
             data = self._patience(lambda: fetch(uri, self._limits, self._options))
             if sha256 is not None and digest(data) != sha256:
-                raise RowError(Code.IMAGE_CHANGED, f"{uri} holds other bytes than its table says: render it again")
+                raise RowError(
+                    Code.IMAGE_CHANGED, f"{redact(uri)} holds other bytes than its table says: render it again"
+                )
             return decode(data, self._limits)
         except RowError as error:
             if error.status == Status.FAILED:
@@ -100,7 +102,7 @@ class TrainingMeans:
             for uri, picture in zip(batch, self._source.read(batch), strict=True):
                 if isinstance(picture, RowError):
                     message = f"a training picture of concept {name!r} cannot be compared with: {picture}"
-                    return RowError(picture.code, message if uri in message else f"{message} ({uri})")
+                    return RowError(picture.code, message if redact(uri) in message else f"{message} ({redact(uri)})")
                 pictures.append(picture)
             total = total + self._embedder.embed_images(pictures).astype(np.float64).sum(axis=0)
         return np.asarray(total / len(uris))

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
-from PIL import Image, ImageOps
 
+from pipeline.colours import to_srgb
 from pipeline.errors import Status
+from pipeline.headers import picture_format, picture_size
+from pipeline.masks import eight_bits, is_deep
+from pipeline.opening import load_picture, upright
 from pipeline.storage import Storage, absolute_uri, open_filesystem
 
 THUMBNAIL_PX = 256  # longest side of an inlined picture
@@ -25,7 +28,6 @@ RENDERS_PER_CONCEPT = 8
 
 _MAX_BYTES = 32_000_000
 _MAX_PIXELS = 64_000_000
-_FORMATS = ("PNG", "JPEG", "WEBP")
 # Pictures on the web are not fetched: whoever opens or writes a report must not cause requests to hosts it names.
 _PROTOCOLS = frozenset({"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _READERS = 8  # pictures read at the same time: an object store answers in tens of milliseconds
@@ -119,15 +121,18 @@ def thumbnail(data: bytes) -> Picture:
         The picture as a data URI; lossless when no side is longer than CRISP_PX.
 
     Raises:
-        _NotShownError: more pixels than a report decodes.
-        OSError: not a picture, or a damaged one (Pillow has other errors for this, too).
+        _NotShownError: no picture, or one of more pixels than a report decodes.
+        OSError: a damaged picture (Pillow has other errors for this, too).
     """
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise _NotShownError(f"The picture has {image.width} x {image.height} pixels and is not shown.")
-        image.draft("RGB", (THUMBNAIL_PX * 2, THUMBNAIL_PX * 2))
-        upright = ImageOps.exif_transpose(image)
-        small = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+    kind = picture_format(data)
+    if kind is None:
+        raise _NotShownError("The picture is no JPEG, PNG or WebP.")
+    width, height = picture_size(data, kind)
+    if width * height > _MAX_PIXELS:
+        raise _NotShownError(f"The picture has {width} x {height} pixels and is not shown.")
+    picture = upright(load_picture(data, kind, THUMBNAIL_PX * 2))
+    picture = eight_bits(picture) if is_deep(picture) else to_srgb(picture) or picture
+    small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     crisp = max(small.size) <= CRISP_PX
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.local_files import NoHardLinksError, files_below, write_file
+from pipeline.reasons import reason
 
 SCHEMES = ("file", "memory", "s3", "gs", "az", "http", "https")
 _OTHER_SCHEMES = ("local", "ftp", "sftp", "ssh", "hf", "hdfs", "webhdfs", "dbfs", "wasb", "wasbs", "adl", "oss")
@@ -114,11 +115,11 @@ def open_filesystem(uri: str, options: Mapping[str, object] | None = None) -> fs
         return fsspec.filesystem(scheme, use_listings_cache=False, **given)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        remedy = f"pip install 'perfusion-pipeline[{extra}]'" if extra else f"install what fsspec asks for ({error})"
+        remedy = f"pip install 'perfusion-pipeline[{extra}]'" if extra else f"install the package ({reason(error)})"
         raise StorageError(f"{scheme}:// needs a package that is not installed: {remedy}") from error
     except (ValueError, TypeError, OSError) as error:
         raise StorageError(
-            f"{scheme}:// cannot be opened: {error}; use one of {', '.join(SCHEMES)} and check the storage options"
+            f"{scheme}:// cannot be opened: {reason(error)}; use one of {', '.join(SCHEMES)}; check the options"
         ) from error
 
 
@@ -282,11 +283,11 @@ def explain(error: Exception, verb: str, uri: str) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot {verb} {uri}: the disk is full; free space or choose another root, then run again"
     if isinstance(error, PermissionError) or number == errno.EROFS:
-        return f"cannot {verb} {uri}: permission denied ({error}); check the folder's owner or the credentials in use"
+        return f"cannot {verb} {uri}: permission denied ({reason(error)}); check the folder's owner or the credentials"
     if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
         return f"cannot {verb} {uri}: a folder and an object have the same name there; choose another root"
-    first, *_ = str(error).splitlines() or [""]  # Azure adds its whole answer
-    return f"cannot {verb} {uri}: {type(error).__name__}: {first}; check the address and the network, then run again"
+    why = f"{type(error).__name__}: {reason(error)}"
+    return f"cannot {verb} {uri}: {why}; check the address and the network, then run again"
 
 
 def _checked(path: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from perfusion_ops.base import Base, encode_pictures
 from perfusion_ops.training import Example, loss_masks
 from pipeline.errors import Code, RowError, Status
-from pipeline.inputs import InputLimits, decode, decode_mask, fetch
+from pipeline.inputs import InputLimits, decode, decode_mask, fetch, redact
 from pipeline.provenance import digest
 from pipeline.units import ConceptTask, InputImage
 
@@ -70,7 +70,7 @@ def _fetch(image: InputImage, column: str, limits: InputLimits, storage_options:
     if digest(data) != image.sha256:
         raise RowError(
             Code.IMAGE_CHANGED,
-            f"{image.uri} was replaced while the run was going on: run again to train on the new picture",
+            f"{redact(image.uri)} was replaced during the run: run again to train on the new picture",
             column=column,
             status=Status.FAILED,
         )

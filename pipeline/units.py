@@ -3,7 +3,7 @@
 All of it is small (an outcome is under 1 KB): pictures and weights go from worker to storage, never to the driver.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from perfusion_ops.config import Lock, Scheduler, TrainingConfig
@@ -14,9 +14,12 @@ Kind = Literal["concept", "render"]
 
 @dataclass(frozen=True)
 class InputImage:
-    """One input picture as planned: where it lies and what its bytes must digest to (hex sha256)."""
+    """One input picture as planned: where it lies and what its bytes must digest to (hex sha256).
 
-    uri: str
+    `uri` may be a pre-signed address, a secret: it is in no representation.
+    """
+
+    uri: str = field(repr=False)
     sha256: str
 
 

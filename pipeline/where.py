@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import Code, RowError
 from pipeline.plandb import EXTRA_ROW, extra_columns, quoted
+from pipeline.reasons import reason
 
 _SECONDS = 60.0  # a filter over a million concepts takes well under one
 _SANDBOX = {
@@ -67,7 +68,7 @@ class Sandbox:
         except duckdb.InterruptException as error:
             raise self._refusal(expression, f"it takes longer than {self._seconds:g} s") from error
         except duckdb.Error as error:
-            raise self._refusal(expression, str(error).strip().partition("\n")[0]) from error
+            raise self._refusal(expression, reason(error)) from error
         finally:
             timer.cancel()
 

@@ -37,6 +37,7 @@ from pipeline.layout import checkpoint_path, image_path, weights_path
 from pipeline.metrics import load_metric
 from pipeline.patience import Patience, PatientStorage
 from pipeline.provenance import answers, digest, encode_picture
+from pipeline.reasons import reason
 from pipeline.storage import MissingObjectError, StorageError
 from pipeline.superclasses import superclass_check
 from pipeline.training_data import load_example
@@ -262,7 +263,7 @@ class PerfusionWorker:
                 if isinstance(error, ConceptFileError):
                     self._storage.delete(weights_path(key))  # so that the next run trains it anew
                 who = f"concept {name!r}" if name else f"the concept with key {key[:12]}..."
-                message = f"the weights of {who} cannot be used: {error}; run again to train a new one"
+                message = f"the weights of {who} cannot be used: {reason(error)}; run again to train a new one"
                 raise RowError(Code.WEIGHTS_INVALID, message, status=Status.FAILED) from error
             while len(self._concepts) > _CONCEPTS_KEPT:
                 self._concepts.popitem(last=False)
@@ -297,7 +298,7 @@ class PerfusionWorker:
             # Every row has been checked by itself, so it is what they share that diffusers refuses.
             message = (
                 f"the base model cannot make {sampler.width} x {sampler.height} pixels in {sampler.steps} steps of "
-                f"{sampler.scheduler} ({error}): change one of them"
+                f"{sampler.scheduler} ({reason(error)}): change one of them"
             )
             failure = RowError(Code.OUT_OF_RANGE, message)
             return {task.key: _failed("render", task.key, failure) for task, _ in rows}

@@ -184,10 +184,14 @@ def _concept_task(*row: Any) -> ConceptTask:
         key=key,
         concept_id=concept_id,
         superclass=normalise_superclass(superclass),
-        images=tuple(InputImage(**image) for image, _ in pairs),
-        masks=tuple(InputImage(**mask) for _, mask in pairs if mask),
+        images=tuple(_input(image) for image, _ in pairs),
+        masks=tuple(_input(mask) for _, mask in pairs if mask),
         training=TrainingConfig.model_validate_json(training),
     )
+
+
+def _input(picture: dict[str, str]) -> InputImage:
+    return InputImage(picture["uri"], picture["sha256"])
 
 
 def _render_task(*row: Any) -> RenderTask:

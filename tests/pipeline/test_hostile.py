@@ -3,10 +3,14 @@
 import io
 import json
 import os
+import re
 import socket
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +162,18 @@ CONDITIONS = (
 )
 
 
+TRAINS = (
+    "{",
+    "[" * 100_000,
+    "7" * 5000,
+    '{"steps": 0}',
+    '{"steps": "7"}',
+    '{"lock": "all"}',
+    '{"flip": 1}',
+    '{"x": 1}',
+)
+
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     folder = tmp_path / "photos"
@@ -209,6 +225,41 @@ def test_each_concept_ends_with_its_code(tmp_path, photos):
     assert not wrong
     assert all(len(message) > 20 and "password@" not in message and "\n" not in message for _, message in found[1:])
     assert not any((tmp_path / "root" / "inputs").glob("**/*"))
+
+
+def messages(folder):
+    """Codes and messages of everything hostile."""
+    names = [f"photos/{name}" for name in PICTURES] + list(ADDRESSES)
+    rows = [{"concept_id": f"c{n}", "superclass": "mug", "images": [name]} for n, name in enumerate(names)]
+    rows += [{"concept_id": name, "superclass": "mug", "images": ["photos/good.png"]} for name in IDS]
+    rows += [{"concept_id": "t", "superclass": "mug", "images": [], "train": train} for train in TRAINS]
+    with PlanDB(memory_limit="256MB", threads=1) as db:
+        return loaded(db, folder, rows)
+
+
+def test_messages_are_the_same_in_every_process(tmp_path, photos):
+    (photos / "text-checksum.png").write_bytes(
+        png(64, 64, chunk(b"tEXt", b"Comment\0x", crc=1), chunk(b"IDAT", zlib.compress(bytes(64 * 193))))
+    )
+    script = (
+        f"import sys, json, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_hostile as t\n"
+        "t.PICTURES['text-checksum.png'] = (b'', None)\n"
+        f"print(json.dumps(t.messages(pathlib.Path({str(tmp_path)!r}))))"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert told[0] == told[1]
+    found = json.loads(told[0])
+    assert len(found) == len(PICTURES) + 1 + len(ADDRESSES) + len(IDS) + len(TRAINS)
+    doubtful = re.compile(r"0x[0-9a-f]|object at|Pillow|PIL|pydantic|Input should|broken PNG|Errno")
+    assert not [message for code, message in found if not code or doubtful.search(message)]
 
 
 def test_each_prompt_ends_with_its_code(tmp_path, photos):

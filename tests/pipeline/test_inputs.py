@@ -9,7 +9,9 @@ import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import icc
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from pipeline.inputs import (
     examine,
     fetch,
     inspect,
+    locate,
     redact,
     resolve,
 )
@@ -296,6 +299,14 @@ def test_addresses_become_absolute(uri, base, expected):
         "javascript:alert(1)",
         "data:image/png;base64,AAAA",
         "file:x.png",
+        "file:/data/x.png",
+        "file:photos/x.png",
+        "s3:/bucket/x.png",
+        "s3:bucket/x.png",
+        "https:/cdn.example/x.png",
+        "S3:/bucket/x.png",
+        "%2e%2e/x.png",
+        "file:///photos/%2E%2e/x.png",
         "file://host/x.png",
         "zip://x.png::s3://bucket/a.zip",
         "s3://AKIA:hunter2@bucket/x.png",
@@ -311,6 +322,85 @@ def test_addresses_that_are_refused(uri):
     assert "hunter2" not in str(caught.value)
     assert "\x00" not in str(caught.value)
     assert "hunter2" not in redact(uri)
+
+
+def test_a_slash_that_is_missing_is_named():
+    for uri, words in {
+        "file:photos/x.png": "'file:' must be followed by two slashes; write file:///folder/name, or the path alone",
+        "file:/x.png": "'file:' must be followed by two slashes",
+        "s3:/bucket/x.png": "'s3:' must be followed by two slashes; write s3://bucket/name",
+        "mailto:x": "it is neither a path nor a URI",
+    }.items():
+        with pytest.raises(RowError) as caught:
+            resolve(uri, BASE)
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "printed"),
+    [
+        ("写真/カップ 1.png", "写真/カップ 1.png"),
+        ("fotos/Tässchen ß.png", "fotos/Tässchen ß.png"),
+        ("emoji 🫖.png", "emoji 🫖.png"),
+        ("a\nb\x1b[2J.png", "a\\nb\\x1b[2J.png"),
+        ("a\u202egnp.exe", "a\\u202egnp.exe"),
+        ("lone \ud800.png", "lone \\ud800.png"),
+        ("it's.png", "it's.png"),
+        ("https://user:hunter2@cdn.example/é.png?sig=hunter2", "https://cdn.example/é.png"),
+    ],
+)
+def test_addresses_are_printed_as_people_write_them(uri, printed):
+    assert redact(uri) == printed
+    redact(uri).encode()
+
+
+def test_a_percent_sign_is_decoded_only_where_nothing_else_is_there(tmp_path):
+    names = ("my photo.png", "50%20off.png", "写真.png", "a%b.png")
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path.parent / "outside.png").write_bytes(b"x")
+    base = f"file://{tmp_path}"
+    cases = {
+        f"{base}/my%20photo.png": "my photo.png",
+        "my%20photo.png": "my photo.png",  # a plain path, where no file has the name as it is written
+        f"{base}/%E5%86%99%E7%9C%9F.png": "写真.png",
+        f"{base}/a%b.png": "a%b.png",
+        "50%20off.png": "50%20off.png",
+        f"{base}/none%20there.png": "none%20there.png",
+        f"{base}/x%2F..%2F..%2Foutside.png": "x%2F..%2F..%2Foutside.png",
+        f"{base}/my%20photo.png%00": "my%20photo.png%00",
+    }
+    for uri, name in cases.items():
+        assert locate(resolve(uri, base)) == f"{base}/{name}", uri
+    (tmp_path / "my%20photo.png").write_bytes(b"y")
+    assert locate(f"{base}/my%20photo.png") == f"{base}/my%20photo.png"
+    assert locate("s3://bucket/my%20photo.png") == "s3://bucket/my%20photo.png"
+
+
+SIGNED = [
+    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA%2F20261126&X-Amz-Expires=60&X-Amz-Signature=hunter2",
+    "X-Goog-Algorithm=GOOG4-RSA-SHA256&X-Goog-Credential=a%40b&X-Goog-Signature=hunter2",
+    "AWSAccessKeyId=AKIA&Expires=1&Signature=hunter2%2B%3D",
+    "GoogleAccessId=a%40b&Expires=1&Signature=hunter2",
+    "sv=2024-01-01&sr=b&sp=r&sig=hunter2%2Fa%2B%3D",
+    "Expires=1&Signature=hunter2~_&Key-Pair-Id=K1",
+    "alt=media&token=hunter2",
+]
+
+
+@pytest.mark.parametrize("query", SIGNED, ids=lambda query: query.partition("=")[0])
+def test_a_presigned_address_has_its_own_sentence_and_its_setting(query):
+    uri = f"https://cdn.example/img/x y.png?{query}"
+    with pytest.raises(RowError, match=r"pre-signed address.*inputs\.presigned") as caught:
+        resolve(uri, BASE)
+    assert "hunter2" not in str(caught.value)
+    assert resolve(uri, BASE, presigned=True) == uri
+    check_allowed(uri, ("https://cdn.example/img",))
+    assert code_of(check_allowed, uri, ()) is Code.URI_NOT_ALLOWED
+    for other in (f"s3://bucket/x.png?{query}", f"https://user:hunter2@cdn.example/x.png?{query}"):
+        with pytest.raises(RowError, match="carries credentials") as caught:
+            resolve(other, BASE, presigned=True)
+        assert "hunter2" not in str(caught.value)
 
 
 def test_allowed_prefixes_are_whole_folders(tmp_path):
@@ -385,6 +475,13 @@ class Web(BaseHTTPRequestHandler):
                     Web.sent += 100_000
             except OSError:
                 pass
+        elif self.path.startswith("/img/signed.png?"):
+            Web.asked = self.path
+            self.send_response(200 if "hunter2" in self.path else 403)
+            self.end_headers()
+            self.wfile.write(self.picture)
+        elif self.path.startswith("/img/late.png?"):
+            self.send_error(403, "expired")
         else:
             self.send_error(503 if self.path == "/img/busy.png" else 404)
 
@@ -414,6 +511,20 @@ def test_the_web_is_off_until_a_prefix_is_listed_and_then_stays_inside(web):
     with pytest.raises(RowError) as caught:
         fetch(f"{web}/img/busy.png", limits)
     assert (caught.value.code, caught.value.status) == (Code.STORAGE, Status.FAILED)
+
+
+@pytest.mark.parametrize("query", SIGNED, ids=lambda query: query.partition("=")[0])
+def test_a_presigned_address_is_asked_for_as_it_is_and_printed_without_its_signature(web, query, tmp_path):
+    limits = InputLimits(allow=(f"{web}/img",), presigned=True)
+    cache = InputCache(Storage(str(tmp_path)))
+    found = examine(f"{web}/img/signed.png?{query}", "image", limits, cache)
+    assert found == inspect(Web.picture, limits)
+    assert Web.asked == f"/img/signed.png?{query}"
+    assert len(cache) == 0
+    for name in ("late.png", "gone.png", "moved"):
+        with pytest.raises(RowError) as refused:
+            fetch(f"{web}/img/{name}?{query}", limits)
+        assert "hunter2" not in str(refused.value)
 
 
 def test_the_cache_remembers_good_pictures_by_version_and_merges(tmp_path):
@@ -454,6 +565,34 @@ def test_a_picture_written_just_now_is_not_remembered(tmp_path):
     cache = InputCache(Storage(str(tmp_path / "root")))
     examine(f"file://{photo}", "image", LIMITS, cache)
     assert len(cache) == 0
+
+
+def test_a_cache_of_an_earlier_version_is_left_alone_and_its_pictures_are_inspected_again(tmp_path, caplog):
+    storage, photo = Storage(str(tmp_path / "root")), tmp_path / "p.png"
+    photo.write_bytes(encode(noise(), "PNG", icc_profile=icc.PROFILES["adobe"][0]))
+    os.utime(photo, (1_600_000_000, 1_600_000_000))
+    first = InputCache(storage)
+    found = examine(f"file://{photo}", "image", LIMITS, first)
+    assert found.reading == "srgb"
+    first.save()
+    [(path, _)] = storage.list("cache")
+    table = pq.read_table(io.BytesIO(storage.read(path)))
+    assert table["reading"].to_pylist() == ["srgb"]
+    old = io.BytesIO()
+    pq.write_table(table.drop_columns(["reading"]), old)
+    storage.write(path, old.getvalue())
+    second = InputCache(storage)
+    assert len(second) == 0
+    assert not caplog.text
+    assert examine(f"file://{photo}", "image", LIMITS, second) == found
+    second.save()
+    # The earlier version, on the same root, reads the columns that it knows.
+    known = ["key", "sha256", "format", "width", "height"]
+    for name, _ in storage.list("cache"):
+        assert pq.read_table(io.BytesIO(storage.read(name))).select(known).num_rows == 1
+    third = InputCache(storage)
+    assert examine(f"file://{photo}", "image", LIMITS, third) == found
+    assert len(third) == 1
 
 
 def test_a_spoilt_cache_file_is_reported_and_ignored(tmp_path, caplog):

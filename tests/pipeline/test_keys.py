@@ -15,6 +15,7 @@ CHECK = settings(max_examples=80)
 # DuckDB's text holds what UTF-8 can: no lone surrogates.
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 DIGEST = st.text("0123456789abcdef", min_size=8, max_size=8)
+READING = st.sampled_from(["", None, "srgb", "alpha", "scaled"])
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 RENDER = st.fixed_dictionaries(
     {
@@ -69,6 +70,21 @@ def test_concept_key_is_the_same_in_sql(sql, base, metric, superclass, images, l
         *([image for image, _ in images], given_masks if any(given_masks) else None),
     )
     assert got == expected
+
+
+@CHECK
+@given(digest=DIGEST, reading=READING)
+def test_a_pictures_field_is_the_same_in_sql_and_its_digest_alone_without_a_reading(sql, digest, reading):
+    expected = keys.picture_field(digest, reading)
+    assert sql("key_picture(?, ?)", digest, reading) == expected
+    assert (expected == digest) == (not reading)
+
+
+def test_readings_of_the_same_bytes_are_different_concepts():
+    common = {"base_digest": "b", "metric_key": "m", "training": TrainingConfig(), "superclass": "mug"}
+    fields = [keys.picture_field("1", reading) for reading in ("", "srgb", "alpha", "scaled")]
+    found = {keys.concept_key(images=[(image, mask)], **common) for image in fields for mask in fields}
+    assert len(found) == 16
 
 
 @CHECK
@@ -147,3 +163,11 @@ def test_a_key_never_changes_by_accident():
     )  # fmt: skip
     assert material == "1:b1[1:k]5:a {0}0:2:503:6.04:ddim-3:5123:0.64:0.155:local5:false"
     assert keys.render_key(material, 3) == "7e02461e482c7753b95a8f0649e226e2b2877c75d85d2bd22e7448acb33cc515"
+    concept = keys.concept_key(
+        base_digest="b", metric_key="m", superclass="teddy bear", images=[("1", None), ("2", "x")],
+        training=TrainingConfig(
+            steps=400, batch=16, lr_value=0.03, lr_embedding=0.006, bias=0.75, temperature=0.1, ema=0.99, lock="local",
+            flip=False, fit="crop", seed=0,
+        ),
+    )  # fmt: skip
+    assert concept == "4bad2cf7c90a2f7cbdd19603b913094ca704d6c5da6176b22c993e86262485fc"

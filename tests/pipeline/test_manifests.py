@@ -1,6 +1,7 @@
 """Manifests: a corpus of bad rows with their codes, the same rows in three formats, and memory that stays flat."""
 
 import csv
+import hashlib
 import io
 import json
 import random
@@ -11,6 +12,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import icc
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,10 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from perfusion_ops.config import TrainingConfig
 from pipeline.errors import Code, ManifestError
 from pipeline.inputs import InputCache, InputLimits
+from pipeline.keys import concept_key
 from pipeline.layout import input_path
 from pipeline.manifests import bounded_map, load_concepts, load_prompts
+from pipeline.plan import plan_concepts
 from pipeline.plandb import EXTRA_ROW, PlanDB
 from pipeline.storage import Storage
 
@@ -688,3 +693,75 @@ def test_bounded_map_takes_no_more_than_its_window_and_keeps_the_order():
             assert result == number * number
             assert len(taken) <= number + 6
     assert len(taken) == 50
+
+
+def test_pictures_as_hugging_face_writes_them(photos, tmp_path):
+    """Structs of bytes and path: bytes first, in either order of the fields, alone or in a list, for masks too."""
+    data, drawn = (photos / "0.png").read_bytes(), (photos / "mask.png").read_bytes()
+    path = "photos/0.png"
+    whole, named = {"bytes": data, "path": "gone.png"}, {"bytes": None, "path": path}
+    empty = {"bytes": None, "path": None}
+    for kind in (
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())]),
+    ):
+        cells = [[whole], [named], [whole, named], [empty], [None], [{"bytes": b"", "path": path}]]
+        masks = [[{"bytes": drawn, "path": None}], None, None, None, None, None]
+        several = {"images": pa.array(cells, pa.list_(kind)), "masks": pa.array(masks, pa.list_(kind))}
+        single = {"images": pa.array([whole, named, empty, None], kind)}
+        for columns, codes in (
+            (several, [None, None, None, "missing_value", "missing_value", "image_empty"]),
+            (single, [None, None, "missing_value", "missing_value"]),
+        ):
+            count = len(codes)
+            ids = {"concept_id": [f"c{n}" for n in range(count)], "superclass": ["mug"] * count}
+            pq.write_table(pa.table({**ids, **columns}), tmp_path / "c.parquet")
+            storage = Storage(str(tmp_path / "root"))
+            with PlanDB() as db:
+                manifest = str(tmp_path / "c.parquet")
+                load_concepts(db, manifest, storage=storage, limits=InputLimits(), cache=InputCache(storage))
+                found = db.connection.execute("SELECT code, images FROM concepts ORDER BY row").fetchall()
+            assert [code for code, _ in found] == codes
+            uris = [image["uri"] for _, images in found[:2] for image in images]
+            assert uris == [storage.uri(input_path(hashlib.sha256(data).hexdigest())), f"file://{photos}/0.png"]
+
+
+def test_other_structs_are_refused_without_their_values(photos, tmp_path):
+    cells = [[{"url": "https://x/y?sig=hunter2"}], {"src": "hunter2"}, [{}], [{"bytes": "hunter2="}]]
+    rows = [{"concept_id": f"c{n}", "superclass": "mug", "images": images} for n, images in enumerate(cells)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage = Storage(str(tmp_path / "root"))
+    with PlanDB() as db:
+        load_concepts(db, str(tmp_path / "c.jsonl"), storage=storage, limits=InputLimits(), cache=InputCache(storage))
+        found = db.connection.execute("SELECT code, message FROM concepts ORDER BY row").fetchall()
+    assert [code for code, _ in found] == ["wrong_type"] * 4
+    assert "hunter2" not in str(found)
+
+
+def test_only_pictures_that_are_read_in_another_way_than_before_change_a_concepts_key(photos, tmp_path):
+    """Concepts that an earlier version trained are found again, but those whose pictures mean other pixels now."""
+    profiles = {"srgb": icc.SAME["srgb v2"], "adobe": icc.PROFILES["adobe"][0]}
+    for name, profile in profiles.items():
+        Image.open(photos / "0.png").save(photos / f"{name}.png", icc_profile=profile)
+    cut = Image.new("RGBA", (40, 32), (0, 90, 0, 0))
+    cut.paste((0, 90, 0, 255), (0, 0, 20, 32))
+    cut.save(photos / "cut.png")
+    rows = [("0", "mask"), ("srgb", "mask"), ("adobe", "mask"), ("0", "cut")]
+    text = "".join(f"c{n},mug,photos/{image}.png,photos/{mask}.png\n" for n, (image, mask) in enumerate(rows))
+    (tmp_path / "c.csv").write_text("concept_id,superclass,images,masks\n" + text)
+    storage, training = Storage(str(tmp_path / "root")), TrainingConfig()
+    with PlanDB() as db:
+        load_concepts(db, str(tmp_path / "c.csv"), storage=storage, limits=InputLimits(), cache=InputCache(storage))
+        plan_concepts(db, base_digest="b", metric_key="m", training=training)
+        found = [
+            key for (key,) in db.connection.execute("SELECT concept_key FROM concept_keys ORDER BY row").fetchall()
+        ]
+
+    def key(image, mask, read=("", "")):
+        fields = tuple(
+            hashlib.sha256((photos / f"{name}.png").read_bytes()).hexdigest() + suffix
+            for name, suffix in zip((image, mask), read, strict=True)
+        )
+        return concept_key(base_digest="b", metric_key="m", training=training, superclass="mug", images=[fields])
+
+    assert found == [key(*rows[0]), key(*rows[1]), key(*rows[2], (":srgb", "")), key(*rows[3], ("", ":alpha"))]

@@ -352,8 +352,8 @@ def test_text_of_strangers_is_escaped_everywhere(storage):
     ("data", "note"),
     [
         (None, "The picture is not there any more."),
-        (b"", "The picture cannot be read (UnidentifiedImageError)."),
-        (b"GIF89a but not really", "The picture cannot be read (UnidentifiedImageError)."),
+        (b"", "The picture is no JPEG, PNG or WebP."),
+        (b"GIF89a but not really", "The picture is no JPEG, PNG or WebP."),
         (encoded("red")[:-40], "The picture cannot be read (OSError)."),
     ],
 )

@@ -1,8 +1,12 @@
 """Runs on real workers in this process: what is made, what is reused, and what the tables say."""
 
+import io
 import json
+import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -450,3 +454,60 @@ def test_captions_file_that_is_absent_is_a_sentence(shop, root):
     captions = METRIC.model_copy(update={"captions_uri": str(shop / "none.txt")}).model_dump()
     with pytest.raises(StorageError, match=r"none.txt \(metric.captions_uri\) cannot be read"):
         go(root, shop, metric=captions)
+
+
+class Signed(BaseHTTPRequestHandler):
+    """A web server that gives a photo to whoever has the signature."""
+
+    photo = b""
+
+    def do_GET(self):
+        self.send_response(200 if "X-Amz-Signature=hunter2" in self.path else 403)
+        self.end_headers()
+        self.wfile.write(self.photo)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_the_signature_of_a_presigned_address_is_nowhere_in_a_root(tmp_path, root, caplog):
+    """Trained on, kept out of tables, records and messages, and found again by content under another signature."""
+    caplog.set_level("DEBUG")
+    photo(tmp_path / "it.png")
+    Signed.photo = (tmp_path / "it.png").read_bytes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Signed)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    host = f"http://127.0.0.1:{server.server_port}"
+    inputs = {"allow": [f"{host}/img"], "presigned": True}
+    try:
+        for night, query in enumerate(("X-Amz-Signature=hunter2", "X-Amz-Date=2&X-Amz-Signature=hunter2")):
+            rows = [
+                {"concept_id": "good", "superclass": "mug", "images": [f"{host}/img/é.png?{query}"]},
+                {"concept_id": "late", "superclass": "mug", "images": [f"{host}/img/x.png?X-Amz-Signature=hunter3"]},
+            ]
+            (folder / "concepts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "a {product}"}) + "\n")
+            settings = run_settings(
+                root,
+                folder,
+                concepts=str(folder / "concepts.jsonl"),
+                prompts=str(folder / "prompts.jsonl"),
+                inputs=inputs,
+            )
+            result = execute(settings, make_engine=Engines(), observer=Silent())
+            found = tables(root, result.run_id)["concepts"]
+            assert [(row["concept_id"], row["origin"]) for row in found] == [
+                ("good", "reused" if night else "trained"),
+                ("late", None),
+            ]
+            assert f"{host}/img/x.png" in found[1]["error_message"]
+    finally:
+        server.shutdown()
+    for path, _ in Storage(root).list():
+        data = Storage(root).read(path)
+        if path.endswith(".parquet"):
+            data = str(pq.read_table(io.BytesIO(data)).to_pylist()).encode()
+        assert b"hunter" not in data, path
+    assert "hunter" not in caplog.text

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import icc
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,26 @@ def test_photo_turned_by_its_exif_tag_equals_the_upright_one(base, tmp_path):
     turned = save(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.png", exif=exif)
     one, other = example(base, tmp_path, [planned(tmp_path / "upright.png")]), example(base, tmp_path, [turned])
     torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_photo_with_a_colour_profile_is_trained_on_as_it_is_shown(base, tmp_path):
+    patch = save(
+        Image.new("RGB", (64, 64), (60, 180, 75)), tmp_path / "adobe.png", icc_profile=icc.PROFILES["adobe"][0]
+    )
+    found = example(base, tmp_path, [patch]).latents[0]
+    torch.testing.assert_close(found, latents(base, Image.new("RGB", (64, 64), (0, 181, 64))), rtol=0.05, atol=0.05)
+    apart = found - latents(base, Image.new("RGB", (64, 64), (60, 180, 75)))
+    assert apart.abs().max() > 0.1
+
+
+def test_cut_out_as_a_mask_marks_what_is_not_clear(base, tmp_path):
+    image = photo(tmp_path / "it.png")
+    cut = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    cut.paste((0, 0, 0, 255), (0, 0, 32, 64))
+    found = example(base, tmp_path, [image], [save(cut, tmp_path / "cut.png")])
+    drawn = Image.new("L", (64, 64))
+    drawn.paste(255, (0, 0, 32, 64))
+    assert torch.equal(found.masks, example(base, tmp_path, [image], [save(drawn, tmp_path / "drawn.png")]).masks)
 
 
 def test_transparency_is_laid_on_white(base, tmp_path):

@@ -1,0 +1,57 @@
+"""What a library says is stored without what differs from one process or day to the next."""
+
+import io
+import tempfile
+import uuid
+
+import pytest
+from PIL import Image
+
+from pipeline.reasons import plain, reason
+from pipeline.storage import Storage, StorageError
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("cannot identify image file <_io.BytesIO object at 0x7f3a5c0d1e90>", "cannot identify image file BytesIO"),
+        ("<aiohttp.client.ClientResponse(http://x) [503] at 0x7f00> failed", "ClientResponse failed"),
+        ("segfault near 0x7ffdeadbeef0", "segfault near …"),
+        ("cannot open /tmp/perfusion-plan-ab12cd/plan.duckdb: no space", "cannot open a temporary file: no space"),
+        (f"denied: '/srv/images/.{uuid.uuid4().hex}.tmp'", "denied: 'a temporary file'"),
+        ("503 Slow Down (Request ID: 4Y7Q9ZPX, HostId: 9a/bc=)", "503 Slow Down (Request ID: …, HostId: …)"),
+        (f"RequestId:{uuid.uuid4()}", "RequestId:…"),
+        ("expired at 2026-11-26T11:06:34.123Z", "expired at …"),
+        ("actor_id: 0123456789abcdef01234567 died", "actor_id: … died"),
+        ("403, url='https://x/y.png?X-Amz-Signature=hunter2&v=3'", "403, url='https://x/y.png?X-Amz-Signature=…&v=…'"),
+        ("two\n  lines", "two lines"),
+        ("column 7 of 0x1 has 12 values", "column 7 of 0x1 has 12 values"),
+    ],
+)
+def test_only_what_stays_the_same_is_kept(text, kept):
+    assert plain(text) == kept
+    assert plain(kept) == kept
+
+
+def test_real_errors_say_the_same_twice():
+    def unreadable():
+        Image.open(io.BytesIO(b"x" * 100))
+
+    def nowhere():
+        with tempfile.TemporaryDirectory() as folder:
+            open(f"{folder}/none", "rb")  # noqa: PTH123, SIM115
+
+    for act in (unreadable, nowhere):
+        said = set()
+        for _ in range(2):
+            with pytest.raises(OSError, match=r".") as error:
+                act()
+            said.add(reason(error.value))
+        assert len(said) == 1
+
+
+def test_a_refused_write_does_not_name_its_temporary_file(tmp_path):
+    (tmp_path / "images").write_bytes(b"no folder")
+    with pytest.raises(StorageError) as refused:
+        Storage(str(tmp_path)).write("images/ab/x.png", b"x")
+    assert ".tmp" not in str(refused.value)
