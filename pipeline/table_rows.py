@@ -3,22 +3,20 @@
 Every row of a run has `finished_at`: when its work ended, or when it was published if no work was done for it.
 `accelerator_s` is what this run spent: zero where an object was reused, also from an equal row of the same run.
 
-Ten million wide rows are joined, sorted and handed on as they come: none of that is ever written to a table in between.
+Memory is bounded by construction. `pipeline.divide` puts the rows into ranges of their final order, each far smaller
+than the memory limit, with the outcomes of their keys and their extra columns. Here one range after the other is joined
+and sorted in memory.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.divide import KEYS, divide
+from pipeline.pieces import Pieces
 from pipeline.plandb import PlanDB, extra_columns, quoted
-
-KEYS = {"concepts": "concept_key", "renders": "render_key"}
-
-
-def gather_results(db: PlanDB) -> None:
-    """Make the view `results`, one row per key, of `outcomes` and `done`."""
-    db.connection.execute(_RESULTS)
 
 
 def table_rows(
@@ -27,30 +25,70 @@ def table_rows(
     """The rows of a table by concept and key, and the manifests' extra columns behind its own.
 
     Args:
-        db: planned, with `results`; nothing else may be asked of its connection until the rows have been taken.
+        db: planned, with `outcomes`; nothing else may be asked of its connection until the rows have been taken.
         table: concepts or renders.
         values: `base`, `base_digest` and `now_us`, the same in every row.
         rows_per_group: rows of each piece but the last.
+
+    Raises:
+        ScratchFullError: the disk of the scratch folder is full.
     """
-    db.connection.execute(_REPEATS.format(keyed=_KEYED[table]))
-    reader = db.connection.sql(_query(db, table), params=values).to_arrow_reader(rows_per_group)
-    return reader.schema, _regrouped(reader, rows_per_group)
+    pieces = divide(db, table)
+    schema = _piece(db, table, pieces, -1, values).schema
+    return schema, _regrouped(_pieces(db, table, pieces, values), rows_per_group)
+
+
+def _pieces(db: PlanDB, table: str, pieces: Pieces, values: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """The rows of every range in their order."""
+    with closing(pieces):
+        for number in range(len(pieces)):
+            yield from _piece(db, table, pieces, number, values).to_batches()
+
+
+def _piece(db: PlanDB, table: str, pieces: Pieces, number: int, values: dict[str, Any]) -> pa.Table:
+    """The rows of one range in their order."""
+    for kind in pieces.kinds:
+        db.connection.register(f"piece_{kind}", pieces.read(kind, number))
+    try:
+        query = db.connection.sql(_query(db, table), params={**values, "piece": number})
+        return query.to_arrow_table()
+    finally:
+        for kind in pieces.kinds:
+            db.connection.unregister(f"piece_{kind}")
 
 
 def _query(db: PlanDB, table: str) -> str:
-    """The rows of a table in their order, with the manifests' extra columns behind its own."""
+    """The rows of a range in their order, with the manifests' extra columns behind its own."""
     concepts, prompts = extra_columns(db.connection, "concepts"), extra_columns(db.connection, "prompts")
     columns, joins = "", ""
     if concepts:
-        columns += "".join(f", ce.{quoted(name)}" for name in concepts)
-        joins += " LEFT JOIN concepts_extra ce ON ce.row = t.extras_row"
+        columns += _typed(db, "concepts", "ce", concepts)
+        key = "ce.concept_id = t.concept_id" if table == "renders" else "ce.row = t.manifest_row"
+        joins += f" LEFT JOIN piece_concepts_extra ce ON {key}"
     if prompts and table == "renders":
-        columns += "".join(f", pe.{quoted(name)}" for name in prompts)
-        joins += " LEFT JOIN prompts_extra pe ON pe.row = t.manifest_row"
+        columns += _typed(db, "prompts", "pe", prompts)
+        joins += " LEFT JOIN piece_prompts_extra pe ON pe.row = t.manifest_row"
     select, order = (_CONCEPTS, "") if table == "concepts" else (_RENDERS, ", t.image_index")
     return (
-        f"SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins} "
+        f"WITH results AS ({_RESULTS}), repeated AS (SELECT nth FROM repeats WHERE piece = $piece) "
+        f"SELECT t.*{columns} FROM ({select}) t{joins} "
         f"ORDER BY t.concept_id NULLS LAST, t.{KEYS[table]} NULLS LAST, t.manifest_row{order}"
+    )
+
+
+def _typed(db: PlanDB, manifest: str, alias: str, names: list[str]) -> str:
+    """Extra columns as the manifest's table has them, whatever their types became on scratch."""
+    types = {
+        name: kind
+        for name, kind in db.connection.execute(
+            "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?", [f"{manifest}_extra"]
+        ).fetchall()
+    }
+    return "".join(
+        f", CAST({alias}.{quoted(name)} AS {types[name]}) AS {quoted(name)}"
+        if types[name].startswith("ENUM")
+        else f", {alias}.{quoted(name)}"
+        for name in names
     )
 
 
@@ -71,36 +109,17 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
 
 # One row per key: what this run made, else what was there before, else how it failed.
 _RESULTS = """
-CREATE OR REPLACE VIEW results AS
-SELECT * FROM outcomes WHERE status = 'ok'
-UNION ALL BY NAME
-SELECT kind, key, 'ok' AS status, 0 AS attempts, 'reused' AS origin, uri, sha256, bytes, 0.0 AS accelerator_s, loss
-FROM done ANTI JOIN (SELECT kind, key FROM outcomes WHERE status = 'ok') USING (kind, key)
-UNION ALL BY NAME
-SELECT * FROM outcomes ANTI JOIN done USING (kind, key) WHERE status <> 'ok'
+SELECT * FROM piece_results QUALIFY row_number() OVER (PARTITION BY key ORDER BY preference DESC) = 1
 """
-
-# Rows that an equal one comes before in the manifest: few, and only they are compared by their whole keys.
-_REPEATS = """
-CREATE OR REPLACE TABLE repeats AS
-SELECT id FROM (
-    SELECT id, row_number() OVER (PARTITION BY key ORDER BY row, image_index) AS nth FROM ({keyed})
-    WHERE md5_number(key) IN (SELECT md5_number(key) FROM ({keyed}) GROUP BY 1 HAVING count(*) > 1)
-) WHERE nth > 1
-"""
-_KEYED = {
-    "concepts": "SELECT row AS id, concept_key AS key, row, 0 AS image_index FROM concept_keys",
-    "renders": "SELECT rowid AS id, render_key AS key, prompt_row AS row, image_index FROM requests",
-}
 
 # Of equal rows the first is the one that was worked for.
 _RESULT_COLUMNS = """
-    CASE WHEN {bad}.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
-    coalesce({bad}.code, r.code) AS error_code, coalesce({bad}.column_name, r.column_name) AS error_column,
-    coalesce({bad}.message, r.message) AS error_message,
-    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
-    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
-    CASE WHEN p.id IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
+    CASE WHEN q.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
+    coalesce(q.code, r.code) AS error_code, coalesce(q.column_name, r.column_name) AS error_column,
+    coalesce(q.message, r.message) AS error_message,
+    CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
+    CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
+    CASE WHEN p.nth IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
 """
 _WORK_COLUMNS = """
     r.batch, r.worker,
@@ -109,20 +128,13 @@ _WORK_COLUMNS = """
 """
 
 _CONCEPTS = f"""
-SELECT c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
-    CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
-    c.row AS extras_row
-FROM concepts c LEFT JOIN repeats p ON p.id = c.row
-LEFT JOIN concept_keys k ON k.row = c.row
-LEFT JOIN results r ON r.kind = 'concept' AND r.key = k.concept_key
+SELECT q.manifest_row, q.concept_id, q.concept_key, q.superclass, q.images, {_RESULT_COLUMNS}, r.loss, {_WORK_COLUMNS}
+FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key = q.concept_key
 """
 
 _RENDERS = f"""
-SELECT q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
+SELECT q.manifest_row, q.image_index, q.concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
-    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
-    k.row AS extras_row
-FROM requests q LEFT JOIN repeats p ON p.id = q.rowid
-LEFT JOIN concept_keys k ON k.concept_id = q.concept_ids[1]
-LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
+    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS}, {_WORK_COLUMNS}
+FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key = q.render_key
 """
