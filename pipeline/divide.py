@@ -16,7 +16,7 @@ from pipeline.plandb import PlanDB, extra_columns
 
 KEYS = {"concepts": "concept_key", "renders": "render_key"}
 _KINDS = {"concepts": "concept", "renders": "render"}
-_PIECE = 12  # a range takes this share of the memory limit before it is joined and sorted
+_PIECE = 16  # a range takes this share of the memory limit before it is joined and sorted
 _PAGE = 4  # a page takes this share of the memory limit
 _LEAST_BYTES = 2_000_000  # of a range
 _SAMPLE = 50_000  # rows whose sort keys give the bounds of the ranges
@@ -216,11 +216,11 @@ FROM requests WHERE {where}
 _RESULTS = {
     "outcomes": """
 o.key, o.status, o.code, o.message, o.attempts, o.origin, o.uri, o.sha256, o.bytes, o.accelerator_s, o.batch, o.worker,
-o.finished_at, o.loss, o.column_name, CASE o.status WHEN 'ok' THEN 2 ELSE 0 END AS preference
+o.finished_at, o.loss, o.column_name, CASE o.status WHEN 'ok' THEN 2 ELSE 0 END AS preference, 2 * nth AS source_row
 """,
     "done": """
 o.key, 'ok' AS status, NULL::VARCHAR AS code, NULL::VARCHAR AS message, 0 AS attempts, 'reused' AS origin, o.uri,
 o.sha256, o.bytes, 0.0::DOUBLE AS accelerator_s, NULL::INTEGER AS batch, NULL::VARCHAR AS worker,
-NULL::DOUBLE AS finished_at, o.loss, NULL::VARCHAR AS column_name, 1 AS preference
+NULL::DOUBLE AS finished_at, o.loss, NULL::VARCHAR AS column_name, 1 AS preference, 2 * nth + 1 AS source_row
 """,
 }

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.layout import TABLES, run_path, table_path
+from pipeline.memory import retried
 from pipeline.parts import read_parts
 from pipeline.plandb import PlanDB
 from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, conform
@@ -192,6 +193,7 @@ def _counted(values: pa.ChunkedArray) -> dict[str, int]:
     return {each["values"]: each["counts"] for each in counts.to_pylist()}
 
 
+@retried
 def _stage(
     db: PlanDB, storage: Storage, table: str, common: dict[str, Any], *, run_id: str, run_date: str, rows_per_group: int
 ) -> tuple[_Account, list[PublishedFile]]:

@@ -107,9 +107,10 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
         yield pa.Table.from_batches(waiting)
 
 
-# One row per key: what this run made, else what was there before, else how it failed.
+# One row per key: what this run made, else what was there before, else how it failed. A window would hold whole rows.
 _RESULTS = """
-SELECT * FROM piece_results QUALIFY row_number() OVER (PARTITION BY key ORDER BY preference DESC) = 1
+SELECT * FROM piece_results
+WHERE source_row IN (SELECT arg_max(source_row, preference) FROM piece_results GROUP BY key)
 """
 
 # Of equal rows the first is the one that was worked for.
