@@ -113,7 +113,7 @@ def _find_repeats(db: PlanDB) -> None:
         db.connection.execute(f"""
             INSERT INTO repeats SELECT piece, nth FROM (
                 SELECT piece, nth, row_number() OVER (
-                    PARTITION BY number ORDER BY manifest_row, image_index, piece, nth) AS place
+                    PARTITION BY number ORDER BY manifest_row, image_index, nth) AS place
                 FROM {some} WHERE number IN (SELECT number FROM {some} GROUP BY number HAVING count(*) > 1)
             ) WHERE place > 1
         """)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline import keys
 from pipeline.errors import Code, ManifestError, RowError
+from pipeline.memory import retried
 from pipeline.plandb import PlanDB, extra_columns
 from pipeline.schemas import check_extra_columns
 from pipeline.where import Sandbox
@@ -46,6 +47,7 @@ class Pending:
     renders: Work
 
 
+@retried
 def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: TrainingConfig) -> None:
     """Fill `concept_keys` from the good rows of `concepts`.
 
@@ -86,6 +88,7 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
     connection.execute("DROP TABLE settings")
 
 
+@retried
 def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, seed: int) -> None:
     """Fill `requests` from `prompts`; `concept_keys` must be filled.
 
@@ -127,6 +130,7 @@ def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, see
     assert lost == 0, f"{lost} prompts rows were planned as nothing"
 
 
+@retried
 def pending(db: PlanDB) -> Pending:
     """Count what a plan comes to; `done` may be filled or empty."""
 
