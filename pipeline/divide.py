@@ -121,7 +121,9 @@ def _find_repeats(db: PlanDB) -> None:
 
 def _divide_results(db: PlanDB, table: str, pieces: Pieces, source: str, columns: str) -> None:
     connection = db.connection
-    whole = f"SELECT h.piece, {columns} FROM hits h JOIN (SELECT *, rowid AS nth FROM {source} WHERE {{0}}) o USING (nth)"
+    whole = (
+        f"SELECT h.piece, {columns} FROM hits h JOIN (SELECT *, rowid AS nth FROM {source} WHERE {{0}}) o USING (nth)"
+    )
     block = _page_bytes(db) // _NUMBER_BYTES + 1
     connection.execute("CREATE OR REPLACE TEMP TABLE hits (piece INTEGER, nth BIGINT)")
     _add_with_piece(pieces, "results", connection.sql(whole.format("false")).to_arrow_table())

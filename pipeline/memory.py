@@ -65,7 +65,8 @@ def memory_sentence(limit: str) -> str:
     """What to do about a memory limit that does not suffice."""
     return (
         f"the plan's database ran out of memory with engine.plan_memory = {limit}: "
-        f"set engine.plan_memory to {_larger(limit)} or more and run the same command again; nothing made so far is lost"
+        f"set engine.plan_memory to {_larger(limit)} or more and run the same command again; "
+        "nothing made so far is lost"
     )
 
 

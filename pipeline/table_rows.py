@@ -78,12 +78,8 @@ def _query(db: PlanDB, table: str) -> str:
 
 def _typed(db: PlanDB, manifest: str, alias: str, names: list[str]) -> str:
     """Extra columns as the manifest's table has them, whatever their types became on scratch."""
-    types = {
-        name: kind
-        for name, kind in db.connection.execute(
-            "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?", [f"{manifest}_extra"]
-        ).fetchall()
-    }
+    columns = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?"
+    types = dict(db.connection.execute(columns, [f"{manifest}_extra"]).fetchall())
     return "".join(
         f", CAST({alias}.{quoted(name)} AS {types[name]}) AS {quoted(name)}"
         if types[name].startswith("ENUM")

@@ -1,13 +1,15 @@
-"""Publishing within a small memory limit: every shape of catalogue, wherever the outcomes lie, row by row as expected."""
+"""Publishing within a small memory limit: every shape of catalogue and origin of outcomes, compared row by row."""
 
 import io
 from dataclasses import dataclass
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.layout import part_path
+from pipeline.memory import MemoryFullError, ScratchFullError, retried
 from pipeline.plan import pending, plan_concepts, plan_requests
 from pipeline.plandb import PlanDB
 from pipeline.publish import publish
@@ -20,7 +22,7 @@ RUN = {"run_id": "run", "run_date": "2026-01-01", "base": "mini", "base_digest":
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows of both manifests; `alike` concepts have equal content, `named` prompts ask for one picture of one concept."""
+    """Rows of both manifests; `alike` concepts have equal content, `named` prompts name one concept."""
 
     concepts: int
     prompts: int
@@ -67,7 +69,8 @@ def filled(db, shape):
     fill("INSERT INTO prompts BY NAME SELECT max(row) + 1 AS row, 'of {{nobody}}' AS prompt FROM prompts")
     for manifest in ("concepts", "prompts"):
         columns = "".join(
-            f", repeat('{manifest} ' || row || ' {number} ', 3) AS {manifest}_{number}" for number in range(shape.extras)
+            f", repeat('{manifest} ' || row || ' {number} ', 3) AS {manifest}_{number}"
+            for number in range(shape.extras)
         )
         fill(f"CREATE TABLE {manifest}_extra AS SELECT row{columns} FROM {manifest}")
     plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
@@ -86,10 +89,13 @@ def outcomes(db, storage, origin):
         FROM {keys} WHERE {done}""")
     made = db.connection.sql(f"""
         SELECT kind, key, CASE WHEN {failed} THEN 'failed' ELSE 'ok' END AS status,
-            CASE WHEN {failed} THEN 'internal' END AS code, CASE WHEN {failed} THEN 'broke ' || digit END AS message,
-            2 AS attempts, CASE WHEN {failed} THEN NULL WHEN kind = 'render' THEN 'rendered' ELSE 'trained' END AS origin,
+            CASE WHEN {failed} THEN 'internal' END AS code,
+            CASE WHEN {failed} THEN 'broke ' || digit END AS message,
+            2 AS attempts,
+            CASE WHEN {failed} THEN NULL WHEN kind = 'render' THEN 'rendered' ELSE 'trained' END AS origin,
             CASE WHEN NOT {failed} THEN 'memory://part/' || key END AS uri, sha256(key) AS sha256,
-            100 + digit AS bytes, 0.125 AS accelerator_s, 16 AS batch, 'w' || digit AS worker, 1e9 + digit AS finished_at
+            100 + digit AS bytes, 0.125 AS accelerator_s, 16 AS batch,
+            'w' || digit AS worker, 1e9 + digit AS finished_at
         FROM {keys} WHERE {parts}""").to_arrow_table()
     for lease, rows in ((1, made), (2, made[: len(made) // 10])):
         sink = io.BytesIO()
@@ -106,7 +112,9 @@ def rows_of(db, sql):
 def expected(db, made, table):
     """The table as a loop over Python's own lists makes it."""
     done = {(row["kind"], row["key"]): row for row in rows_of(db, "FROM done")}
-    extras = {name: {row.pop("row"): row for row in rows_of(db, f"FROM {name}_extra")} for name in ("concepts", "prompts")}
+    extras = {
+        name: {row.pop("row"): row for row in rows_of(db, f"FROM {name}_extra")} for name in ("concepts", "prompts")
+    }
     kind, key = ("concept", "concept_key") if table == "concepts" else ("render", "render_key")
     if table == "concepts":
         keys = {row["row"]: row["concept_key"] for row in rows_of(db, "FROM concept_keys")}
@@ -192,3 +200,44 @@ def test_a_resumed_run_of_a_hundred_thousand(tmp_path, shape):
             for row in pq.read_table(storage.full(file.path), columns=["concept_id", "render_key"],
                                      partitioning=None).to_pylist()[: -1 if file.rows else 0]]  # fmt: skip
     assert keys == sorted(keys)
+
+
+def test_too_little_memory_is_a_sentence(tmp_path):
+    with (  # noqa: PT012 - the sentence comes when the plan is closed
+        pytest.raises(MemoryFullError, match=r"engine\.plan_memory = 2MB: set engine\.plan_memory to 4MB"),
+        PlanDB(memory_limit="1GB", threads=4) as db,
+    ):
+        filled(db, Shape(1000, 20))
+        db.connection.execute("SET memory_limit = '2MB'")
+        db.memory_limit = "2MB"
+        publish(db, Storage(str(tmp_path)), **RUN)
+
+
+def test_fewer_threads_before_giving_up():
+    tried = []
+
+    @retried
+    def step(db, enough):
+        [(threads,)] = db.connection.execute("SELECT current_setting('threads')").fetchall()
+        tried.append(threads)
+        if threads > enough:
+            raise duckdb.OutOfMemoryException("Out of Memory Error: failed to pin block")
+        return threads
+
+    with PlanDB(threads=8) as db:
+        assert step(db, 2) == 2
+        assert db.connection.execute("SELECT current_setting('threads')").fetchall() == [(8,)]
+        with pytest.raises(duckdb.OutOfMemoryException):
+            step(db, 0)
+    assert tried == [8, 4, 2, 8, 4, 2, 1]
+
+
+def test_a_full_scratch_disk_is_a_sentence_that_names_it(tmp_path):
+    full = (
+        duckdb.OutOfMemoryException("failed to offload data block: limit was set by 'max_temp_directory_size'"),
+        duckdb.IOException("Could not write file: No space left on device"),
+    )
+    for error in full:
+        told = pytest.raises(ScratchFullError, match=f"scratch folder {tmp_path}/perfusion-plan-")
+        with told, PlanDB(scratch=str(tmp_path)):
+            raise error
