@@ -25,6 +25,8 @@ def main() -> int:
         help="concepts, for schedule, overhead, plan, noop and publish",
     )
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
+    parser.add_argument("--origin", choices=("parts", "done", "both"), default="parts", help="of outcomes, for publish")
+    parser.add_argument("--memory", default=None, help="memory limit such as 512MB, for publish")
     options = parser.parse_args()
     names = [options.name] if options.name else list(NAMES)
     results = [importlib.import_module(f"benchmarks.{name}").run(options) for name in names]

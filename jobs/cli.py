@@ -42,6 +42,7 @@ def main() -> None:
     from pipeline.catalog import CatalogError
     from pipeline.errors import ManifestError
     from pipeline.lease import LeaseHeld
+    from pipeline.memory import MemoryFullError, ScratchFullError
     from pipeline.scheduler import EngineError
     from pipeline.storage import StorageError
 
@@ -51,7 +52,7 @@ def main() -> None:
         for line in str(error).splitlines():
             complain(line)
         sys.exit(USAGE)
-    except (StorageError, LeaseHeld, EngineError, ClusterError) as error:
+    except (StorageError, LeaseHeld, EngineError, ClusterError, MemoryFullError, ScratchFullError) as error:
         complain(str(error))
         sys.exit(CRASH)
     except SystemExit as end:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from pipeline.layout import image_path, weights_path
+from pipeline.memory import retried
 from pipeline.parts import gathered, read_tables
 from pipeline.plandb import PlanDB
 from pipeline.schemas import CONCEPTS, PART, RENDERS
@@ -28,6 +29,7 @@ _CONCEPT = (CONCEPTS, "'concept'", "concept_key", "loss", "epoch_us(finished_at)
 _RENDER = (RENDERS, "'render'", "render_key", "NULL", "epoch_us(finished_at) / 1e6")
 
 
+@retried
 def list_objects(db: PlanDB, storage: Storage) -> int:
     """Fill the table `objects` (kind, key, bytes) with every concept and picture there is; returns their number.
 
@@ -46,6 +48,7 @@ def list_objects(db: PlanDB, storage: Storage) -> int:
     return count
 
 
+@retried
 def load_done(db: PlanDB, storage: Storage) -> int:
     """Fill `done` from every published table and every staged part; returns the number of rows.
 

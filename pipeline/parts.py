@@ -21,6 +21,7 @@ from pipeline.units import Outcome
 
 _ROWS_PER_READ = 65_536
 _ROWS_PER_INSERT = 400_000
+_ROWS_PER_SHARE = 250_000  # keys compared at once, some 30 MB
 
 
 class PartWriter:
@@ -119,14 +120,18 @@ def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: 
         connection.register("rows_read", rows)
         connection.execute("INSERT INTO outcomes FROM rows_read")
     connection.unregister("rows_read")
-    # Numbers stand for keys and rows: DuckDB can spill those, but not aggregates of text.
-    connection.execute("""
-        DELETE FROM outcomes WHERE rowid NOT IN (
-            SELECT arg_max(rowid, CASE status WHEN 'ok' THEN 1000000000 ELSE 0 END + age)
-            FROM outcomes GROUP BY kind, md5_number(key)
-        )
-    """)
+    _keep_the_best(connection)
     connection.execute("ALTER TABLE outcomes DROP COLUMN age")
+
+
+def _keep_the_best(connection: duckdb.DuckDBPyConnection) -> None:
+    """Delete all rows of a key but one. Only numbers are compared, one bounded share of the keys at a time."""
+    connection.execute(_RANKED)
+    [(rows,)] = connection.execute("SELECT count(*) FROM ranked").fetchall()
+    shares = rows // _ROWS_PER_SHARE + 1
+    for share in range(shares):
+        connection.execute(_DELETE_OTHERS.format(some=f"(FROM ranked WHERE hash(number) % {shares} = {share})"))
+    connection.execute("DROP TABLE ranked")
 
 
 def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
@@ -163,3 +168,20 @@ def _encode(outcomes: Sequence[Outcome]) -> bytes:
     table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=PART)
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+_RANKED = """
+CREATE OR REPLACE TEMP TABLE ranked AS
+SELECT md5_number(kind || ' ' || key) AS number, CASE status WHEN 'ok' THEN 1000000000 ELSE 0 END + age AS rank,
+    rowid AS nth
+FROM outcomes
+"""
+
+_DELETE_OTHERS = """
+DELETE FROM outcomes WHERE rowid IN (
+    SELECT nth FROM (
+        SELECT nth, row_number() OVER (PARTITION BY number ORDER BY rank DESC, nth) AS place
+        FROM {some} WHERE number IN (SELECT number FROM {some} GROUP BY number HAVING count(*) > 1)
+    ) WHERE place > 1
+)
+"""

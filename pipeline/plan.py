@@ -18,6 +18,7 @@ from perfusion_ops.schedules import schedule_problem
 from perfusion_ops.tokenizer import TokenCounter
 from pipeline import keys
 from pipeline.errors import Code, ManifestError, RowError
+from pipeline.memory import retried
 from pipeline.plandb import PlanDB, extra_columns
 from pipeline.prompt_lengths import FLAW, FLAWED, LONG_TEXTS, NO_LIMIT, measure_concepts, measure_prompts
 from pipeline.schemas import check_extra_columns
@@ -54,6 +55,7 @@ class Pending:
     renders: Work
 
 
+@retried
 def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: TrainingConfig) -> None:
     """Fill `concept_keys` from the good rows of `concepts`.
 
@@ -95,6 +97,7 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
     connection.execute("DROP TABLE settings")
 
 
+@retried
 def plan_requests(
     db: PlanDB,
     *,
@@ -159,6 +162,7 @@ def plan_requests(
     assert lost == 0, f"{lost} prompts rows were planned as nothing"
 
 
+@retried
 def pending(db: PlanDB) -> Pending:
     """Count what a plan comes to; `done` may be filled or empty."""
 

@@ -14,6 +14,7 @@ from typing import Self
 
 import duckdb
 
+from pipeline.memory import translated
 from pipeline.scratch import scratch_folder
 
 INTERNAL = "_perfusion_"  # begins the names that our own SQL adds to a manifest's columns; manifests may not use it
@@ -87,8 +88,9 @@ class PlanDB:
 
     def __init__(self, *, memory_limit: str = "750MB", threads: int | None = None, scratch: str | None = None) -> None:
         self._open = ExitStack()
-        folder = self._open.enter_context(scratch_folder("plan", scratch))
-        self.connection = self._open.enter_context(duckdb.connect(str(folder / "plan.duckdb")))
+        self.memory_limit = memory_limit
+        self.folder = self._open.enter_context(scratch_folder("plan", scratch))
+        self.connection = self._open.enter_context(duckdb.connect(str(self.folder / "plan.duckdb")))
         self.connection.execute(f"SET memory_limit = '{memory_limit}'")
         self.connection.execute("SET preserve_insertion_order = false")
         if threads is not None:
@@ -105,4 +107,13 @@ class PlanDB:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close; an error of the database about memory or disk leaves as a sentence.
+
+        Raises:
+            MemoryFullError: the memory limit does not suffice.
+            ScratchFullError: the scratch disk is full.
+        """
+        told = translated(error, self.memory_limit, str(self.folder)) if error is not None else None
         self.close()
+        if told is not None:
+            raise told from error

@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.layout import TABLES, run_path, table_path
+from pipeline.memory import retried
 from pipeline.parts import read_parts
 from pipeline.plandb import PlanDB
 from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.storage import Storage, StorageError
 from pipeline.table_columns import agree
-from pipeline.table_rows import KEYS, gather_results, table_rows
+from pipeline.table_rows import KEYS, table_rows
 
 _ROWS_PER_GROUP = (
     65_536  # a lookup of one concept reads one group: larger groups make it slower, smaller ones no faster
@@ -119,7 +120,6 @@ def publish(
     intent = run_path(run_id, "publish/intent.json")
     if not storage.exists(intent):
         read_parts(db.connection, storage, run_id, parts)
-        gather_results(db)
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
         for table in TABLES:
@@ -128,7 +128,7 @@ def publish(
             )
             statuses[table], codes[table] = dict(sorted(account.statuses.items())), dict(sorted(account.codes.items()))
             files += staged
-        db.connection.execute("DROP VIEW results; DROP TABLE outcomes; DROP TABLE repeats")
+        db.connection.execute("DROP TABLE outcomes; DROP TABLE repeats")
         published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files), content)
         storage.create(intent, published.to_json())
     # Read back even by its author: another attempt may have been first.
@@ -194,6 +194,7 @@ def _counted(values: pa.ChunkedArray) -> dict[str, int]:
     return {each["values"]: each["counts"] for each in counts.to_pylist()}
 
 
+@retried
 def _stage(
     db: PlanDB, storage: Storage, table: str, common: dict[str, Any], *, run_id: str, run_date: str, rows_per_group: int
 ) -> tuple[_Account, list[PublishedFile]]:

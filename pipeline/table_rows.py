@@ -3,23 +3,21 @@
 Every row of a run has `finished_at`: when its work ended, or when it was published if no work was done for it.
 `accelerator_s` is what this run spent: zero where an object was reused, also from an equal row of the same run.
 
-Ten million wide rows are joined, sorted and handed on as they come: none of that is ever written to a table in between.
+Memory is bounded by construction. `pipeline.divide` puts the rows into ranges of their final order, each far smaller
+than the memory limit, with the outcomes of their keys and their extra columns. Here one range after the other is joined
+and sorted in memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.plandb import EXTRA_ROW, PlanDB, quoted
+from pipeline.divide import KEYS, divide
+from pipeline.pieces import Pieces
+from pipeline.plandb import EXTRA_ROW, INTERNAL, PlanDB, quoted
 from pipeline.table_columns import Carried
-
-KEYS = {"concepts": "concept_key", "renders": "render_key"}
-
-
-def gather_results(db: PlanDB) -> None:
-    """Make the view `results`, one row per key, of `outcomes` and `done`."""
-    db.connection.execute(_RESULTS)
 
 
 def table_rows(
@@ -28,36 +26,58 @@ def table_rows(
     """The rows of a table by concept and key, and the manifests' extra columns behind its own.
 
     Args:
-        db: planned, with `results`; nothing else may be asked of its connection until the rows have been taken.
+        db: planned, with `outcomes`; nothing else may be asked of its connection until the rows have been taken.
         table: concepts or renders.
         values: `base`, `base_digest` and `now_us`, the same in every row.
         rows_per_group: rows of each piece but the last.
         carried: the columns that follow the table's own, as the root has them.
+
+    Raises:
+        ScratchFullError: the disk of the scratch folder is full.
     """
-    db.connection.execute(_REPEATS.format(keyed=_KEYED[table]))
-    reader = db.connection.sql(_query(table, carried), params=values).to_arrow_reader(rows_per_group)
-    return _regrouped(reader, rows_per_group)
+    return _regrouped(_pieces(db, table, divide(db, table), values, carried), rows_per_group)
+
+
+def _pieces(
+    db: PlanDB, table: str, pieces: Pieces, values: dict[str, Any], carried: Sequence[Carried]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of every range in their order."""
+    query = _query(table, carried)
+    with closing(pieces):
+        for number in range(len(pieces)):
+            for kind in pieces.kinds:
+                db.connection.register(f"piece_{kind}", pieces.read(kind, number))
+            try:
+                rows = db.connection.sql(query, params={**values, "piece": number}).to_arrow_table()
+            finally:
+                for kind in pieces.kinds:
+                    db.connection.unregister(f"piece_{kind}")
+            yield from rows.to_batches()
 
 
 def _query(table: str, carried: Sequence[Carried]) -> str:
-    """The rows of a table in their order, with the manifests' extra columns behind its own."""
+    """The rows of a range in their order, with the columns that the root carries behind the table's own."""
     columns = "".join(f", {_value(each)} AS {quoted(each.field.name)}" for each in carried)
     joins, manifests = "", {each.manifest for each in carried}
     if "concepts" in manifests:
-        joins += f" LEFT JOIN concepts_extra ON concepts_extra.{EXTRA_ROW} = t.extras_row"
+        key = "{0}id = t.concept_id" if table == "renders" else "{1} = t.manifest_row"
+        joins += f" LEFT JOIN piece_concepts_extra ce ON ce.{key.format(INTERNAL, EXTRA_ROW)}"
     if "prompts" in manifests:
-        joins += f" LEFT JOIN prompts_extra ON prompts_extra.{EXTRA_ROW} = t.manifest_row"
+        joins += f" LEFT JOIN piece_prompts_extra pe ON pe.{EXTRA_ROW} = t.manifest_row"
     select, order = (_CONCEPTS, "") if table == "concepts" else (_RENDERS, ", t.image_index")
     return (
-        f"SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins} "
+        f"WITH results AS ({_RESULTS}), repeated AS (SELECT nth FROM repeats WHERE piece = $piece) "
+        f"SELECT t.*{columns} FROM ({select}) t{joins} "
         f"ORDER BY t.concept_id NULLS LAST, t.{KEYS[table]} NULLS LAST, t.manifest_row{order}"
     )
 
 
 def _value(carried: Carried) -> str:
-    if carried.column is None:
+    """A column's value, with the type that the manifest's table has and then the root's: scratch may know neither."""
+    if carried.column is None or carried.manifest is None:
         return f"CAST(NULL AS {carried.kind})"
-    return f"CAST({carried.manifest}_extra.{quoted(carried.column)} AS {carried.kind})"
+    alias = {"concepts": "ce", "prompts": "pe"}[carried.manifest]
+    return f"CAST({alias}.{quoted(carried.column)} AS {carried.kind})"
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -75,38 +95,20 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
         yield pa.Table.from_batches(waiting)
 
 
-# One row per key: what this run made, else what was there before, else how it failed.
+# One row per key: what this run made, else what was there before, else how it failed. A window would hold whole rows.
 _RESULTS = """
-CREATE OR REPLACE VIEW results AS
-SELECT * FROM outcomes WHERE status = 'ok'
-UNION ALL BY NAME
-SELECT kind, key, 'ok' AS status, 0 AS attempts, 'reused' AS origin, uri, sha256, bytes, 0.0 AS accelerator_s, loss
-FROM done ANTI JOIN (SELECT kind, key FROM outcomes WHERE status = 'ok') USING (kind, key)
-UNION ALL BY NAME
-SELECT * FROM outcomes ANTI JOIN done USING (kind, key) WHERE status <> 'ok'
+SELECT * FROM piece_results
+WHERE source_row IN (SELECT arg_max(source_row, preference) FROM piece_results GROUP BY key)
 """
-
-# Rows that an equal one comes before in the manifest: few, and only they are compared by their whole keys.
-_REPEATS = """
-CREATE OR REPLACE TABLE repeats AS
-SELECT id FROM (
-    SELECT id, row_number() OVER (PARTITION BY key ORDER BY row, image_index) AS nth FROM ({keyed})
-    WHERE md5_number(key) IN (SELECT md5_number(key) FROM ({keyed}) GROUP BY 1 HAVING count(*) > 1)
-) WHERE nth > 1
-"""
-_KEYED = {
-    "concepts": "SELECT row AS id, concept_key AS key, row, 0 AS image_index FROM concept_keys",
-    "renders": "SELECT rowid AS id, render_key AS key, prompt_row AS row, image_index FROM requests",
-}
 
 # Of equal rows the first is the one that was worked for.
 _RESULT_COLUMNS = """
-    CASE WHEN {bad}.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
-    coalesce({bad}.code, r.code) AS error_code, coalesce({bad}.column_name, r.column_name) AS error_column,
-    coalesce({bad}.message, r.message) AS error_message,
-    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
-    CASE WHEN p.id IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
-    CASE WHEN p.id IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
+    CASE WHEN q.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
+    coalesce(q.code, r.code) AS error_code, coalesce(q.column_name, r.column_name) AS error_column,
+    coalesce(q.message, r.message) AS error_message,
+    CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
+    CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
+    CASE WHEN p.nth IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s
 """
 _WORK_COLUMNS = """
     r.batch, r.worker,
@@ -115,20 +117,13 @@ _WORK_COLUMNS = """
 """
 
 _CONCEPTS = f"""
-SELECT c.row AS manifest_row, c.concept_id, k.concept_key, c.superclass,
-    CAST(len(c.images) AS INTEGER) AS images, {_RESULT_COLUMNS.format(bad="c")}, r.loss, {_WORK_COLUMNS},
-    c.row AS extras_row
-FROM concepts c LEFT JOIN repeats p ON p.id = c.row
-LEFT JOIN concept_keys k ON k.row = c.row
-LEFT JOIN results r ON r.kind = 'concept' AND r.key = k.concept_key
+SELECT q.manifest_row, q.concept_id, q.concept_key, q.superclass, q.images, {_RESULT_COLUMNS}, r.loss, {_WORK_COLUMNS}
+FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key = q.concept_key
 """
 
 _RENDERS = f"""
-SELECT q.prompt_row AS manifest_row, q.image_index, q.concept_ids[1] AS concept_id,
+SELECT q.manifest_row, q.image_index, q.concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
-    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS.format(bad="q")}, {_WORK_COLUMNS},
-    k.row AS extras_row
-FROM requests q LEFT JOIN repeats p ON p.id = q.rowid
-LEFT JOIN concept_keys k ON k.concept_id = q.concept_ids[1]
-LEFT JOIN results r ON r.kind = 'render' AND r.key = q.render_key
+    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS}, {_WORK_COLUMNS}
+FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key = q.render_key
 """
