@@ -34,6 +34,12 @@ def complain(text: str) -> None:
     sys.stderr.write(f"perfusion: {text}\n")
 
 
+def tell_notices(notices: Iterable[str]) -> None:
+    """What was skipped or assumed in the manifests, on stderr."""
+    for notice in notices:
+        complain(notice)
+
+
 def refuse(text: str) -> NoReturn:
     """End the command with a sentence on stderr, and the exit code for wrong usage."""
     complain(text)

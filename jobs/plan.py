@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.output import OK, USAGE, counted, say, say_json, table
+from jobs.output import OK, USAGE, counted, say, say_json, table, tell_notices
 from jobs.progress import Progress
 from jobs.run import Drawn, First, Json, Set, Spec, part, tell_changes
 from jobs.spec import load_spec
@@ -34,8 +34,12 @@ def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None
     work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)
     if json:
         base = {"base": planned.checked.base.name, "base_digest": planned.checked.base.digest}
-        say_json({**base, "work": work, "changes": planned.changes, "estimate": cost, "bad_rows": bad})
+        notices = planned.checked.notices
+        say_json(
+            {**base, "work": work, "changes": planned.changes, "estimate": cost, "bad_rows": bad, "notices": notices}
+        )
         return
+    tell_notices(planned.checked.notices)
     table(
         ("", "rows", "reused", "to do", "distinct to do", "bad"),
         [
@@ -54,10 +58,11 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
     """Check both manifests, pictures included, and show every bad row. Needs no accelerator."""
     planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit)
     if json:
-        say_json(
-            {"concepts": planned.checked.concepts, "prompts": planned.checked.prompts, "bad_rows": bad, "shown": shown}
-        )
+        checked = planned.checked
+        manifests = {"concepts": checked.concepts, "prompts": checked.prompts}
+        say_json({**manifests, "bad_rows": bad, "shown": shown, "notices": checked.notices})
     else:
+        tell_notices(planned.checked.notices)
         for name, summary in (("concepts", planned.checked.concepts), ("prompts", planned.checked.prompts)):
             say(f"{name}: {counted(summary.rows, 'row')} in {counted(summary.files, 'file')}")
         for problem in shown:

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, duration, location, refuse, say, say_json
+from jobs.output import (
+    FAILED_ROWS,
+    OK,
+    STOPPED,
+    complain,
+    counted,
+    duration,
+    location,
+    refuse,
+    say,
+    say_json,
+    tell_notices,
+)
 from jobs.progress import Progress
 from jobs.spec import load_spec
 from jobs.spec_file import SpecError
@@ -73,6 +85,8 @@ def run(
         result = execute(settings, make_engine=make_engine, observer=progress, selection=selection, explain=explain)
     published = result.published
     code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
+    if not json:
+        tell_notices(result.planned.checked.notices)
     if json:
         say_json(_summary(result, code))
     elif published is not None:
@@ -94,6 +108,7 @@ def _summary(result: RunResult, code: int) -> dict[str, Any]:
         "codes": published.codes if published else {},
         "changes": result.planned.changes,
         "missing": result.planned.missing,
+        "notices": result.planned.checked.notices,
         "reused": {"concepts": work.concepts.reused, "renders": work.renders.reused},
         "left": result.left,
         "files": [file.path for file in published.files] if published else [],

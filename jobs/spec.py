@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from jobs.spec_file import SpecError, parse_yaml, read_spec_file
 from pipeline.settings import RunSettings
+from pipeline.storage import mistyped_uri
 
 _PATHS = ("root", "concepts", "prompts")
 
@@ -61,8 +62,8 @@ def _checked(values: dict[str, Any], path: str) -> RunSettings:
 
 
 def resolve(path: str, folder: Path) -> str:
-    """An absolute path for a relative one; URLs and absolute paths stay."""
-    return path if "://" in path else str(folder.absolute() / Path(path).expanduser())
+    """An absolute path for a relative one; URIs, absolute paths and mistyped URIs, which the check refuses, stay."""
+    return path if "://" in path or mistyped_uri(path) else str(folder.absolute() / Path(path).expanduser())
 
 
 def dump_spec(values: dict[str, Any]) -> str:

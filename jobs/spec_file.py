@@ -1,6 +1,6 @@
 """A spec file's text as a plain table of settings, whichever of the three notations it is in.
 
-A name that stands twice in one table is an error in all of them: otherwise one of the two would be dropped in silence.
+A name that one table has twice is an error in all of them: otherwise one of the two would be dropped in silence.
 """
 
 import json
@@ -28,7 +28,7 @@ def read_spec_file(path: str) -> dict[str, Any]:
     if file.suffix not in SUFFIXES:
         raise SpecError(f"{path} is no spec: its name must end in {', '.join(SUFFIXES)}")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # editors on Windows write a byte-order mark
     except OSError as error:
         raise SpecError(f"the spec {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ import typer
 from jobs.output import refuse
 from jobs.spec import load_spec
 from jobs.spec_file import SUFFIXES
-from pipeline.storage import Storage
+from pipeline.storage import Storage, mistyped_uri
 
 Target = Annotated[str, typer.Argument(help="a root, or a spec file that names one", show_default=False)]
 
@@ -21,8 +21,10 @@ def storage_of(target: str) -> Storage:
     Raises:
         SpecError: the spec cannot be used.
         StorageError: the root is not a location.
-        typer.Exit: there is no such folder.
+        typer.Exit: there is no such folder, or a URI is mistyped.
     """
+    if mistyped := mistyped_uri(target):
+        refuse(mistyped)
     if target.endswith(SUFFIXES) and "://" not in target and not Path(target).is_dir():
         settings = load_spec(target)
         return Storage(settings.root, settings.storage_options or None)

@@ -12,6 +12,7 @@ import fsspec
 
 from perfusion_ops.folder import PARTS, BaseError, BaseFolder, describe
 from perfusion_ops.mini import base_folder
+from pipeline.storage import mistyped_uri
 
 _SUFFIXES = (".json", ".txt", ".safetensors")
 
@@ -31,6 +32,8 @@ def find_base(source: str) -> BaseFolder:
         return describe(base_folder())
     if "://" in source and not source.startswith("file://"):
         return describe(_copy(source))
+    if mistyped := mistyped_uri(source):
+        raise BaseError(f"there is no base model {source!r}: {mistyped}")
     local = Path(source.removeprefix("file://")).expanduser()
     if local.is_dir():
         return describe(local.resolve())

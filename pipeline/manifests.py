@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -31,13 +32,16 @@ from pipeline.cells import (
     whole,
 )
 from pipeline.concept_images import ImageReader
-from pipeline.errors import Code, ManifestError, RowProblem
+from pipeline.errors import Code, ManifestError, RowError, RowProblem
 from pipeline.extra_columns import ExtraColumns
 from pipeline.inputs import InputCache, InputLimits
-from pipeline.manifest_files import Columns, ManifestFiles, find_manifest, local_copy, read_batches
+from pipeline.list_cells import split_list
+from pipeline.manifest_files import ManifestFiles, find_manifest, local_copy, read_batches
+from pipeline.manifest_rows import Columns, ListText
 from pipeline.plandb import PlanDB
 from pipeline.schemas import check_extra_columns
-from pipeline.storage import Storage
+from pipeline.storage import Storage, StorageError, open_filesystem
+from pipeline.uris import check_allowed, resolve
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -111,7 +115,11 @@ _PROMPT_CHECKS = (
 
 @dataclass(frozen=True)
 class ManifestSummary:
-    """What a manifest came to. `bad` counts rows by code; `digest` (hex sha256) is of its files' contents, sorted."""
+    """What a manifest came to.
+
+    `bad` counts rows by code; `digest` (hex sha256) is of its files' contents, sorted; `notices` are sentences about
+    what was skipped or assumed.
+    """
 
     uri: str
     digest: str
@@ -119,6 +127,7 @@ class ManifestSummary:
     rows: int
     good: int
     bad: Mapping[str, int]
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,8 @@ def load_concepts(
     images = ImageReader(manifest.folder, storage, limits, cache, storage_options)
     reading = _Reading(db, "concepts", manifest, _CONCEPTS)
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
-        rows = bounded_map(pool, lambda row: _concept(row, images), reading.rows(), 4 * threads)
+        exists = partial(_exists, folder=manifest.folder, allow=limits.allow, options=storage_options)
+        rows = bounded_map(pool, lambda row: _concept(row, images, exists), reading.rows(), 4 * threads)
         _insert(db, "concepts", _CONCEPT_ROW, rows)
     _mark_duplicates(db)
     cache.save()
@@ -212,7 +222,7 @@ class _Reading:
         for file in self._manifest.files:
             with local_copy(self._manifest, file.name) as (path, digest):
                 self._digests.append(digest)
-                for batch in read_batches(path, file, self._columns):
+                for batch in read_batches(path, file, self._columns, self._manifest.notices):
                     first = self._rows + 1
                     self._rows += len(batch.cells)
                     self._extra.append(first, len(batch.cells), batch.extra, batch.kinds)
@@ -237,6 +247,8 @@ class _Reading:
             rows=self._rows,
             good=good,
             bad={code: by_code[code] for code in sorted(filter(None, by_code))},
+            # What the files say first, then what the columns say.
+            notices=(*self._manifest.notices.sentences(self._manifest.uri), *getattr(self._extra, "notices", ())),
         )
 
     def _check_extra(self) -> None:
@@ -244,7 +256,7 @@ class _Reading:
         check_extra_columns(names, []) if self._table == "concepts" else check_extra_columns([], names)
 
 
-def _concept(row: _Row, images: ImageReader) -> dict[str, Any]:
+def _concept(row: _Row, images: ImageReader, exists: Callable[[str], bool]) -> dict[str, Any]:
     if row.broken:
         return {"row": row.number, "concept_id": _raw(row.cells.get("concept_id")), **_broken(row.broken)}
     reader = RowReader(row.cells)
@@ -255,10 +267,31 @@ def _concept(row: _Row, images: ImageReader) -> dict[str, Any]:
         "train": reader.read("train", optional(overrides)),
     }
     problems = reader.problems
-    values["images"], values["masks"] = images.read(row.cells.get("images"), row.cells.get("masks"), problems)
+    photos, drawn = (_listed(row.cells.get(column), exists) for column in ("images", "masks"))
+    values["images"], values["masks"] = images.read(photos, drawn, problems)
     for column in ("concept_id", "superclass"):
         values[column] = values[column] or _raw(row.cells.get(column))
     return values | verdict(problems)
+
+
+def _listed(cell: object, exists: Callable[[str], bool]) -> object:
+    """A cell of pictures, as a list where it is text that lists them."""
+    if isinstance(cell, ListText):
+        return split_list(cell.text, exists, csv=True)
+    return split_list(cell, exists, csv=False) if isinstance(cell, str) else cell
+
+
+def _exists(address: str, *, folder: str, allow: tuple[str, ...], options: Mapping[str, object] | None) -> bool:
+    """Whether there is a file of that address; what may not be read, or lies behind http, is not asked for."""
+    try:
+        uri = resolve(address, folder)
+        check_allowed(uri, allow)
+        if uri.startswith(("http:", "https:")):
+            return False
+        filesystem: Any = open_filesystem(uri, options)
+        return bool(filesystem.isfile(filesystem._strip_protocol(uri)))
+    except (RowError, StorageError, OSError, ValueError):
+        return False  # reading the picture tells why
 
 
 def _prompt(row: _Row) -> dict[str, Any]:

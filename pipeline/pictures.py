@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import Code, RowError
 from pipeline.headers import Format, describe, picture_format, picture_size
-from pipeline.storage import absolute_uri
+from pipeline.storage import StorageError, absolute_uri
 
 _BOMB_PIXELS = 89_478_485  # where Pillow starts to warn: no limit may lie above it, so its warning never shows
 
@@ -38,7 +38,10 @@ class InputLimits(BaseModel):
     @field_validator("allow")
     @classmethod
     def _absolute(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(prefix if prefix.endswith("://") else absolute_uri(prefix) for prefix in allow)
+        try:
+            return tuple(prefix if prefix.endswith("://") else absolute_uri(prefix) for prefix in allow)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
 
     def allowing(self, prefix: str) -> "InputLimits":
         """The same limits with one more folder allowed: where pictures are kept that a manifest carried as bytes."""

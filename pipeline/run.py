@@ -41,7 +41,7 @@ from pipeline.scheduler import RunSummary
 from pipeline.scheduler import run as schedule
 from pipeline.selection import Missing, Selection, select
 from pipeline.settings import EngineSettings, RunSettings
-from pipeline.storage import Storage, StorageError
+from pipeline.storage import Storage, StorageError, mistyped_uri
 from pipeline.units import Outcome
 from pipeline.worker_settings import WorkerSettings
 from pipeline.workqueue import Remaining, WorkQueue
@@ -78,6 +78,11 @@ class Checked:
     worker: WorkerSettings
     digest: str
     content: str
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was skipped or assumed in the manifests."""
+        return (*self.concepts.notices, *self.prompts.notices)
 
 
 @dataclass(frozen=True)
@@ -378,6 +383,8 @@ def _captions_digest(settings: RunSettings) -> str | None:
     uri = settings.metric.captions_uri
     if uri is None:
         return None
+    if mistyped := mistyped_uri(uri):
+        raise StorageError(f"metric.captions_uri: {mistyped}")
     try:
         opened: Any = fsspec.open(uri, "rb")
         with opened as file:

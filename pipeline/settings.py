@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_val
 from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
 from perfusion_ops.folder import BaseFolder
 from pipeline.pictures import InputLimits
+from pipeline.storage import mistyped_uri
 from pipeline.uris import carries_credentials, redact
 
 _SECRET_WORDS = (
@@ -96,13 +97,13 @@ class RunSettings(Frozen):
 
     @field_validator("root", "concepts", "prompts", "base")
     @classmethod
-    def _without_credentials(cls, value: str) -> str:
-        return _refuse_credentials(value)
+    def _usable_locations(cls, value: str) -> str:
+        return _refuse_mistyped(_refuse_credentials(value))
 
     @field_validator("metric")
     @classmethod
-    def _captions_without_credentials(cls, value: MetricConfig) -> MetricConfig:
-        _refuse_credentials(value.captions_uri or "")
+    def _usable_captions(cls, value: MetricConfig) -> MetricConfig:
+        _refuse_mistyped(_refuse_credentials(value.captions_uri or ""))
         return value
 
     @field_validator("inputs")
@@ -138,6 +139,12 @@ def _refuse_credentials(uri: str) -> str:
             f"{redact(uri)} is given with credentials: leave them out and set them in the environment, "
             "a spec is stored with every run"
         )
+    return uri
+
+
+def _refuse_mistyped(uri: str) -> str:
+    if mistyped := mistyped_uri(uri):
+        raise ValueError(mistyped)
     return uri
 
 

@@ -24,12 +24,19 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.local_files import NoHardLinksError, files_below, write_file
 
 SCHEMES = ("file", "memory", "s3", "gs", "az", "http", "https")
+_OTHER_SCHEMES = ("local", "ftp", "sftp", "ssh", "hf", "hdfs", "webhdfs", "dbfs", "wasb", "wasbs", "adl", "oss")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 # After an answer that was lost, aiohttp may open a new connection and send nothing over it: only the timeout ends that.
 # botocore waits for a minute; no store is silent for that long, however large an object is.
 _TIMEOUTS: dict[str, Any] = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 15}}
 _PATIENCE = {"s3": _TIMEOUTS, "s3a": _TIMEOUTS}
 _CONFLICT_ATTEMPTS = 5  # S3 answers 409 to two conditional PUTs at the same moment and asks for another try
+# A known scheme, or any word before a single slash, as Hadoop prints local paths; `./` before it makes it a path.
+_ALMOST_URI = re.compile(
+    rf"({'|'.join(sorted({*SCHEMES, *_EXTRAS, *_OTHER_SCHEMES}, key=len, reverse=True))}):(?!//)"
+    r"|(s3a?|gc?s|az|abfss?|https?)//|([A-Za-z][A-Za-z0-9+.-]+):/(?!/)",
+    re.IGNORECASE,
+)
 _UNCLEAN = re.compile(r"[\x00-\x1f\\]")
 _MEMORY_LOCK = threading.Lock()  # MemoryFileSystem looks before it writes: exclusive only while nobody else does
 
@@ -42,17 +49,41 @@ class MissingObjectError(StorageError, FileNotFoundError):
     """There is no such object."""
 
 
+def mistyped_uri(path: str) -> str | None:
+    """A sentence for a path that begins like a URI without `://` (`s3:/bucket`, `file:results`, `gs//x`), or None.
+
+    Taken for a path, it would silently name a folder such as `s3:` on the local disk.
+    """
+    found = _ALMOST_URI.match(path)
+    if not found:
+        return None
+    scheme, rest = (found[1] or found[2] or found[3]).lower(), path[found.end() :].lstrip("/\\")
+    if "@" in rest.partition("/")[0]:
+        return (
+            f"{scheme}: lacks '//', and credentials seem to follow: leave them out and write {scheme}://bucket/folder"
+        )
+    if scheme in ("file", "local"):
+        absolute = path[found.end() :].startswith("/")
+        meant = f"file:///{rest}" if absolute else f"file:///folder/{rest}, or just {rest or 'a path'}"
+    else:
+        meant = f"{scheme}://{rest or 'bucket/folder'}"
+    return f"{path!r} lacks the '://' of a URI: write {meant}, or ./{path} for a local path of that name"
+
+
 def absolute_uri(path: str) -> str:
-    """`path` as an absolute URI without a trailing slash; a bare or `file:` path is made absolute and normal.
+    """`path` as an absolute URI without a trailing slash; a bare or `file://` path is made absolute and normal.
 
     Raises:
-        StorageError: when it is empty, holds a control character or has `..` in an object store's path.
+        StorageError: when it is empty, holds a control character, lacks the `://` of a URI or has `..` in an object
+            store's path.
     """
     if not path or any(ord(character) < 32 for character in path):
         raise StorageError(f"{path!r} is not a location: give a folder or a URI such as s3://bucket/folder")
+    if mistyped := mistyped_uri(path):
+        raise StorageError(mistyped)
     scheme, separator, rest = path.partition("://")
     if not separator or scheme in ("file", "local"):
-        local = rest if separator else path.removeprefix("file:")
+        local = rest if separator else path
         return "file://" + os.path.abspath(Path(local).expanduser())  # noqa: PTH100 (resolve() would follow links)
     rest = rest.strip("/") if scheme == "memory" else rest.rstrip("/")
     if not rest or ".." in rest.split("/"):

@@ -1,0 +1,69 @@
+"""Rows of a Parquet manifest in batches; an index that pandas wrote without a name is left out."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.manifest_rows import BATCH_BYTES, BATCH_ROWS, Batch, Columns, Notice, Notices, check_names, check_required
+
+_INDEX = Notice(
+    "column",
+    "left out, which pandas wrote as an index without a name",
+    "give the index a name (DataFrame.rename_axis) to keep it as a column",
+)
+
+
+def read_parquet(path: Path, name: str, columns: Columns, notices: Notices) -> Iterator[Batch]:
+    """The rows of the Parquet file at `path`, called `name`.
+
+    Raises:
+        ManifestError: columns missing, unnamed, twice there or differing by case only.
+        pa.ArrowException, OSError: the file cannot be read.
+    """
+    with pq.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=2**20) as file:
+        index = unnamed_index(file.schema_arrow)
+        for column in index:
+            notices.add(_INDEX, column)
+        names = [column for column in file.schema_arrow.names if column not in index]
+        extra = check_names(names, columns, name)
+        check_required(names, columns, name)
+        total = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+        row_bytes = max(1, total // max(1, file.metadata.num_rows))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+        for batch in file.iter_batches(batch_size=rows, use_threads=False):
+            known = {column: _values(batch.column(column)) for column in names if column in columns.known}
+            cells = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+            yield Batch(cells, {}, pa.Table.from_batches([batch]).select(extra))
+
+
+def unnamed_index(schema: pa.Schema) -> list[str]:
+    """Columns that pandas' own metadata calls an index without a name; one with a name is data, such as an id."""
+    try:
+        pandas = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        index = {column for column in pandas.get("index_columns", ()) if isinstance(column, str)}
+        named = {column["field_name"]: column["name"] for column in pandas.get("columns", ())}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []  # written by a program that only resembles pandas
+    return [
+        column
+        for column in schema.names
+        if column in index and named.get(column) is None and column.startswith("__index_level_")
+    ]
+
+
+def _values(column: pa.Array) -> list[object]:
+    """Cells as Python values; text that is not UTF-8 stays bytes, which no check of text accepts."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decoded(value) for value in column.cast(pa.binary()).to_pylist()]
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
