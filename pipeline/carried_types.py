@@ -9,13 +9,14 @@ type holds every value exactly, the column takes that type; anything else is ref
 | half float | float32 |
 | decimal256 | decimal128 of 38 digits, when every value fits |
 | dictionary | its values |
-| large and view lists; fixed-size lists that DuckDB has no array for | list |
+| large lists; fixed-size lists that DuckDB has no array for | list |
 | an extension type other than uuid | its storage |
 """
 
 import io
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,6 +32,8 @@ def carry(column: pa.ChunkedArray) -> pa.ChunkedArray:
     Raises:
         pa.ArrowException: a value that the type it would be carried as cannot hold.
     """
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        column = pa.chunked_array([_unviewed(chunk) for chunk in column.chunks], pa.large_list(column.type.value_field))
     # Two casts, because Arrow counts a duration in its own unit: each cast is exact or fails.
     carried = _cast(_cast(column, _exact_type(column.type)), _plain_type(_exact_type(column.type)))
     carried.validate(full=True)
@@ -92,6 +95,10 @@ def _nested_type(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]
         return pa.struct([field.with_type(change(field.type)).remove_metadata() for field in kind])
     if pa.types.is_fixed_size_list(kind) and 0 < kind.list_size <= _MAX_ARRAY:
         return pa.list_(kind.value_field.with_type(change(kind.value_type)).remove_metadata(), kind.list_size)
+    if pa.types.is_list_view(kind):  # within another type: Arrow does not cast it, DuckDB does
+        return pa.list_view(kind.value_field.with_type(change(kind.value_type)))
+    if pa.types.is_large_list_view(kind):
+        return pa.large_list_view(kind.value_field.with_type(change(kind.value_type)))
     if _is_list(kind):
         return pa.list_(kind.value_field.with_type(change(kind.value_type)).remove_metadata())
     return kind
@@ -124,6 +131,14 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return column if column.type == kind else column.cast(kind)
 
 
+def _unviewed(views: pa.Array) -> pa.Array:
+    """A list view as a list, which Arrow's own cast makes only of some."""
+    offsets = pa.array(np.cumsum([0, *_lengths(views).fill_null(0).to_pylist()]), pa.int64())
+    return pa.LargeListArray.from_arrays(
+        offsets, views.flatten(), type=pa.large_list(views.type.value_field), mask=views.is_null()
+    )
+
+
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
@@ -135,9 +150,10 @@ def _same(left: pa.Array, right: pa.Array) -> bool:
     if pa.types.is_struct(kind):
         pairs = zip(left.flatten(), right.flatten(), strict=True)
         return kind.names == right.type.names and all(_same(one, other) for one, other in pairs)
-    if _is_list(kind) or pa.types.is_map(kind):
-        lengths = pc.list_value_length(left).cast(pa.int64()).equals(pc.list_value_length(right).cast(pa.int64()))
-        return lengths and _same(left.flatten(), right.flatten())
+    if pa.types.is_map(kind):
+        return pa.types.is_map(right.type) and _same(_unmapped(left), _unmapped(right))
+    if _is_list(kind):
+        return _lengths(left).equals(_lengths(right)) and _same(left.flatten(), right.flatten())
     if pa.types.is_floating(kind):
         # By their bits: a comparison of numbers would find NaN different from itself, and -0.0 equal to 0.0.
         bits = pa.uint32() if pa.types.is_float32(kind) else pa.uint64()
@@ -145,3 +161,14 @@ def _same(left: pa.Array, right: pa.Array) -> bool:
     if isinstance(kind, pa.UuidType):
         return [value and str(value) for value in left.to_pylist()] == right.to_pylist()
     return right.cast(kind).equals(left)
+
+
+def _lengths(lists: pa.Array) -> pa.Array:
+    """How many members each list has; the function is called by its name, as the module lists it nowhere."""
+    return pc.call_function("list_value_length", [lists]).cast(pa.int64())
+
+
+def _unmapped(maps: pa.Array) -> pa.Array:
+    """The maps as lists of pairs, for which Arrow has more functions."""
+    pairs = pa.StructArray.from_arrays([maps.keys, maps.items], ["key", "value"])
+    return pa.ListArray.from_arrays(maps.offsets, pairs, mask=maps.is_null())

@@ -111,7 +111,9 @@ class ExtraColumns:
         return carried
 
     def _declare(self, column: str, kind: DuckDBPyType) -> None:
-        known = self._types.setdefault(column, kind)
+        if (known := self._types.get(column)) is None:
+            self._connection.execute(f"ALTER TABLE {self._name} ADD COLUMN {quoted(column)} {kind}")
+            known = self._types[column] = kind
         merged = _merged(known, kind)
         if merged is None:
             raise ManifestError(
@@ -119,7 +121,6 @@ class ExtraColumns:
             )
         if len(self._types) > _MAX_COLUMNS:
             raise ManifestError(f"the manifest has more than {_MAX_COLUMNS:,} columns of its own: drop some")
-        self._connection.execute(f"ALTER TABLE {self._name} ADD COLUMN IF NOT EXISTS {quoted(column)} {known}")
         if merged != str(known):
             self._retype(column, merged)
 
@@ -164,12 +165,12 @@ def _merged(known: DuckDBPyType, other: DuckDBPyType) -> str | None:
         return str(other)
     if known.id != other.id or known.id not in ("list", "array", "map", "struct"):
         return None
-    ours, theirs = known.children, other.children
-    if [name for name, _ in ours] != [name for name, _ in theirs]:
+    ours, theirs = _members(known), _members(other)
+    if list(ours) != list(theirs) or (
+        known.id == "array" and dict(known.children)["size"] != dict(other.children)["size"]
+    ):
         return None
-    if known.id == "array" and ours[1] != theirs[1]:
-        return None
-    members = {name: _merged(mine, dict(theirs)[name]) for name, mine in ours if name != "size" or known.id != "array"}
+    members = {name: _merged(mine, theirs[name]) for name, mine in ours.items()}
     return None if None in members.values() else _spelt(known, members)
 
 
@@ -179,7 +180,11 @@ def _filled(kind: DuckDBPyType) -> str:
         return "VARCHAR"
     if kind.id not in ("list", "array", "map", "struct"):
         return str(kind)
-    return _spelt(kind, {name: _filled(each) for name, each in kind.children if isinstance(each, DuckDBPyType)})
+    return _spelt(kind, {name: _filled(each) for name, each in _members(kind).items()})
+
+
+def _members(kind: DuckDBPyType) -> dict[str, DuckDBPyType]:
+    return {name: each for name, each in kind.children if isinstance(each, DuckDBPyType)}
 
 
 def _spelt(kind: DuckDBPyType, members: dict[str, str | None]) -> str:

@@ -1,7 +1,7 @@
 """JSON values as they are spelt: a number that this machine's numbers would round keeps every digit, as text.
 
-JSON's numbers have no size limit, but almost every reader makes doubles of those with a point or an exponent. So 1.10 may
-become 1.1, while 1e400 and 0.1234567890123456789 have no double and stay text.
+JSON's numbers have no size limit, but almost every reader makes doubles of those with a point or an exponent.
+So 1.10 may become 1.1, while 1e400 and 0.1234567890123456789 have no double and stay text.
 """
 
 import json
@@ -18,13 +18,12 @@ class _Spelt(float):
     text: str
 
 
-def json_object(line: str) -> dict[str, object] | None:
-    """The object that a line of JSON holds, or None when it holds none; a number knows its spelling."""
+def json_value(text: str) -> object:
+    """What a text of JSON holds, or None when it is no JSON; a number knows its spelling."""
     try:
-        row = json.loads(line, parse_float=_spelt, parse_int=_whole)
+        return json.loads(text, parse_float=_spelt, parse_int=_whole)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
 
 
 def json_kind(value: object) -> str:
