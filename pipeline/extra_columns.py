@@ -102,12 +102,12 @@ class ExtraColumns:
             finally:
                 self._connection.unregister("extra_column")
             unchanged = kept(carried, through_parquet(returned).column(0))
+            self._declare(name, kind)
         except (pa.ArrowException, duckdb.DataError, duckdb.NotSupportedError, duckdb.ProgrammingError) as error:
             raise ManifestError(_refusal(name, column.type, str(error).strip().splitlines()[0])) from error
         if not unchanged:
             raise ManifestError(_refusal(name, column.type, "its values come back changed"))
         self._notices.update(dict.fromkeys(f"column {name!r} {change}" for change in changes(column.type)))
-        self._declare(name, kind)
         return carried
 
     def _declare(self, column: str, kind: DuckDBPyType) -> None:
@@ -153,7 +153,7 @@ class ExtraColumns:
 def _refusal(name: str, kind: pa.DataType, reason: str) -> str:
     return (
         f"column {name!r} of type {kind} cannot be published without loss ({reason}): "
-        "write it as text or as a plain number, or drop it"
+        "write it as text or as plain numbers, or drop it"
     )
 
 
