@@ -29,7 +29,7 @@ OTHERS = {
     "infinite timestamptz": "TIMESTAMPTZ 'infinity'",
     "far": "TIMESTAMP '200000-01-01 00:00:00.5'",
     "bc": "DATE '0044-03-15 (BC)'",
-    "struct of times": "{'a b\"c': TIMESTAMP_NS '2024-02-29 01:02:03.000000004', 'z': TIMESTAMPTZ '2024-02-29 01:02:03'}",
+    "struct of times": "{'a b\"c': TIMESTAMP_NS '2024-02-29 01:02:03.000000004', 'z': TIMETZ '01:02:03'}",
     "map of dates": "MAP {DATE '2024-02-29': TIMETZ '01:02:03+05:30'}",
     "map of lists": "MAP {[1, 2]: 'a'}",
     "map of structs": "MAP {{'key': 1}: INTERVAL 1 DAY}",

@@ -1,4 +1,4 @@
-"""Every type that a Parquet manifest can hold is published, and four readers find exactly its values; or it is refused."""
+"""Every type that a Parquet manifest can hold is published and four readers find its exact values; or it is refused."""
 
 import datetime as dt
 import io
@@ -334,7 +334,7 @@ KINDS = st.one_of(
         for zone in (None, "UTC", "America/New_York")
         if unit in ("us", "ns") or (unit, zone) == ("ms", None)
     ),
-    *(st.tuples(st.just(pa.duration(unit)), counts(1 - 2**63 // UNITS[unit], 2**63 // UNITS[unit] - 1)) for unit in UNITS),
+    *(st.tuples(st.just(pa.duration(unit)), counts(1 - 2**63 // n, 2**63 // n - 1)) for unit, n in UNITS.items()),
     st.tuples(st.just(pa.date32()), counts(-(2**31), 2**31 - 1)),
     st.tuples(st.just(pa.time64("ns")), counts(0, 86_400 * 10**9 - 1)),
     st.tuples(st.just(pa.time64("us")), counts(0, 86_400 * 10**6 - 1)),
@@ -391,7 +391,8 @@ NOTHING = pa.array([[None], []], pa.list_(pa.null()))
         ([NOTHING], "VARCHAR[]", [[None], []]),
         ([pa.array([{"a": None, "b c": 1}]), pa.array([{"a": "x", "b c": None}])], 'STRUCT(a VARCHAR, "b c" BIGINT)',
          [{"a": None, "b c": 1}, {"a": "x", "b c": None}]),
-        ([pa.array([[("k", None)]], pa.map_(pa.string(), pa.null())), pa.array([[("l", 1)]], pa.map_(pa.string(), pa.int8()))],
+        ([pa.array([[("k", None)]], pa.map_(pa.string(), pa.null())),
+          pa.array([[("l", 1)]], pa.map_(pa.string(), pa.int8()))],
          "MAP(VARCHAR, TINYINT)", [{"k": None}, {"l": 1}]),
         ([pa.array([[None, None]], pa.list_(pa.null(), 2)), pa.array([[1, 2]], pa.list_(pa.int8(), 2))], "TINYINT[2]",
          [(None, None), (1, 2)]),
@@ -414,5 +415,5 @@ def test_files_of_one_manifest_agree_where_one_has_nothing_but_nulls(files, kind
     ],
 )
 def test_files_of_one_manifest_that_disagree_are_refused(files):
-    with pytest.raises(ManifestError, match="column 'x' is .* in one file and .* in another"):
+    with pytest.raises(ManifestError, match=r"column 'x' is .* in one file and .* in another"):
         loaded(*files)
