@@ -4,7 +4,7 @@ BIN := .venv/bin
 NAME ?=
 ARGS ?=
 
-.PHONY: demo test check bench quality chaos stores clean
+.PHONY: demo test test-fresh check bench quality chaos stores clean
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
@@ -18,6 +18,9 @@ demo: .venv/ready  ## train 6 products with the embedded model, render them, pub
 
 test: .venv/ready  ## every test, under 15 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fresh: .venv/ready  ## every property with new examples, ten times as many: 20 minutes; a failure prints how to repeat it
+	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile -m hypothesis --timeout 7200 $(ARGS)
 
 check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff check .

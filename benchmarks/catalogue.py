@@ -1,8 +1,10 @@
 """An invented catalogue, planned: products by number, each with one photograph, and prompts by number."""
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases import find_base
 from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 
 
 def fill(db: PlanDB, concepts: int, prompts: int) -> None:
@@ -21,10 +23,11 @@ def fill(db: PlanDB, concepts: int, prompts: int) -> None:
         [prompts],
     )
     for manifest in ("concepts", "prompts"):
-        db.connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row FROM {manifest}")
+        db.connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row AS {EXTRA_ROW} FROM {manifest}")
 
 
 def plan(db: PlanDB) -> None:
     """Give every row its key, from scratch."""
     plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
-    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
+    counter = TokenCounter(load_tokenizer(find_base("mini")))
+    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0, counter=counter)

@@ -35,7 +35,7 @@ def command(target: Target, run_id: Run = None, only: Only = "failed", set_: Set
     storage = storage_of(target)
     runs = read_status(storage, SystemClock(), run_id)
     if run_id is not None and runs and runs[-1].state != "finished":
-        refuse(f"run {run_id} is not finished: the command that started it goes on where it stopped")
+        refuse(f"run {run_id} is not finished: run the command that started it again, and it resumes")
     finished = [each.run_id for each in runs if each.state == "finished"]
     if not finished:
         which = f" {run_id!r}" if run_id else ""
@@ -44,13 +44,24 @@ def command(target: Target, run_id: Run = None, only: Only = "failed", set_: Set
     again = to_retry(storage, chosen, codes)
     if not again.rows:
         if json:
-            say_json({"run_id": None, "retried": chosen, "rows": 0, "exit_code": OK})
+            say_json({"run_id": None, "retried": chosen, "rows": 0, "refused": again.refused, "exit_code": OK})
         else:
             say(f"no row of run {chosen} failed{'' if only == 'failed' else f' with {only}'}: nothing to do")
+            if again.refused:
+                say(f"  {_refused(again.refused)}")
         raise typer.Exit(OK)
     settings = settings_of(storage.read(run_path(chosen, "spec.json")), storage.root, set_ or ())
     complain(f"doing {counted(again.rows, 'row')} of run {chosen} again")
+    if again.refused:
+        complain(_refused(again.refused))
     raise typer.Exit(run(settings, json=json, selection=Selection(f"retry {chosen} {only}", keys=again.keys)))
+
+
+def _refused(counts: dict[str, int]) -> str:
+    codes = ", ".join(f"{count:,} {code}" for code, count in counts.items())
+    total = sum(counts.values())
+    rows = f"{counted(total, 'row')} {'was' if total == 1 else 'were'}"
+    return f"{rows} refused before any work ({codes}): correct what is wrong, then use `perfusion run`"
 
 
 def _codes(only: str) -> "frozenset[Code]":

@@ -130,10 +130,8 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
         say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")
     tell_changes(result.planned.changes)
-    missing = result.planned.missing
-    if missing.concepts or missing.renders:
-        what = f"{counted(missing.concepts, 'concept')} and {counted(missing.renders, 'render')}"
-        say(f"  {what} were left out: manifests or settings have changed since, so `perfusion run` plans them anew")
+    for left_out in result.planned.missing.reasons:
+        say(f"  {left_out.sentence}")
     if not work.concepts.keys_to_do and not work.renders.keys_to_do:
         say("  nothing was left to do: all that can be made was there already")
     for name in TABLES:

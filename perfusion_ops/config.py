@@ -61,8 +61,12 @@ class SamplingConfig(Frozen):
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=6.0, ge=0, le=50, allow_inf_nan=False, description="classifier-free guidance scale")
     scheduler: Scheduler = "ddim"
-    width: int | None = Field(default=None, ge=8, le=4096, description="pixels; the base model's own size when absent")
-    height: int | None = Field(default=None, ge=8, le=4096, description="pixels; the base model's own size when absent")
+    width: int | None = Field(
+        default=None, ge=8, le=4096, multiple_of=8, description="pixels; the base model's own size when absent"
+    )
+    height: int | None = Field(
+        default=None, ge=8, le=4096, multiple_of=8, description="pixels; the base model's own size when absent"
+    )
     bias: Bias = 0.6
     temperature: Temperature = 0.15
     lock: Lock = "local"

@@ -74,7 +74,9 @@ def solve_targets(inputs: Tensor, used: Tensor, metric_inverse: Tensor) -> Targe
         scale = energy.rsqrt()
         cosine = gram * scale[..., :, None] * scale[..., None, :]
         if bool((torch.triu(cosine, diagonal=1).abs() > _MAX_COSINE).any()):
-            raise ValueError("two concepts of one prompt have the same target input; name each concept only once")
+            raise ValueError(
+                "two concepts of one prompt learned the same direction; train longer, or on pictures that differ"
+            )
     return Targets(exact.to(working), dual.to(working), gram.to(working), energy.to(working), used)
 
 

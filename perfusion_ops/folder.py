@@ -6,13 +6,15 @@ the model; it belongs to the model's identity like its weights.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from perfusion_ops.config import Frozen
+from perfusion_ops.config import Frozen, SamplingConfig, TrainingConfig
+from perfusion_ops.schedules import PREDICTIONS
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _DIGESTED_SUFFIXES = {".json", ".safetensors", ".txt"}
@@ -36,29 +38,50 @@ class BaseError(ValueError):
     """The folder is no base model this program can use."""
 
 
+def _part_of(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
+    model.model_validate(value)
+    return value
+
+
+def _one_place(template: str) -> str:
+    if template.count("{}") != 1 or template.replace("{}", "").strip("{}") != template.replace("{}", ""):
+        raise ValueError("a template holds {} once and no other brace")
+    return template
+
+
 class BaseSettings(Frozen):
     """Contents of `perfusion.json`; every key is optional."""
 
     name: str = ""
-    resolution: int | None = Field(default=None, ge=8, le=4096, description="side of a training picture in pixels")
+    resolution: int | None = Field(
+        default=None, ge=8, le=4096, multiple_of=8, description="side of a training picture in pixels"
+    )
     captions: Literal["general", "mini"] = Field(
         default="general", description="which built-in captions estimate the metric"
     )
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Annotated[str, AfterValidator(_one_place)], ...] = Field(
         default=TEMPLATES, min_length=1, description="training prompts, {} is the concept"
     )
-    training: dict[str, Any] = Field(default_factory=dict, description="defaults that differ from TrainingConfig's")
-    sampling: dict[str, Any] = Field(default_factory=dict, description="defaults that differ from SamplingConfig's")
+    training: Annotated[dict[str, Any], AfterValidator(partial(_part_of, TrainingConfig))] = Field(
+        default_factory=dict, description="defaults that differ from TrainingConfig's"
+    )
+    sampling: Annotated[dict[str, Any], AfterValidator(partial(_part_of, SamplingConfig))] = Field(
+        default_factory=dict, description="defaults that differ from SamplingConfig's"
+    )
 
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A base model on local disk: `digest` is the sha256 of everything that decides what it computes."""
+    """A base model on local disk: `digest` is the sha256 of everything that decides what it computes.
+
+    `schedule` is its scheduler_config.json.
+    """
 
     path: Path
     name: str
     digest: str
     settings: BaseSettings
+    schedule: dict[str, Any] = field(default_factory=dict)
 
 
 def describe(path: Path) -> BaseFolder:
@@ -79,8 +102,27 @@ def describe(path: Path) -> BaseFolder:
     for part in ("text_encoder", "unet", "vae"):
         if not list((path / part).glob("*.safetensors")):
             raise BaseError(f"{path / part} has no .safetensors weights; other formats can run code and are not read")
+    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise BaseError(f"{path} has no tokenizer, which prompts are read with: copy the folder 'tokenizer' as well")
+    schedule = _schedule(path / "scheduler" / "scheduler_config.json")
     settings = _settings(path / "perfusion.json")
-    return BaseFolder(path, settings.name or path.name, _digest(path), settings)
+    return BaseFolder(path, settings.name or path.name, _digest(path), settings, schedule)
+
+
+def _schedule(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise BaseError(
+            f"{file} is missing, and without it nothing can be trained: copy the folder 'scheduler' as well"
+        )
+    try:
+        schedule = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise BaseError(f"{file} is damaged ({error}): copy the model again") from error
+    if schedule.get("prediction_type", "epsilon") not in PREDICTIONS:
+        raise BaseError(
+            f"{file} has prediction_type {schedule['prediction_type']!r}: training knows {', '.join(PREDICTIONS)}"
+        )
+    return schedule
 
 
 def _settings(file: Path) -> BaseSettings:

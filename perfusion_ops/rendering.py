@@ -43,7 +43,7 @@ def make_pipeline(base: Base, scheduler: Scheduler) -> Any:
         text_encoder=None,  # pyright: ignore[reportArgumentType]
         tokenizer=None,  # pyright: ignore[reportArgumentType]
         unet=base.unet,
-        scheduler=_scheduler(scheduler, base.scheduler.config),
+        scheduler=make_scheduler(scheduler, base.scheduler.config),
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
@@ -52,7 +52,8 @@ def make_pipeline(base: Base, scheduler: Scheduler) -> Any:
     return pipe
 
 
-def _scheduler(name: Scheduler, config: Any) -> Any:
+def make_scheduler(name: Scheduler, config: Any) -> Any:
+    """A diffusers scheduler on the noise schedule of `config`."""
     import diffusers
 
     classes = {

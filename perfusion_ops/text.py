@@ -5,7 +5,6 @@ looked-up one, so the tokenizer and the encoder's vocabulary stay as they are. P
 never by counting spaces.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SLOT = re.compile(r"\{(\d+)\}")
+from perfusion_ops.tokenizer import pieces, words
+
+__all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "substitute", "tokenize", "words"]
 
 
 class PromptTooLongError(ValueError):
@@ -35,21 +36,6 @@ class Tokens:
     length: int
 
 
-def pieces(prompt: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Split at `{0}`, `{1}`, ...: the k + 1 texts around the k concept numbers."""
-    parts = _SLOT.split(prompt)
-    return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
-
-
-def words(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text without start, end or padding."""
-    return (
-        list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-        if text.strip()
-        else []
-    )
-
-
 def tokenize(tokenizer: Any, prompt: str) -> Tokens:
     """Tokenise a prompt whose concepts stand as single tokens.
 
@@ -66,7 +52,7 @@ def tokenize(tokenizer: Any, prompt: str) -> Tokens:
             # Its embedding is replaced, so any id would do that is never mistaken for an end or a pad.
             ids.append(tokenizer.bos_token_id)
             slots.append(numbers[index])
-    return _padded(tokenizer, prompt, ids, slots)
+    return _padded(tokenizer, ids, slots)
 
 
 def substitute(tokenizer: Any, prompt: str, superclasses: Sequence[str]) -> tuple[Tokens, tuple[int, ...]]:
@@ -88,18 +74,18 @@ def substitute(tokenizer: Any, prompt: str, superclasses: Sequence[str]) -> tupl
         if index < len(numbers):
             ids += words(tokenizer, superclasses[numbers[index]])
             align.append(len(ids) - 1)
-    tokens = _padded(tokenizer, prompt, ids, [-1] * len(ids))
+    tokens = _padded(tokenizer, ids, [-1] * len(ids))
     maximum = len(tokens.ids)
     tail = range(len(ids), len(ids) + maximum - len(align))
     return tokens, (*align, *(min(position, maximum - 1) for position in tail))
 
 
-def _padded(tokenizer: Any, prompt: str, ids: list[int], slots: list[int]) -> Tokens:
+def _padded(tokenizer: Any, ids: list[int], slots: list[int]) -> Tokens:
     maximum = int(tokenizer.model_max_length)
     length = len(ids) + 1
     if length > maximum:
         raise PromptTooLongError(
-            f"the prompt has {length} tokens with start and end, the text encoder takes {maximum}: shorten {prompt!r}"
+            f"the prompt has {length} tokens with start and end, the text encoder takes {maximum}: shorten it"
         )
     padding = maximum - length
     return Tokens(

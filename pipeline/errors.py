@@ -144,7 +144,7 @@ MEANING: dict[Code, str] = {
     Code.PROMPT_TOO_LONG: "The prompt has more tokens than the base model reads: shorten it.",
     Code.CONCEPTS_ALIKE: "Two concepts of the prompt learned the same: train longer, or on pictures that differ.",
     Code.TRAINING_DIVERGED: "The training ran away instead of learning: lower its `lr_value`.",
-    Code.WEIGHTS_INVALID: "A stored concept failed its checks and was not used: run again to train it anew.",
+    Code.WEIGHTS_INVALID: "A stored concept failed its checks and was not used: run again to train a new one.",
     Code.RENDER_NOT_FINITE: "The picture came out as invalid numbers and was not stored: run again in full precision.",
     Code.OUT_OF_MEMORY: "The work did not fit in the accelerator's memory even on its own: ask for a smaller size.",
     Code.WORKER_DIED: "The row ended its worker more than once, alone: look into the run's log before running again.",

@@ -14,7 +14,7 @@ from duckdb.sqltypes import DuckDBPyType
 
 from pipeline.carried_types import carry, changes, kept, through_parquet
 from pipeline.errors import ManifestError
-from pipeline.plandb import quoted
+from pipeline.plandb import EXTRA_ROW, quoted
 
 _MAX_COLUMNS = 1_000
 # The texts that are tried as numbers: infinities and NaN are words.
@@ -30,7 +30,7 @@ _JSON_TYPES = (
 
 
 class ExtraColumns:
-    """The table `name` (`row` and the extra columns), filled batch by batch; `finish` settles the types of text."""
+    """The table `name`: `EXTRA_ROW` and the extra columns, filled by batches; `finish` settles the types of text."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         self._connection = connection
@@ -39,7 +39,7 @@ class ExtraColumns:
         self._kinds: dict[str, set[str]] = {}
         self._untyped: set[str] = set()
         self._notices: dict[str, None] = {}
-        connection.execute(f"CREATE TABLE {name} (row BIGINT NOT NULL)")
+        connection.execute(f"CREATE TABLE {name} ({EXTRA_ROW} BIGINT NOT NULL)")
 
     @property
     def names(self) -> list[str]:
@@ -73,7 +73,7 @@ class ExtraColumns:
             if not pa.types.is_null(extra.schema.field(name).type)
         }
         numbers = pa.array(range(first_row, first_row + rows), pa.int64())
-        table = pa.table({"row": numbers, **columns})
+        table = pa.table({EXTRA_ROW: numbers, **columns})
         try:
             self._connection.register("extra_batch", table)
             self._connection.execute(f"INSERT INTO {self._name} BY NAME SELECT * FROM extra_batch")

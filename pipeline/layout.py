@@ -33,6 +33,16 @@ def table_path(table: str, run_date: str, run_id: str, part: int = 0) -> str:
     return f"tables/{table}/run_date={run_date}/run_id={run_id}/part-{part:05d}.parquet"
 
 
+def table_folder(table: str) -> str:
+    """Where all published files of a table lie."""
+    return f"tables/{table}"
+
+
+def schema_path(table: str, number: int) -> str:
+    """A version of a table's columns: a file without rows; the lower its number, the newer it is."""
+    return table_path(table, "1970-01-01", "schema", number)
+
+
 def scores_path(run_date: str, run_id: str, scorer_digest: str) -> str:
     """Published scores of a run by one set of scorers (64 hex digits)."""
     return f"tables/scores/run_date={run_date}/run_id={run_id}/part-{scorer_digest[:16]}.parquet"

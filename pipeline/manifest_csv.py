@@ -26,9 +26,6 @@ _COUNTER = Notice(
     "file", "whose first column has no name and only counts its rows, left out", "name the column to carry it through"
 )
 _BLANKS = Notice("file", "with blanks around column names, removed", "write the names without blanks")
-_NEARLY = Notice(
-    "column", "carried through, whose name differs from a known one by blanks", "remove the blanks to have it used"
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def _read_header(lines: Lines, name: str, columns: Columns, notices: Notices) ->
         raise ManifestError(f"line {record.line} of {name}, the header, {record.fault}")
     if delimiter != order[0] or (said and delimiter != ","):
         words = _DELIMITERS.get(delimiter, repr(delimiter))
-        shown = f"read with {words} between cells, as its first line shows"
+        shown = f"read with {words} between cells, as the first line shows"
         notices.add(Notice("file", shown, "correct that line if this is wrong"), name)
     return _named(record.cells, delimiter, columns)
 
@@ -141,7 +138,8 @@ def _tell(header: _Header, name: str, columns: Columns, notices: Notices) -> Non
         notices.add(_BLANKS, name)
     for column in header.names:
         if column not in columns.known and column.strip() in columns.known:
-            notices.add(_NEARLY, column)
+            what = f"with the column {column!r}, carried through, whose name differs from a known one by blanks"
+            notices.add(Notice("file", what, "remove the blanks to have it used"), name)
 
 
 def _counts(path: Path, name: str, columns: Columns) -> bool:

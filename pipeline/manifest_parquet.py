@@ -9,11 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.manifest_rows import BATCH_BYTES, BATCH_ROWS, Batch, Columns, Notice, Notices, check_names, check_required
 
-_INDEX = Notice(
-    "column",
-    "left out, which pandas wrote as an index without a name",
-    "give the index a name (DataFrame.rename_axis) to keep it as a column",
-)
+_INDEX_REMEDY = "give the index a name (DataFrame.rename_axis) to keep it as a column"
 
 
 def read_parquet(path: Path, name: str, columns: Columns, notices: Notices) -> Iterator[Batch]:
@@ -26,7 +22,8 @@ def read_parquet(path: Path, name: str, columns: Columns, notices: Notices) -> I
     with pq.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=2**20) as file:
         index = unnamed_index(file.schema_arrow)
         for column in index:
-            notices.add(_INDEX, column)
+            what = f"with the column {column!r}, which pandas wrote as an index without a name, left out"
+            notices.add(Notice("file", what, _INDEX_REMEDY), name)
         names = [column for column in file.schema_arrow.names if column not in index]
         extra = check_names(names, columns, name)
         check_required(names, columns, name)

@@ -73,7 +73,7 @@ class Notices:
         self._counts: dict[Notice, Counter[str]] = {}
 
     def add(self, notice: Notice, where: str, count: int = 1) -> None:
-        """Count `count` more of a kind; `where` is the name of a file, or of whatever the kind is about."""
+        """Count `count` more of a kind; `where` is the name of the file."""
         if count:
             self._counts.setdefault(notice, Counter())[where] += count
 

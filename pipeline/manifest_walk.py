@@ -127,7 +127,7 @@ def _find(
                     seen[place] = entry.name
                     found.files.append(entry.name)
 
-    walk(top, (os.path.realpath(top) if local else top,))
+    walk(top, (os.path.realpath(top or "/") if local else top,))
     found.files.sort()
     return found
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from perfusion_ops.config import SamplingConfig
 from pipeline.cells import (
+    Check,
     RowReader,
     identifier,
     negative_prompt,
@@ -148,6 +149,7 @@ def load_concepts(
     cache: InputCache,
     storage_options: Mapping[str, object] | None = None,
     threads: int = 8,
+    superclass_check: Check = superclass,
 ) -> ManifestSummary:
     """Check a concepts manifest, pictures included, into `concepts` and `concepts_extra`.
 
@@ -160,6 +162,7 @@ def load_concepts(
         cache: earlier inspections; what is learnt here is saved into it.
         storage_options: fsspec options for the manifest and the pictures, for one filesystem or grouped by scheme.
         threads: pictures inspected at the same time.
+        superclass_check: what a superclass must be; see `pipeline.superclasses` for the one of a base model.
 
     Raises:
         ManifestError: nothing can start from this manifest.
@@ -170,7 +173,8 @@ def load_concepts(
     reading = _Reading(db, "concepts", manifest, _CONCEPTS)
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
         exists = partial(_exists, folder=manifest.folder, allow=limits.allow, options=storage_options)
-        rows = bounded_map(pool, lambda row: _concept(row, images, exists), reading.rows(), 4 * threads)
+        checked = partial(_concept, images=images, exists=exists, superclass_check=superclass_check)
+        rows = bounded_map(pool, checked, reading.rows(), 4 * threads)
         _insert(db, "concepts", _CONCEPT_ROW, rows)
     _mark_duplicates(db)
     cache.save()
@@ -256,14 +260,14 @@ class _Reading:
         check_extra_columns(names, []) if self._table == "concepts" else check_extra_columns([], names)
 
 
-def _concept(row: _Row, images: ImageReader, exists: Callable[[str], bool]) -> dict[str, Any]:
+def _concept(row: _Row, images: ImageReader, exists: Callable[[str], bool], superclass_check: Check) -> dict[str, Any]:
     if row.broken:
         return {"row": row.number, "concept_id": _raw(row.cells.get("concept_id")), **_broken(row.broken)}
     reader = RowReader(row.cells)
     values: dict[str, Any] = {
         "row": row.number,
         "concept_id": reader.read("concept_id", required(identifier)),
-        "superclass": reader.read("superclass", required(superclass)),
+        "superclass": reader.read("superclass", required(superclass_check)),
         "train": reader.read("train", optional(overrides)),
     }
     problems = reader.problems

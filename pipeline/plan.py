@@ -7,14 +7,19 @@ Planning again replaces what was planned before; nothing here reads or writes st
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.schedules import schedule_problem
+from perfusion_ops.tokenizer import TokenCounter
 from pipeline import keys
 from pipeline.errors import Code, ManifestError, RowError
 from pipeline.plandb import PlanDB, extra_columns
+from pipeline.prompt_lengths import FLAW, FLAWED, LONG_TEXTS, NO_LIMIT, measure_concepts, measure_prompts
 from pipeline.schemas import check_extra_columns
 from pipeline.where import Sandbox
 
@@ -23,7 +28,10 @@ _HINT_PAIRS = 2_000_000  # unknown names x concepts that are compared to say "di
 _PLACEHOLDER = r"\{([^{}]*)\}"
 _MAX_SEED = 2**63 - 1
 _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
-_SCRATCH = ("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals")
+_SCRATCH = (
+    *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
+    *("keyed", "lengths", "superclass_lengths", "bad_samplers"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,15 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
     connection.execute("DROP TABLE settings")
 
 
-def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, seed: int) -> None:
+def plan_requests(
+    db: PlanDB,
+    *,
+    base_digest: str,
+    sampling: SamplingConfig,
+    seed: int,
+    counter: TokenCounter | None = None,
+    schedule: Mapping[str, Any] | None = None,
+) -> None:
     """Fill `requests` from `prompts`; `concept_keys` must be filled.
 
     Args:
@@ -94,6 +110,8 @@ def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, see
         base_digest: digest of the base model.
         sampling: what a row's empty cells mean.
         seed: the run's base seed, from which rows without a seed derive theirs.
+        counter: counts the base model's tokens; without it no prompt is too long.
+        schedule: the base model's scheduler_config.json; without it every sampler suits.
 
     Raises:
         ManifestError: an extra column clashes with a result column or stands in both manifests.
@@ -108,15 +126,28 @@ def plan_requests(db: PlanDB, *, base_digest: str, sampling: SamplingConfig, see
     [(first, last)] = connection.execute("SELECT coalesce(min(row), 1), coalesce(max(row), 0) FROM prompts").fetchall()
     defaults = sampling.model_dump(mode="json")
     edit_unconditional = defaults.pop("edit_unconditional")
+    [(locked,)] = connection.execute(
+        "SELECT EXISTS (FROM prompts WHERE code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
+    ).fetchall()
+    measure_concepts(connection, counter, locked=locked)
+    _find_bad_samplers(db, schedule, sampling)
+    limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
     slices = "UNION ALL".join(_SLICE.format(slices=threads, slice=number) for number in range(threads))
     for start in range(first, last + 1, _PROMPTS_PER_CHUNK):
-        connection.execute(_CHUNK, {"start": start, "stop": start + _PROMPTS_PER_CHUNK, **defaults})
+        stop = start + _PROMPTS_PER_CHUNK
+        connection.execute(_CHUNK, {"start": start, "stop": stop, **defaults})
+        measure_prompts(connection, counter, start=start, stop=min(stop, last + 1))
         connection.execute(_NAMES)
         connection.execute(_HINTS, {"pairs": _HINT_PAIRS})
-        connection.execute(_PROBLEMS)
+        connection.execute(_PROBLEMS, {"limit": limit, "negative_prompt": sampling.negative_prompt})
         connection.execute(_PROBLEM_REQUESTS)
-        values = {"base_digest": base_digest, "base_seed": seed, "edit_unconditional": edit_unconditional}
+        values = {
+            "base_digest": base_digest,
+            "base_seed": seed,
+            "edit_unconditional": edit_unconditional,
+            "limit": limit,
+        }
         connection.execute(_REQUESTS_ALONE.replace("#CROSSED#", slices), values)
         connection.execute(_REQUESTS, values)
     for table in _SCRATCH:
@@ -177,6 +208,24 @@ def _match_where(db: PlanDB) -> None:
                 connection.unregister("matching")
 
 
+def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling: SamplingConfig) -> None:
+    """Fill `bad_samplers`: each distinct scheduler and number of steps that the base model's schedule rules out."""
+    connection = db.connection
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE bad_samplers "
+        "(scheduler VARCHAR, steps INTEGER, column_name VARCHAR, message VARCHAR)"
+    )
+    asked = connection.execute(
+        "SELECT DISTINCT coalesce(scheduler, ?), coalesce(steps, ?) FROM prompts WHERE code IS NULL",
+        [sampling.scheduler, sampling.steps],
+    ).fetchall()
+    for scheduler, steps in asked:
+        message = None if schedule is None else schedule_problem(schedule, scheduler, steps)
+        if message:
+            column = message.partition(" ")[0]
+            connection.execute("INSERT INTO bad_samplers VALUES (?, ?, ?, ?)", [scheduler, steps, column, message])
+
+
 _BAD_CONCEPTS = """
 CREATE OR REPLACE TEMP TABLE bad_concepts AS
 SELECT concept_id, min(row) AS row, arg_min(message, row) AS message
@@ -215,13 +264,14 @@ FROM (
 # One row per placeholder; those of {product} have no key yet.
 _NAMES = """
 CREATE OR REPLACE TEMP TABLE names AS
-SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, b.row AS bad_row, b.message AS bad_message
+SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.trained,
+    b.row AS bad_row, b.message AS bad_message
 FROM (
     SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
         position < len(texts) AS in_prompt
     FROM chunk
 ) n
-LEFT JOIN concept_keys k ON k.concept_id = n.name AND n.name <> 'product'
+LEFT JOIN keyed k ON k.concept_id = n.name AND n.name <> 'product'
 LEFT JOIN bad_concepts b ON b.concept_id = n.name AND n.name <> 'product'
 """
 
@@ -231,8 +281,8 @@ WITH unknown AS (
     SELECT DISTINCT name FROM names WHERE name <> 'product' AND concept_key IS NULL AND bad_row IS NULL
 )
 SELECT u.name, arg_min(k.concept_id, (levenshtein(u.name, k.concept_id), k.concept_id)) AS nearest
-FROM unknown u CROSS JOIN concept_keys k
-WHERE (SELECT count(*) FROM unknown) * (SELECT count(*) FROM concept_keys) <= $pairs
+FROM unknown u CROSS JOIN keyed k
+WHERE (SELECT count(*) FROM unknown) * (SELECT count(*) FROM keyed) <= $pairs
     AND levenshtein(u.name, k.concept_id) <= greatest(2, len(u.name) // 4)
 GROUP BY u.name
 """
@@ -250,6 +300,11 @@ found AS (
             ELSE 'whose row ' || bad_row || ' of the concepts manifest is invalid (' || coalesce(bad_message, '')
                 || '): correct that row' END AS message
     FROM names LEFT JOIN hints USING (name) WHERE name <> 'product' AND concept_key IS NULL
+    UNION ALL
+    {LONG_TEXTS}
+    UNION ALL
+    SELECT row, 900001, column_name, '{Code.OUT_OF_RANGE}', message
+    FROM chunk JOIN bad_samplers USING (scheduler, steps)
     UNION ALL
     SELECT row, 1000000, 'where', '{Code.BAD_WHERE}',
         'where selects the concepts that stand for {{product}}, but the prompt has no {{product}}: '
@@ -269,7 +324,7 @@ found AS (
     UNION ALL
     SELECT row, 1000004, 'prompt', '{Code.NO_MATCH}',
         'there is no good concept to stand for {{product}}: correct the invalid rows of the concepts manifest'
-    FROM chunk WHERE crossed AND where_expr IS NULL AND NOT EXISTS (SELECT 1 FROM concept_keys)
+    FROM chunk WHERE crossed AND where_expr IS NULL AND NOT EXISTS (SELECT 1 FROM keyed)
 )
 SELECT * FROM found QUALIFY row_number() OVER (PARTITION BY row ORDER BY rank) = 1
 """
@@ -284,66 +339,79 @@ FROM chunk c JOIN problems p USING (row)
 """
 
 # Prompts that name nothing but {product}, which most do: all but the concept is written once for all concepts.
-_REQUESTS_ALONE = """
+_REQUESTS_ALONE = f"""
 INSERT INTO requests BY NAME
 WITH good AS (
-    SELECT c.*, unnest(range(num_images)) AS image_index, array_to_string(texts, '{0}') AS task_prompt,
-        array_to_string(negative_texts, '{0}') AS task_negative_prompt, render_text(
+    SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, len(negative_texts) - 1 AS negative_slots,
+        unnest(range(num_images)) AS image_index, array_to_string(texts, '{{0}}') AS task_prompt,
+        array_to_string(negative_texts, '{{0}}') AS task_negative_prompt, render_text(
             task_prompt, task_negative_prompt, steps, guidance, scheduler, width, height,
             bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
-    FROM chunk c ANTI JOIN problems p ON p.row = c.row
+    FROM chunk c JOIN lengths l USING (row) ANTI JOIN problems p ON p.row = c.row
     WHERE c.alone
 ),
 crossed AS (#CROSSED#),
 pictures AS (
-    SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed)
+    SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed),
+        [concept_id] AS named, CASE WHEN NOT trained THEN concept_id END AS untrained,
+        tokens + slots * superclass_tokens AS prompt_count,
+        negative_tokens + negative_slots * superclass_tokens AS negative_count, {FLAW} AS flaw
     FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key]) || material AS material) FROM crossed)
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
-    render_key(material, seed) AS render_key,
-    replace(prompt, '{product}', '{' || concept_id || '}') AS prompt, task_prompt,
-    replace(negative_prompt, '{product}', '{' || concept_id || '}') AS negative_prompt,
-    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler
+    CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
+    replace(prompt, '{{product}}', '{{' || concept_id || '}}') AS prompt, task_prompt,
+    replace(negative_prompt, '{{product}}', '{{' || concept_id || '}}') AS negative_prompt,
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, {FLAWED}
 FROM pictures
 """
 
 # DuckDB shares a scan out among its threads by 122,880 rows, which would leave most catalogues to one of them.
 _SLICE = """
-    SELECT g.*, k.concept_id, k.concept_key
-    FROM good g CROSS JOIN concept_keys k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    FROM good g CROSS JOIN keyed k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key
-    FROM good g JOIN matches m USING (where_expr) JOIN concept_keys k USING (concept_id)
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id)
     WHERE k.row % {slices} = {slice}
 """
 
 # `ids` and `keys` stand in the order of the placeholders; a concept's number is the place of its key among the distinct
 # ones: two ids of equal content are one concept to the method, whose directions must be independent.
-_REQUESTS = """
+_REQUESTS = f"""
 INSERT INTO requests BY NAME
 WITH good AS (
-    SELECT c.*, coalesce(n.keys, []) AS keys FROM chunk c
-    LEFT JOIN (SELECT row, list(concept_key ORDER BY position) AS keys FROM names GROUP BY row) n USING (row)
+    SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, coalesce(n.keys, []) AS keys, n.sizes, n.trains
+    FROM chunk c JOIN lengths l USING (row)
+    LEFT JOIN (
+        SELECT row, list(concept_key ORDER BY position) AS keys, list(superclass_tokens ORDER BY position) AS sizes,
+            list(trained ORDER BY position) AS trains
+        FROM names GROUP BY row
+    ) n USING (row)
     ANTI JOIN problems p ON p.row = c.row
     WHERE NOT c.alone
 ),
 crossed AS (
-    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key
-    FROM good g CROSS JOIN concept_keys k WHERE g.crossed AND g.where_expr IS NULL
+    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.trained
+    FROM good g CROSS JOIN keyed k WHERE g.crossed AND g.where_expr IS NULL
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key
-    FROM good g JOIN matches m USING (where_expr) JOIN concept_keys k USING (concept_id) WHERE g.crossed
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE g.crossed
     UNION ALL
-    SELECT g.*, NULL, NULL FROM good g WHERE NOT g.crossed
+    SELECT g.*, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
 ),
 filled AS (
-    SELECT * REPLACE (list_transform(keys, lambda key: coalesce(key, product_key)) AS keys),
+    SELECT * REPLACE (
+            list_transform(keys, lambda key: coalesce(key, product_key)) AS keys,
+            list_transform(sizes, lambda size: coalesce(size, superclass_tokens)) AS sizes,
+            list_transform(trains, lambda learns: coalesce(learns, trained)) AS trains
+        ),
         list_transform(names, lambda name: CASE name WHEN 'product' THEN product_id ELSE name END) AS ids
     FROM crossed
 ),
 numbered AS (
     SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
-        list_transform(keys, lambda key: '{' || (list_position(distinct_keys, key) - 1) || '}') AS numbers
+        list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
     FROM filled
 ),
 written AS (
@@ -361,13 +429,19 @@ written AS (
 pictures AS (
     SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed)
     FROM (SELECT *, unnest(range(num_images)) AS image_index FROM written)
+),
+judged AS (
+    SELECT *, list_filter(ids, lambda id, i: list_position(ids, id) = i) AS named,
+        ids[list_position(trains, false)] AS untrained,
+        tokens + coalesce(list_sum(sizes[:slots]), 0) AS prompt_count,
+        negative_tokens + coalesce(list_sum(sizes[slots + 1:]), 0) AS negative_count, {FLAW} AS flaw
+    FROM pictures
 )
-SELECT row AS prompt_row, image_index,
-    list_filter(ids, lambda id, i: list_position(ids, id) = i) AS concept_ids,
+SELECT row AS prompt_row, image_index, named AS concept_ids,
     list_filter(keys, lambda key, i: list_position(ids, ids[i]) = i) AS concept_keys,
-    render_key(material, seed) AS render_key,
-    coalesce(replace(prompt, '{product}', '{' || product_id || '}'), prompt) AS prompt, task_prompt,
-    coalesce(replace(negative_prompt, '{product}', '{' || product_id || '}'), negative_prompt) AS negative_prompt,
-    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler
-FROM pictures
+    CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
+    coalesce(replace(prompt, '{{product}}', '{{' || product_id || '}}'), prompt) AS prompt, task_prompt,
+    coalesce(replace(negative_prompt, '{{product}}', '{{' || product_id || '}}'), negative_prompt) AS negative_prompt,
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, {FLAWED}
+FROM judged
 """

@@ -4,7 +4,7 @@ Tables, and who fills them:
 
 - `concepts`, `prompts`: one row per manifest row, checked (`pipeline.manifests`). `row` counts from 1 in the order
   read. `code` is null for a good row; `column_name` and `message` say what is wrong otherwise.
-- `concepts_extra`, `prompts_extra`: `row` and every other column of the manifest under its own name and type.
+- `concepts_extra`, `prompts_extra`: `EXTRA_ROW` and every other column of the manifest under its own name and type.
 - `concept_keys`, `requests`, `done`: filled by `pipeline.plan`.
 """
 
@@ -15,6 +15,9 @@ from typing import Self
 import duckdb
 
 from pipeline.scratch import scratch_folder
+
+INTERNAL = "_perfusion_"  # begins the names that our own SQL adds to a manifest's columns; manifests may not use it
+EXTRA_ROW = f"{INTERNAL}row"
 
 _SCHEMA = """
 CREATE TABLE concepts (
@@ -73,8 +76,8 @@ def quoted(name: str) -> str:
 def extra_columns(connection: duckdb.DuckDBPyConnection, manifest: str) -> list[str]:
     """Names of a manifest's extra columns in their order; `manifest` is concepts or prompts."""
     rows = connection.execute(
-        "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND column_name <> 'row' ORDER BY column_index",
-        [f"{manifest}_extra"],
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND column_name <> ? ORDER BY column_index",
+        [f"{manifest}_extra", EXTRA_ROW],
     ).fetchall()
     return [name for (name,) in rows]
 

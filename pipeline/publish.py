@@ -25,6 +25,7 @@ from pipeline.parts import read_parts
 from pipeline.plandb import PlanDB
 from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.storage import Storage, StorageError
+from pipeline.table_columns import agree
 from pipeline.table_rows import KEYS, gather_results, table_rows
 
 _ROWS_PER_GROUP = (
@@ -198,9 +199,11 @@ def _stage(
 ) -> tuple[_Account, list[PublishedFile]]:
     """Write all rows of a table in order to files named by their digest, accounting for every one of them."""
     account = _Account.open(db, table)
-    found, groups = table_rows(db, table, common, rows_per_group)
-    carried = list(found)[len(PUBLISHED[table]) :]
-    schema = pa.schema([*PUBLISHED[table], *carried], metadata=METADATA | {RUN_ID: run_id.encode()})
+    carried = agree(db, storage, table)
+    groups = table_rows(db, table, common, rows_per_group, carried)
+    schema = pa.schema(
+        [*PUBLISHED[table], *(each.field for each in carried)], metadata=METADATA | {RUN_ID: run_id.encode()}
+    )
     sorting = [
         pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", KEYS[table])
     ]

@@ -1,6 +1,6 @@
 """What to do again of a run that has ended: all its failed rows, those of one code, or its dead letters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import Code, Status
 from pipeline.selection import Keys
@@ -14,10 +14,14 @@ FAILED = frozenset(Code)
 
 @dataclass(frozen=True)
 class Again:
-    """Keys to do again, and how many rows of the tables they stand for."""
+    """Keys to do again, and how many rows of the tables they stand for.
+
+    `refused` counts the rows by code that were refused before any work: each has to be corrected, and is then new.
+    """
 
     keys: Keys
     rows: int
+    refused: dict[str, int] = field(default_factory=dict)
 
 
 def to_retry(storage: Storage, run_id: str, codes: frozenset[Code] = FAILED) -> Again:
@@ -34,8 +38,9 @@ def to_retry(storage: Storage, run_id: str, codes: frozenset[Code] = FAILED) -> 
         concepts = [key for (key,) in connection.execute(_CONCEPTS, values).fetchall()]
         values |= {"orphaned": Code.CONCEPT_FAILED, "concepts": concepts}
         renders = [key for (key,) in connection.execute(_RENDERS, values).fetchall()]
-    keys = Keys(tuple(dict.fromkeys(concepts)), tuple(dict.fromkeys(renders)))
-    return Again(keys, len(concepts) + len(renders))
+        refused = dict(connection.execute(_REFUSED, {"run_id": run_id, "codes": sorted(codes)}).fetchall())
+    keys = Keys(tuple(dict.fromkeys(concepts)), tuple(dict.fromkeys(renders)), run_id)
+    return Again(keys, len(concepts) + len(renders), refused)
 
 
 _CONCEPTS = """
@@ -53,4 +58,12 @@ WHERE run_id = $run_id AND render_key IS NOT NULL AND status IN (SELECT unnest($
         OR (error_code = $orphaned AND list_has_any(concept_keys, $concepts::VARCHAR[]))
     )
 ORDER BY manifest_row, image_index
+"""
+
+_REFUSED = """
+SELECT error_code, count(*) FROM (
+    SELECT error_code FROM concepts WHERE run_id = $run_id AND concept_key IS NULL
+    UNION ALL
+    SELECT error_code FROM renders WHERE run_id = $run_id AND render_key IS NULL
+) WHERE error_code IN (SELECT unnest($codes)) GROUP BY ALL ORDER BY ALL
 """

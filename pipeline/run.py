@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 import fsspec
 
 from perfusion_ops.folder import BaseFolder
+from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
 from pipeline.bases import find_base
 from pipeline.changes import Changes, find_changes
 from pipeline.clock import Clock, SystemClock
@@ -28,6 +29,7 @@ from pipeline.input_cache import InputCache
 from pipeline.keys import metric_key, settings_json
 from pipeline.layout import run_path
 from pipeline.lease import Lease, LeaseHeld, acquire
+from pipeline.left_out import find_left_out
 from pipeline.manifests import ManifestSummary, load_concepts, load_prompts
 from pipeline.parts import PartWriter
 from pipeline.patience import Patience, PatientStorage
@@ -42,6 +44,8 @@ from pipeline.scheduler import run as schedule
 from pipeline.selection import Missing, Selection, select
 from pipeline.settings import EngineSettings, RunSettings
 from pipeline.storage import Storage, StorageError, mistyped_uri
+from pipeline.superclasses import superclass_check
+from pipeline.table_columns import carried_columns
 from pipeline.units import Outcome
 from pipeline.worker_settings import WorkerSettings
 from pipeline.workqueue import Remaining, WorkQueue
@@ -73,16 +77,18 @@ class Checked:
     """
 
     base: BaseFolder
+    counter: TokenCounter
     concepts: ManifestSummary
     prompts: ManifestSummary
     worker: WorkerSettings
     digest: str
     content: str
+    columns: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What was skipped or assumed in the manifests."""
-        return (*self.concepts.notices, *self.prompts.notices)
+        """What was skipped or assumed in the manifests, and which of their columns the tables carry in another way."""
+        return (*self.concepts.notices, *self.prompts.notices, *self.columns)
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ def check(
     """
     observer.stage("base", settings.base)
     base = find_base(settings.base)
+    counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
     observer.stage("validate", settings.concepts)
     concepts = load_concepts(
@@ -144,6 +151,7 @@ def check(
         cache=InputCache(storage),
         storage_options=options,
         threads=settings.engine.threads,
+        superclass_check=superclass_check(counter, base.settings.templates),
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
@@ -175,7 +183,9 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
     )
-    return Checked(base, concepts, prompts, worker, digest, content_digest(db, digest))
+    # Those of renders are those of concepts and more.
+    _, columns = carried_columns(db, storage, "renders")
+    return Checked(base, counter, concepts, prompts, worker, digest, content_digest(db, digest), columns)
 
 
 def make_plan(
@@ -195,13 +205,15 @@ def make_plan(
         ManifestError, StorageError: nothing can start, with the sentence for the user.
     """
     base = checked.base
-    plan_requests(db, base_digest=base.digest, sampling=settings.sampling(base), seed=settings.seed)
-    missing = select(db, selection) if selection else Missing()
-    if selection and selection.keys and missing == Missing(len(selection.keys.concepts), len(selection.keys.renders)):
-        raise ManifestError(
-            "none of the rows to do again is in the plan: the manifests or the settings have changed since, "
-            "so plan them anew with `perfusion run`"
-        )
+    plan_requests(
+        db,
+        base_digest=base.digest,
+        sampling=settings.sampling(base),
+        seed=settings.seed,
+        counter=checked.counter,
+        schedule=base.schedule,
+    )
+    missing = _select(db, storage, selection, base.digest, settings.engine.plan_memory) if selection else Missing()
     load_done(db, storage)
     work = pending(db)
     changes = None
@@ -209,6 +221,24 @@ def make_plan(
         memory = settings.engine.plan_memory
         changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
     return Planned(checked, work, missing, changes)
+
+
+def _select(db: PlanDB, storage: Storage, selection: Selection, base_digest: str, memory_limit: str) -> Missing:
+    """Take the selection; what of it is not in the plan has its reasons.
+
+    Raises:
+        ManifestError: none of the keys to do again is in the plan.
+    """
+    if not selection.keys:
+        return select(db, selection)
+    reasons, refused = find_left_out(db, storage, selection.keys, base_digest=base_digest, memory_limit=memory_limit)
+    missing = replace(select(db, selection, refused), reasons=reasons)
+    if (missing.concepts, missing.renders) == (len(selection.keys.concepts), len(selection.keys.renders)):
+        raise ManifestError(
+            "\n".join(each.sentence for each in reasons)
+            or "none of the rows to do again is in the plan; `perfusion run` makes what the manifests ask for now"
+        )
+    return missing
 
 
 def execute(

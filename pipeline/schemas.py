@@ -8,6 +8,7 @@ follow the fixed ones under their own names, so none of them may bear a name in 
 import pyarrow as pa
 
 from pipeline.errors import ManifestError
+from pipeline.plandb import INTERNAL
 
 SCHEMA_VERSION = 1
 METADATA = {b"perfusion.schema_version": str(SCHEMA_VERSION).encode()}
@@ -126,10 +127,6 @@ RESERVED_COLUMNS = frozenset(
         *("concept_id", "superclass", "images", "masks", "train"),
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
         *("width", "height", "steps", "guidance", "scheduler"),
-        # the plan's
-        *("row", "code", "column_name", "message", "where_expr", "_place"),
-        # the report's
-        "_total",
     ]
 )
 
@@ -153,6 +150,11 @@ def check_extra_columns(concepts: list[str], prompts: list[str]) -> None:
                     "apart: rename one of the two"
                 )
             seen.add(name.lower())
+            if name.lower().startswith(INTERNAL):
+                raise ManifestError(
+                    f"column {name!r} of the {manifest} manifest begins with '{INTERNAL}', which marks names of this "
+                    "program's own: rename it"
+                )
             if name.lower() in RESERVED_COLUMNS:
                 raise ManifestError(
                     f"column {name!r} of the {manifest} manifest has the name of a result column: "

@@ -14,10 +14,14 @@ from pipeline.plandb import PlanDB
 
 @dataclass(frozen=True)
 class Keys:
-    """Work to do again, by content key; a picture whose concept is among `concepts` is meant only if named itself."""
+    """Work to do again, by content key; a picture whose concept is among `concepts` is meant only if named itself.
+
+    `run_id` is the published run that the keys were taken from.
+    """
 
     concepts: Sequence[str]
     renders: Sequence[str]
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,51 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Some keys that were chosen and are not in the plan, all for one reason.
+
+    Attributes:
+        table: concepts or renders.
+        reason: the same words for the same reason.
+        rows: how many keys.
+        code: of rows that are still refused.
+        sentence: for the user; it tells row, column and message of the first of them as of now.
+    """
+
+    table: str
+    reason: str
+    rows: int
+    code: str | None
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Missing:
     """Keys that were chosen and are not in the plan."""
 
     concepts: int = 0
     renders: int = 0
+    reasons: tuple[LeftOut, ...] = ()
 
 
-def select(db: PlanDB, selection: Selection) -> Missing:
+@dataclass(frozen=True)
+class Refused:
+    """Rows that stand for chosen keys and are refused now: rowids of `requests` and rows of the concepts manifest."""
+
+    concepts: tuple[int, ...] = ()
+    requests: tuple[int, ...] = ()
+
+
+def select(db: PlanDB, selection: Selection, refused: Refused = Refused()) -> Missing:
     """Take from a plan what is not chosen; call it after `plan_requests` and before anything is counted.
 
+    Args:
+        db: the plan.
+        selection: what is chosen.
+        refused: rows that stay in the plan besides, so that the tables tell what is wrong with them.
+
     Returns:
-        What could not be chosen, because the manifests or the settings are not those that it was planned from.
+        What could not be chosen; `pipeline.left_out` tells why.
     """
     connection = db.connection
     keys = selection.keys or Keys((), ())
@@ -57,8 +94,15 @@ def select(db: PlanDB, selection: Selection) -> Missing:
         connection.register("asked", pa.table({"key": pa.array(values, pa.string())}))
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT DISTINCT key FROM asked")
         connection.unregister("asked")
+    for name, rows in (("kept_concepts", refused.concepts), ("kept_requests", refused.requests)):
+        connection.register("kept", pa.table({"id": pa.array(rows, pa.int64())}))
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT id FROM kept")
+        connection.unregister("kept")
     if selection.keys is not None:
-        chosen = "SELECT rowid FROM requests SEMI JOIN asked_renders a ON a.key = render_key"
+        chosen = (
+            "SELECT rowid FROM requests SEMI JOIN asked_renders a ON a.key = render_key "
+            "UNION ALL SELECT id FROM kept_requests"
+        )
     elif selection.drawn is not None:
         chosen = f"SELECT rowid FROM requests ORDER BY md5({_PLACE}), {_ORDER} LIMIT {selection.drawn}"
     else:
@@ -67,8 +111,11 @@ def select(db: PlanDB, selection: Selection) -> Missing:
     connection.execute(f"DELETE FROM requests WHERE rowid NOT IN ({chosen})")
     connection.execute("DELETE FROM prompts WHERE row NOT IN (SELECT prompt_row FROM requests)")
     connection.execute(_CONCEPTS)
-    connection.execute("DELETE FROM concepts WHERE row NOT IN (SELECT row FROM concept_keys)")
-    connection.execute("DROP TABLE asked_concepts; DROP TABLE asked_renders")
+    connection.execute(
+        "DELETE FROM concepts WHERE row NOT IN (SELECT row FROM concept_keys UNION ALL SELECT id FROM kept_concepts)"
+    )
+    for name in ("asked_concepts", "asked_renders", "kept_concepts", "kept_requests"):
+        connection.execute(f"DROP TABLE {name}")
     return Missing(concepts, renders)
 
 

@@ -183,7 +183,7 @@ def concept_cards(
             training=tuple(pictures[: len(shown)]),
             training_total=concept["images"] or len(photos),
             renders=tuple(Render(row, next(made) if _has_picture(row) else Picture()) for row in renders),
-            renders_total=renders[0]["_total"] if renders else 0,
+            renders_total=renders[0]["_perfusion_total"] if renders else 0,
         )
 
 
@@ -221,14 +221,14 @@ def _renders_of(connection: duckdb.DuckDBPyConnection, concept_ids: Sequence[str
         connection,
         """
         WITH numbered AS (
-            SELECT *, row_number() OVER (PARTITION BY concept_id, manifest_row ORDER BY image_index) AS _place
+            SELECT *, row_number() OVER (PARTITION BY concept_id, manifest_row ORDER BY image_index) AS _perfusion_place
             FROM renders WHERE concept_id IN (SELECT unnest(?::VARCHAR[])) AND len(concept_ids) = 1
         )
-        SELECT *, count(*) OVER (PARTITION BY concept_id) AS _total FROM numbered
+        SELECT *, count(*) OVER (PARTITION BY concept_id) AS _perfusion_total FROM numbered
         QUALIFY row_number() OVER (
-            PARTITION BY concept_id ORDER BY status <> 'ok', _place, manifest_row, image_index
+            PARTITION BY concept_id ORDER BY status <> 'ok', _perfusion_place, manifest_row, image_index
         ) <= ?
-        ORDER BY concept_id, status <> 'ok', _place, manifest_row, image_index
+        ORDER BY concept_id, status <> 'ok', _perfusion_place, manifest_row, image_index
         """,
         [list(concept_ids), RENDERS_PER_CONCEPT],
     )

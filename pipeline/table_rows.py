@@ -6,12 +6,13 @@ Every row of a run has `finished_at`: when its work ended, or when it was publis
 Ten million wide rows are joined, sorted and handed on as they come: none of that is ever written to a table in between.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.plandb import PlanDB, extra_columns, quoted
+from pipeline.plandb import EXTRA_ROW, PlanDB, quoted
+from pipeline.table_columns import Carried
 
 KEYS = {"concepts": "concept_key", "renders": "render_key"}
 
@@ -22,8 +23,8 @@ def gather_results(db: PlanDB) -> None:
 
 
 def table_rows(
-    db: PlanDB, table: str, values: dict[str, Any], rows_per_group: int
-) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    db: PlanDB, table: str, values: dict[str, Any], rows_per_group: int, carried: Sequence[Carried]
+) -> Iterator[pa.Table]:
     """The rows of a table by concept and key, and the manifests' extra columns behind its own.
 
     Args:
@@ -31,27 +32,32 @@ def table_rows(
         table: concepts or renders.
         values: `base`, `base_digest` and `now_us`, the same in every row.
         rows_per_group: rows of each piece but the last.
+        carried: the columns that follow the table's own, as the root has them.
     """
     db.connection.execute(_REPEATS.format(keyed=_KEYED[table]))
-    reader = db.connection.sql(_query(db, table), params=values).to_arrow_reader(rows_per_group)
-    return reader.schema, _regrouped(reader, rows_per_group)
+    reader = db.connection.sql(_query(table, carried), params=values).to_arrow_reader(rows_per_group)
+    return _regrouped(reader, rows_per_group)
 
 
-def _query(db: PlanDB, table: str) -> str:
+def _query(table: str, carried: Sequence[Carried]) -> str:
     """The rows of a table in their order, with the manifests' extra columns behind its own."""
-    concepts, prompts = extra_columns(db.connection, "concepts"), extra_columns(db.connection, "prompts")
-    columns, joins = "", ""
-    if concepts:
-        columns += "".join(f", ce.{quoted(name)}" for name in concepts)
-        joins += " LEFT JOIN concepts_extra ce ON ce.row = t.extras_row"
-    if prompts and table == "renders":
-        columns += "".join(f", pe.{quoted(name)}" for name in prompts)
-        joins += " LEFT JOIN prompts_extra pe ON pe.row = t.manifest_row"
+    columns = "".join(f", {_value(each)} AS {quoted(each.field.name)}" for each in carried)
+    joins, manifests = "", {each.manifest for each in carried}
+    if "concepts" in manifests:
+        joins += f" LEFT JOIN concepts_extra ON concepts_extra.{EXTRA_ROW} = t.extras_row"
+    if "prompts" in manifests:
+        joins += f" LEFT JOIN prompts_extra ON prompts_extra.{EXTRA_ROW} = t.manifest_row"
     select, order = (_CONCEPTS, "") if table == "concepts" else (_RENDERS, ", t.image_index")
     return (
         f"SELECT t.* EXCLUDE (extras_row){columns} FROM ({select}) t{joins} "
         f"ORDER BY t.concept_id NULLS LAST, t.{KEYS[table]} NULLS LAST, t.manifest_row{order}"
     )
+
+
+def _value(carried: Carried) -> str:
+    if carried.column is None:
+        return f"CAST(NULL AS {carried.kind})"
+    return f"CAST({carried.manifest}_extra.{quoted(carried.column)} AS {carried.kind})"
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:

@@ -48,7 +48,7 @@ class RenderTask:
     """Render one picture and store it under its key.
 
     `prompt` holds `{0}`, `{1}`, ... where concept number 0, 1, ... of `concepts` (concept keys) stands; the same
-    numbers may appear in `negative_prompt`.
+    numbers may appear in `negative_prompt`. `concept_ids` are what the manifests call the same concepts, for messages.
     """
 
     key: str
@@ -60,6 +60,13 @@ class RenderTask:
     temperature: float
     lock: Lock
     shape: RenderShape
+    concept_ids: tuple[str, ...] = ()
+
+    def written(self, text: str) -> str:
+        """A prompt of the task as people write it: `{id}` where the text holds a concept's number."""
+        for number, name in enumerate(self.concept_ids):
+            text = text.replace(f"{{{number}}}", f"{{\0{name}}}")
+        return text.replace("\0", "")
 
 
 @dataclass(frozen=True)

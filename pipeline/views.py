@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.plandb import INTERNAL
 from pipeline.schemas import PUBLISHED
 from pipeline.storage import Storage
 
@@ -19,19 +20,27 @@ _ENGINE: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 
+# The run is told by the last two folders alone: a root may lie below folders that look like partitions themselves.
+# DuckDB opens only the files whose names pass a condition on these.
+_FILE = f"{INTERNAL}file"
+_RUN = "/run_date=([^/]*)/run_id=([^/]*)/[^/]*$"
+
 # A picture's place is its prompt (concept ids and all), its negative prompt, its size and its index. What stands there
 # is what the newest run that has an ok row for the place made; several rows of that run (seeds) all stand.
 _CURRENT = """
 CREATE VIEW current AS
-WITH ages AS (SELECT run_id, run_date, max(finished_at) AS run_finished_at FROM renders GROUP BY run_id, run_date),
-ranked AS (
+WITH _perfusion_runs AS (
+    SELECT run_id AS id, run_date AS day, max(finished_at) AS finished FROM renders GROUP BY run_id, run_date
+),
+_perfusion_ranked AS (
     SELECT r.*, dense_rank() OVER (
         PARTITION BY prompt, negative_prompt, width, height, image_index
-        ORDER BY run_date DESC, run_finished_at DESC, run_id DESC
-    ) AS age
-    FROM renders r JOIN ages USING (run_id, run_date) WHERE status = 'ok'
+        ORDER BY r.run_date DESC, _perfusion_runs.finished DESC, r.run_id DESC
+    ) AS _perfusion_age
+    FROM renders r JOIN _perfusion_runs ON _perfusion_runs.id = r.run_id AND _perfusion_runs.day = r.run_date
+    WHERE r.status = 'ok'
 )
-SELECT * EXCLUDE (age) FROM ranked WHERE age = 1
+SELECT * EXCLUDE (_perfusion_age) FROM _perfusion_ranked WHERE _perfusion_age = 1
 QUALIFY row_number() OVER (
     PARTITION BY prompt, negative_prompt, width, height, image_index, render_key ORDER BY manifest_row
 ) = 1
@@ -60,9 +69,10 @@ def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
             names = [glob.escape(spell(path)) for path in sorted(files)]
             listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
             connection.execute(
-                f"CREATE VIEW {table} AS SELECT run_id, run_date, * EXCLUDE (run_id, run_date) "
-                f"FROM read_parquet([{listed}], union_by_name = true, "
-                "hive_partitioning = true, hive_types = {'run_date': DATE, 'run_id': VARCHAR})"
+                f"CREATE VIEW {table} AS SELECT regexp_extract({_FILE}, '{_RUN}', 2) AS run_id, "
+                f"CAST(regexp_extract({_FILE}, '{_RUN}', 1) AS DATE) AS run_date, * EXCLUDE ({_FILE}) "
+                f"FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false, "
+                f"filename = '{_FILE}')"
             )
         else:
             empty = pa.schema([("run_id", pa.string()), ("run_date", pa.date32()), *PUBLISHED[table]]).empty_table()

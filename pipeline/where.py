@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import Code, RowError
-from pipeline.plandb import extra_columns, quoted
+from pipeline.plandb import EXTRA_ROW, extra_columns, quoted
 
 _SECONDS = 60.0  # a filter over a million concepts takes well under one
 _SANDBOX = {
@@ -38,9 +38,10 @@ class Sandbox:
         """
         extras = extra_columns(plan, "concepts")
         columns = "".join(f", e.{quoted(name)}" for name in extras)
-        join = "LEFT JOIN concepts_extra e USING (row)" if extras else ""
+        join = f"LEFT JOIN concepts_extra e ON e.{EXTRA_ROW} = c.row" if extras else ""
         good = plan.sql(
-            f"SELECT c.concept_id, c.superclass{columns} FROM concepts c SEMI JOIN concept_keys USING (row) {join}"
+            f"SELECT c.concept_id, c.superclass{columns} FROM concepts c "
+            f"SEMI JOIN concept_keys k ON k.row = c.row {join}"
         )
         self._connection = duckdb.connect(config=_SANDBOX)
         self._connection.register("good", good.to_arrow_reader())

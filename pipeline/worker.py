@@ -29,6 +29,7 @@ from perfusion_ops.edit import solve_targets
 from perfusion_ops.metric import Metric
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, pieces
+from perfusion_ops.tokenizer import TokenCounter
 from perfusion_ops.training import ConceptState, Example, Trainer, start
 from pipeline.bases import find_base
 from pipeline.errors import Code, Origin, RowError, Status
@@ -37,6 +38,7 @@ from pipeline.metrics import load_metric
 from pipeline.patience import Patience, PatientStorage
 from pipeline.provenance import answers, digest, encode_picture
 from pipeline.storage import MissingObjectError, StorageError
+from pipeline.superclasses import superclass_check
 from pipeline.training_data import load_example
 from pipeline.units import ConceptTask, Kind, Outcome, RenderShape, RenderTask, TrainUnit, Unit
 from pipeline.worker_settings import WorkerSettings
@@ -88,6 +90,7 @@ class PerfusionWorker:
         device = settings.device if settings.device != "auto" else ("cuda" if gpu else "cpu")
         dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
         self._base = load_base(folder, device=device, dtype=_DTYPES[dtype])
+        self._check_superclass = superclass_check(TokenCounter(self._base.tokenizer), folder.settings.templates)
         self._metric = load_metric(self._storage, self._base, settings.metric, settings.metric_key)
 
     def close(self) -> None:
@@ -139,6 +142,7 @@ class PerfusionWorker:
         return adopted, outcomes
 
     def _example(self, task: ConceptTask) -> Example:
+        self._check_superclass("superclass", task.superclass)
         return load_example(self._base, task, self._settings.limits, self._settings.storage_options)
 
     def _run_training(self, keys: list[str], examples: list[Example]) -> Trainer:
@@ -248,8 +252,8 @@ class PerfusionWorker:
             key=key,
         )
 
-    def _concept(self, key: str) -> tuple[Concept, str]:
-        """A concept and its file's digest, from memory or storage."""
+    def _concept(self, key: str, name: str | None = None) -> tuple[Concept, str]:
+        """A concept and its file's digest, from memory or storage; `name` is its id for messages."""
         if key not in self._concepts:
             try:
                 data = self._storage.read(weights_path(key))
@@ -257,7 +261,8 @@ class PerfusionWorker:
             except (ConceptFileError, MissingObjectError) as error:
                 if isinstance(error, ConceptFileError):
                     self._storage.delete(weights_path(key))  # so that the next run trains it anew
-                message = f"the weights of concept {key[:12]}... cannot be used: {error}; run again to train it anew"
+                who = f"concept {name!r}" if name else f"the concept with key {key[:12]}..."
+                message = f"the weights of {who} cannot be used: {error}; run again to train a new one"
                 raise RowError(Code.WEIGHTS_INVALID, message, status=Status.FAILED) from error
             while len(self._concepts) > _CONCEPTS_KEPT:
                 self._concepts.popitem(last=False)
@@ -301,7 +306,10 @@ class PerfusionWorker:
     def _store_picture(self, task: RenderTask, pixels: NDArray[np.uint8] | None) -> Outcome:
         try:
             if pixels is None:
-                message = "the picture came out not finite: lower guidance, or train the concept again"
+                message = (
+                    f"the picture came out not finite in {task.shape.steps} steps of {task.shape.scheduler}: "
+                    "lower guidance, take more steps or another scheduler, or train the concept again"
+                )
                 raise RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)
             weights = [self._concept(key)[1] for key in task.concepts]
             data = encode_picture(pixels, render_key=task.key, weights=weights, base_digest=self._base.folder.digest)
@@ -311,31 +319,39 @@ class PerfusionWorker:
         return _ok("render", task.key, self._storage.uri(image_path(task.key)), data, Origin.RENDERED)
 
     def _row(self, task: RenderTask) -> RenderRow:
-        concepts = tuple(self._concept(key)[0] for key in task.concepts)
-        self._check_distinct(concepts)
-        if task.lock == "trained" and any(concept.key_target is None for concept in concepts):
+        names = task.concept_ids or (None,) * len(task.concepts)
+        concepts = tuple(self._concept(key, name)[0] for key, name in zip(task.concepts, names, strict=True))
+        self._check_distinct(task, concepts)
+        untrained = [place for place, concept in enumerate(concepts) if concept.key_target is None]
+        if task.lock == "trained" and untrained:
+            who = f"concept {names[untrained[0]]!r}" if task.concept_ids else "a concept"
             message = (
-                "lock is 'trained', but a concept learned no keys: train it with train.lock 'trained', or use 'local'"
+                f"lock is 'trained', but {who} learned no keys: train it with train.lock 'trained', or use 'local'"
             )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
         positive = _prompt_row(task, task.prompt, concepts)
         everywhere = positive.concepts if self._settings.edit_unconditional else ()
         negative = _prompt_row(task, task.negative_prompt, concepts, everywhere)
-        for column, row in (("prompt", positive), ("negative_prompt", negative)):
+        for column, row, text in (
+            ("prompt", positive, task.prompt),
+            ("negative_prompt", negative, task.negative_prompt),
+        ):
             try:
                 check_prompt(self._base, row)
             except PromptTooLongError as error:
-                raise RowError(Code.PROMPT_TOO_LONG, f"{column}: {error}", column=column) from error
+                message = f"{column}: {error} ({task.written(text)!r})"
+                raise RowError(Code.PROMPT_TOO_LONG, message, column=column) from error
         return RenderRow(positive, negative, task.seed)
 
-    def _check_distinct(self, concepts: Sequence[Concept]) -> None:
+    def _check_distinct(self, task: RenderTask, concepts: Sequence[Concept]) -> None:
         """The edit of one row alone, so that a row that cannot be edited does not fail its batch."""
         inverse = self._metric.inverse
         inputs = torch.stack([concept.target_input for concept in concepts])[None].to(inverse.device)
         try:
             solve_targets(inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inverse.device), inverse)
         except ValueError as error:
-            raise RowError(Code.CONCEPTS_ALIKE, str(error), column="prompt", status=Status.FAILED) from error
+            who = f"concepts {' and '.join(map(repr, task.concept_ids))}: " if task.concept_ids else ""
+            raise RowError(Code.CONCEPTS_ALIKE, f"{who}{error}", column="prompt", status=Status.FAILED) from error
 
     def _sampler(self, shape: RenderShape) -> Sampler:
         side = self._base.resolution

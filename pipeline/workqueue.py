@@ -191,8 +191,10 @@ def _concept_task(*row: Any) -> ConceptTask:
 
 
 def _render_task(*row: Any) -> RenderTask:
-    key, prompt, negative_prompt, concepts, seed, bias, temperature, lock, *shape = row
-    return RenderTask(key, prompt, negative_prompt, tuple(concepts), seed, bias, temperature, lock, RenderShape(*shape))
+    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, *shape = row
+    return RenderTask(
+        key, prompt, negative_prompt, tuple(concepts), seed, bias, temperature, lock, RenderShape(*shape), tuple(ids)
+    )
 
 
 _SHAPE = "width, height, steps, guidance, scheduler"
@@ -215,6 +217,7 @@ _TABLES = [
     CREATE OR REPLACE TABLE work_renders AS
     SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, {_SHAPE},
         list_filter(concept_keys, lambda key, i: list_position(concept_keys, key) = i) AS concepts,
+        list_filter(concept_ids, lambda id, i: list_position(concept_keys, concept_keys[i]) = i) AS ids,
         row_number() OVER (ORDER BY {_SHAPE}, concept_keys, render_key) - 1 AS seq
     FROM requests
     WHERE rowid IN (
@@ -248,7 +251,7 @@ FROM work_concepts WHERE position >= ? AND position < ? ORDER BY position
 """
 
 _READY_RENDERS = f"""
-SELECT render_key, task_prompt, task_negative_prompt, concepts, seed, bias, temperature, lock, {_SHAPE}
+SELECT render_key, task_prompt, task_negative_prompt, concepts, ids, seed, bias, temperature, lock, {_SHAPE}
 FROM work_ready JOIN work_renders USING (seq) WHERE place >= ? AND place < ? ORDER BY place
 """
 

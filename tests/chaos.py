@@ -79,7 +79,7 @@ class Scene:
             env=self.environment, stdout=subprocess.PIPE, stderr=(self.folder / "drivers.log").open("ab"), text=True,
         )  # fmt: skip
 
-    def end(self, driver: subprocess.Popen, seconds: float = 240) -> int:
+    def end(self, driver: subprocess.Popen, seconds: float = 600) -> int:
         """Wait for an attempt, and hear what it says."""
         said, _ = driver.communicate(timeout=seconds)
         results = [line for line in said.splitlines() if line.startswith("{")]  # among what Ray tells at its end

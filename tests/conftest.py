@@ -1,6 +1,35 @@
-"""Shared by all tests: one thread of arithmetic each, so that a busy machine does not turn seconds into minutes."""
+"""Shared by all tests: one thread of arithmetic each, and the same examples of every property in every run.
+
+`make test` draws the same examples on every machine. With PERFUSION_FRESH_EXAMPLES=10 (`make test-fresh`) each run
+draws other ones, ten times as many.
+"""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest
+from hypothesis import HealthCheck, is_hypothesis_test, settings
+from hypothesis.internal.conjecture import providers
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a busy machine does not turn seconds into minutes
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+FRESH = int(os.environ.get("PERFUSION_FRESH_EXAMPLES", "0"))
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("fresh", derandomize=False, database=None, deadline=None, print_blob=True)
+settings.load_profile("fresh" if FRESH else "same")
+
+# Hypothesis also draws literals of the project's modules that are loaded. Which ones are loaded depends on the tests
+# that ran before in the same process, so one seed would not always draw the same examples.
+providers._get_local_constants = providers.Constants
+
+
+def pytest_collection_modifyitems(items):
+    """Let no property fail because the machine is slow, and multiply its examples as PERFUSION_FRESH_EXAMPLES says."""
+    properties = {item.function for item in items if isinstance(item, pytest.Function)}  # parametrized: one function
+    for test in filter(is_hypothesis_test, properties):
+        given = test._hypothesis_internal_use_settings
+        test._hypothesis_internal_use_settings = settings(
+            given,
+            max_examples=given.max_examples * max(1, FRESH),
+            suppress_health_check={*given.suppress_health_check, HealthCheck.too_slow},
+        )

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 from s3_server import free_ports
 
-_PATIENCE_S = 60
+_PATIENCE_S = 120
 _AZURITE = Path(sys.prefix) / "azurite/node_modules/.bin/azurite-blob"
 # Azurite knows this account alone, and its documentation publishes the key.
 _ACCOUNT = "devstoreaccount1"

@@ -14,6 +14,7 @@ import s3fs
 
 _KEY, _SECRET = "catalogue", "not-so-secret"
 _PATIENCE_S = 120
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,21 @@ def s3_server(folder: Path, bucket: str = "shop") -> Iterator[Server]:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     config = folder / "identities.json"
     config.write_text(json.dumps({"identities": [{"name": "us", "credentials": [identity], "actions": actions}]}))
+    for attempt in range(1, _ATTEMPTS + 1):
+        server = _started(folder, config)
+        try:
+            if _answers(server):
+                s3fs.S3FileSystem(**server.options["s3"]).mkdir(bucket)
+                yield server
+                return
+        finally:
+            server.process.kill()  # nothing there is to be kept
+            server.process.wait(30)
+        assert attempt < _ATTEMPTS, f"no S3 server: {(folder / 'log.txt').read_text(errors='replace')[-2000:]}"
+
+
+def _started(folder: Path, config: Path) -> Server:
+    """A server on ports that were free a moment ago; another process may take one before it does."""
     free = iter(free_ports(8))
     ports = {name: (next(free), next(free)) for name in ("master", "volume", "filer", "s3")}
     command = [
@@ -58,19 +74,13 @@ def s3_server(folder: Path, bucket: str = "shop") -> Iterator[Server]:
         *(f"-{name}.port.grpc={grpc}" for name, (_, grpc) in ports.items()),
     ]  # fmt: skip
     with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        server = Server(f"http://127.0.0.1:{ports['s3'][0]}", process)
-        try:
-            _wait(server, folder / "log.txt")
-            s3fs.S3FileSystem(**server.options["s3"]).mkdir(bucket)
-            yield server
-        finally:
-            process.kill()  # nothing there is to be kept
-            process.wait(30)
+        return Server(
+            f"http://127.0.0.1:{ports['s3'][0]}", subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        )
 
 
-def _wait(server: Server, log: Path) -> None:
-    """Until its port answers; the gateway is the last part to come up."""
+def _answers(server: Server) -> bool:
+    """Wait until its port answers, and it is not another program's; the gateway is the last part to come up."""
     ends = time.monotonic() + _PATIENCE_S
     address = ("127.0.0.1", int(server.endpoint.rpartition(":")[2]))
     while server.process.poll() is None and time.monotonic() < ends:
@@ -79,8 +89,8 @@ def _wait(server: Server, log: Path) -> None:
         except OSError:
             time.sleep(0.2)
         else:
-            return
-    raise AssertionError(f"no S3 server: {log.read_text(errors='replace')[-2000:]}")
+            return server.process.poll() is None
+    return False
 
 
 def free_ports(count: int) -> list[int]:

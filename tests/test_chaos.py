@@ -12,12 +12,12 @@ import pytest
 CHAOS = Path(__file__).with_name("chaos.py")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_that_is_hurt_ends_as_if_nobody_had_touched_it():
     arguments = ["--concepts", "6", "--prompts", "5", "--hurts", "4"]
     process = subprocess.Popen([sys.executable, CHAOS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        out, err = process.communicate(timeout=580)
+        out, err = process.communicate(timeout=1150)
     finally:
         with suppress(psutil.NoSuchProcess):
             for each in psutil.Process(process.pid).children(recursive=True):

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.catalog import write_catalog
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 SPEC = {
@@ -41,7 +41,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
 def perfusion(folder, *arguments):
     """Run a command to its end."""
     return subprocess.run(
-        [PERFUSION, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
+        [PERFUSION, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=500, check=False
     )
 
 
@@ -224,7 +224,7 @@ PROMPTS = [
     ({"prompt": "a {product}", "where": "superclass = 'submarine'"}, ("where", "no_match")),
     ({"prompt": "a {good-1} on a {huge}"}, ("prompt", "concept_invalid")),
     ({"prompt": "a {good-1} and a {good-2}", "where": None}, None),
-    ({"prompt": LONG}, (None, "prompt_too_long")),  # only the base model's tokenizer can tell
+    ({"prompt": LONG}, ("prompt", "prompt_too_long")),
 ]
 
 
@@ -246,7 +246,6 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
         for number, (_, wrong) in enumerate(rows, 1)
         if wrong
     }
-    late = {("prompts", len(PROMPTS)): expected.pop(("prompts", len(PROMPTS)))}
     assert listed == expected
     text = perfusion(tmp_path, "validate", "spec.yaml").stdout
     assert all(code in text for _, code in expected.values())
@@ -261,10 +260,10 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
         (number, wrong[1] if wrong else "ok", 4 if number == 1 else 1) for number, (_, wrong) in enumerate(PROMPTS, 1)
     ]
     columns = dict(sql(tmp_path, "SELECT manifest_row, error_column FROM {t} WHERE status <> 'ok'"))
-    assert columns == {n: wrong[0] for n, (_, wrong) in enumerate(PROMPTS, 1) if wrong} | {len(PROMPTS): "prompt"}
+    assert columns == {n: wrong[0] for n, (_, wrong) in enumerate(PROMPTS, 1) if wrong}
     counts = answer(ran)["statuses"]
     assert counts["concepts"] == {"invalid": len(CONCEPTS) - 4, "ok": 4}
-    assert counts["renders"] == {"invalid": len(expected | late) - len(CONCEPTS) + 4, "ok": 5}
+    assert counts["renders"] == {"invalid": len(expected) - len(CONCEPTS) + 4, "ok": 5}
     assert count(tmp_path, "weights/*/*") == 4
     assert count(tmp_path, "images/*/*") == 5
 
@@ -275,13 +274,13 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
 def test_run_whose_driver_was_killed_goes_on_where_it_stopped(catalogue):
     write_spec(catalogue, render={"steps": 15})  # slow enough to be killed in the middle on any machine
     with started(catalogue) as (process, seen):
-        wait_for(process, 120, lambda: count(catalogue, "images/*/*.png") >= 3)
+        wait_for(process, 300, lambda: count(catalogue, "images/*/*.png") >= 3)
         seen.update(family(process.pid))
         # Its Ray dies with it, workers and all; two agents of Ray's, which do no work, notice after a minute.
         working = [each for each in seen if "Agent" not in each.name()]
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        _, alive = psutil.wait_procs(working, timeout=30)
+        _, alive = psutil.wait_procs(working, timeout=120)
         assert not alive, [each.cmdline() for each in alive]
     before = objects(catalogue)
     assert len(before) >= 4
@@ -304,11 +303,11 @@ def test_run_whose_driver_was_killed_goes_on_where_it_stopped(catalogue):
 def test_termination_drains_and_the_same_command_goes_on(catalogue):
     write_spec(catalogue, render={"steps": 15})
     with started(catalogue) as (process, seen):
-        wait_for(process, 120, lambda: count(catalogue, "weights/*/*") >= 2)
+        wait_for(process, 300, lambda: count(catalogue, "weights/*/*") >= 2)
         seen.update(family(process.pid))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 4, (catalogue / "output.txt").read_text()
-        _, alive = psutil.wait_procs(seen, timeout=15)
+        assert process.wait(timeout=120) == 4, (catalogue / "output.txt").read_text()
+        _, alive = psutil.wait_procs(seen, timeout=120)
         assert not alive, [each.cmdline() for each in alive]
     assert "the same command goes on where it stopped" in (catalogue / "output.txt").read_text()
     assert state(catalogue) == "interrupted"
@@ -326,11 +325,11 @@ def test_termination_drains_and_the_same_command_goes_on(catalogue):
 def test_termination_does_not_wait_for_a_training_without_end(catalogue):
     write_spec(catalogue, train={"steps": 100_000, "batch": 1})
     with started(catalogue) as (process, seen):
-        wait_for(process, 120, lambda: count(catalogue, "checkpoints/*/*") >= 2)
+        wait_for(process, 300, lambda: count(catalogue, "checkpoints/*/*") >= 2)
         seen.update(family(process.pid))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 4, (catalogue / "output.txt").read_text()
-        _, alive = psutil.wait_procs(seen, timeout=15)
+        assert process.wait(timeout=120) == 4, (catalogue / "output.txt").read_text()
+        _, alive = psutil.wait_procs(seen, timeout=120)
         assert not alive, [each.cmdline() for each in alive]
     assert state(catalogue) == "interrupted"
 
@@ -339,13 +338,13 @@ def test_worker_that_is_killed_costs_no_row(catalogue):
     # Four groups for two workers: when the first weights are there, both are training for a while yet.
     write_spec(catalogue, train={"steps": 60, "batch": 2})
     with started(catalogue) as (process, seen):
-        wait_for(process, 120, lambda: count(catalogue, "weights/*/*.safetensors") >= 1)
+        wait_for(process, 300, lambda: count(catalogue, "weights/*/*.safetensors") >= 1)
         seen.update(family(process.pid))
         # One that has started: Ray names a process after the call that it runs, "_Actor" alone between two.
         workers = [each for each in seen if re.search(r"ray::_Actor(\.run)?$", " ".join(each.cmdline()).strip())]
         assert workers, [each.cmdline() for each in seen]
         workers[0].kill()
-        assert process.wait(timeout=150) == 0, (catalogue / "output.txt").read_text()
+        assert process.wait(timeout=400) == 0, (catalogue / "output.txt").read_text()
     check_tables(catalogue, concepts=8, pictures=28)
     # Ray has a lot to say about it, but not where the result is.
     assert "A worker died or was killed" in (catalogue / "output.txt").read_text()

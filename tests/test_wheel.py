@@ -69,7 +69,7 @@ def run(installed, *words, code=0):
         env=clean,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == code, done.stderr

@@ -105,7 +105,7 @@ def done(tmp_path_factory):
     shop = Shop(tmp_path_factory.mktemp("done"))
     words = [sys.executable, "-c", "from jobs.cli import main; main()", "run", shop.spoilt(), "--json"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    shop.run = subprocess.run(words, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    shop.run = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False, env=environment)
     shop.root = str(shop.folder / "results")
     return shop
 
@@ -167,6 +167,9 @@ except SystemExit as end:
         (("status", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read"),
         (("run", "nowhere.txt"), 2, "nowhere.txt is no spec: its name must end in .yaml"),
         (("plan", "SPEC", "--set", "concepts=gone.parquet"), 2, "gone.parquet"),
+        (("plan", "SPEC", "--set", "root=s3:/bucket/x"), 2, "write s3://bucket/x"),
+        (("plan", "SPEC", "--set", "base=file:models/sd"), 2, "lacks the '://' of a URI"),
+        (("status", "file:results"), 2, "lacks the '://' of a URI"),
         (("plan", "SPEC", "--set", "base=gone"), 2, "there is no base model 'gone'"),
         (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is no setting; did you mean 'train'?"),
         (("run", "SPEC", "--set", "root=good.yaml/inside"), 1, "good.yaml/inside"),
@@ -281,6 +284,32 @@ def test_validate_of_good_manifests(perfusion, shop):
     assert (code, out.splitlines()[-1]) == (0, "every row is good")
     code, out, _ = perfusion("validate", shop.spec("good"), "--json")
     assert (code, only_object(out)["bad_rows"]) == (0, 0)
+
+
+def test_what_was_skipped_is_said_by_every_command_that_reads_manifests(perfusion, shop, capsysbinary):
+    """Both manifests have an index that pandas wrote without a name; a plan of both was refused for it."""
+    spec = shop.spec("good")
+    for manifest in ("concepts", "prompts"):
+        path = shop.folder / "catalog" / f"good-{manifest}.parquet"
+        frame = pq.read_table(path).to_pandas()
+        frame.index = [5, 9][: len(frame)]
+        frame.index = frame.index.astype("float64")
+        frame.to_parquet(path)
+        assert "__index_level_0__" in pq.read_schema(path).names
+    for command in ("validate", "plan"):
+        code, out, err = perfusion(command, spec)
+        notices = [line for line in err.splitlines() if "__index_level_0__" in line]
+        assert (code, len(notices)) == (0, 2)
+        assert all(line.startswith("perfusion: file://") for line in notices)
+        assert "__index_level_0__" not in out
+        code, out, err = perfusion(command, spec, "--json")
+        assert [notice in line for notice, line in zip(only_object(out)["notices"], notices, strict=True)] == [True] * 2
+        assert "__index_level_0__" not in err
+    assert run(load_spec(spec), json=True, make_engine=stopped(lambda: None)) == 4
+    found = capsysbinary.readouterr()
+    assert len(only_object(found.out.decode())["notices"]) == 2
+    assert run(load_spec(spec), json=False, make_engine=stopped(lambda: None)) == 4
+    assert capsysbinary.readouterr().err.decode().count("__index_level_0__") == 2
 
 
 def test_plan(perfusion, shop):
@@ -564,9 +593,17 @@ def test_nothing_published_yet_is_said(perfusion, shop):
 
 def test_retry_of_a_run_without_failures_says_so(done, perfusion):
     run_id = read_status(Storage(done.root), SystemClock())[-1].run_id
-    assert perfusion("retry", done.root) == (0, f"no row of run {run_id} failed: nothing to do\n", "")
+    refused = "1 bad_id, 1 concept_invalid, 1 image_missing, 1 no_placeholder, 1 unknown_concept"
+    assert perfusion("retry", done.root) == (
+        0,
+        f"no row of run {run_id} failed: nothing to do\n  5 rows were refused before any work ({refused}): "
+        "correct what is wrong, then use `perfusion run`\n",
+        "",
+    )
     code, out, _ = perfusion("retry", done.root, run_id, "--only", "code=timed_out", "--json")
-    assert (code, only_object(out)["rows"]) == (0, 0)
+    assert (code, only_object(out)["rows"], only_object(out)["refused"]) == (0, 0, {})
+    _, out, _ = perfusion("retry", done.root, run_id, "--only", "code=image_missing")
+    assert "1 row was refused before any work (1 image_missing): " in out
 
 
 @pytest.mark.parametrize(
@@ -583,8 +620,8 @@ def test_retry_of_nothing_is_2(done, perfusion, words, why):
     assert why in err
 
 
-def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
-    moved, ran = tmp_path / "moved", []
+def all_failed(done, moved):
+    """A copy of a shop's results whose tables say that no concept was made."""
     shutil.copytree(done.root, moved)
     for published in (moved / "tables" / "concepts").rglob("*.parquet"):
         rows = pq.read_table(published, partitioning=None)
@@ -593,6 +630,31 @@ def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfus
             column = pc.if_else(good, value, rows[name])
             rows = rows.set_column(rows.schema.get_field_index(name), name, column)
         pq.write_table(rows, published)
+    return moved
+
+
+def test_retry_of_rows_whose_photos_are_still_missing_says_so_and_is_2(done, perfusion, tmp_path):
+    moved = all_failed(done, tmp_path / "moved")
+    photos = [path for path in (done.folder / "catalog").rglob("*.png") if "mask" not in str(path)]
+    for path in photos:
+        path.rename(path.with_suffix(".away"))
+    try:
+        code, out, err = perfusion("retry", moved)
+    finally:
+        for path in photos:
+            path.with_suffix(".away").rename(path)
+    assert (code, out) == (2, "")
+    assert "2 concepts cannot be done again: the first of them: row 1 of the concepts manifest, " in err
+    assert "is still refused (image_missing, column images: " in err
+    assert "have changed" not in err
+    code, _, err = perfusion("retry", moved, "--set", "train.steps=7")
+    assert code == 2
+    assert "pictures, masks or training settings of " in err
+    assert "image_missing" not in err.splitlines()[-1]
+
+
+def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
+    moved, ran = all_failed(done, tmp_path / "moved"), []
     monkeypatch.setattr("jobs.retry.run", lambda settings, **given: ran.append((settings, given)) or 3)
     for only in ("failed", "from=dead-letter", "code=worker_died"):
         code, _, err = perfusion("retry", moved, "--only", only, "--set", "engine.slots=3")

@@ -61,7 +61,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(json_values)
 def test_json_stays_what_it_is(value):
     assert plain(value) == value

@@ -76,7 +76,7 @@ def test_yaml_toml_and_json_are_equal(tmp_path):
     assert found[0].engine.slots == 2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30),
     seed=st.integers(0, 2**63 - 1),

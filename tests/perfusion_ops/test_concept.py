@@ -109,7 +109,7 @@ def test_lying_headers_are_refused_without_allocating():
         read(struct.pack("<Q", len(header)) + header)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(cut=st.integers(0, 30_000), flip=st.integers(0, 30_000))
 def test_damage_never_passes_as_anything_but_an_error_or_a_finite_concept(cut, flip):
     data = bytearray(write_concept(concept()))

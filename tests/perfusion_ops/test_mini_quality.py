@@ -34,7 +34,7 @@ from perfusion_ops.scoring.contexts import named_context
 likeness = st.lists(st.integers(-8, 8).map(lambda tenth: tenth / 8), min_size=1, max_size=25)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(same=likeness, different=likeness)
 def test_equal_error_rate_is_the_best_threshold_of_all(same, different):
     thresholds = [*same, *different, 9.0]
@@ -74,7 +74,7 @@ def test_frechet_distance_of_gaussians_that_one_can_work_out():
     assert frechet_distance(features, features * 2 - features.mean(0)) == pytest.approx((deviations**2).sum(), rel=1e-3)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), width=st.integers(2, 6))
 def test_frechet_distance_equals_the_definition(seed, width):
     rng = np.random.default_rng(seed)

@@ -157,7 +157,7 @@ def test_the_reader_sees_more_of_the_looks_that_are_hard_to_tell():
     assert min(hard) > max(rest) == min(rest) == 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     kinds=st.lists(st.integers(0, 4), min_size=1, max_size=40),
     seed=st.integers(0, 1000),

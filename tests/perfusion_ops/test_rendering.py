@@ -103,7 +103,7 @@ def test_global_lock_takes_the_keys_of_the_superclass_prompt_and_keeps_the_value
     local = PromptRow(row.prompt, row.concepts, row.bias, row.temperature, "local")
     here, there = condition(base, metric, [row, local])
     split = base.stack.key_rows
-    assert torch.equal(here[:, split:], there[:, split:])
+    torch.testing.assert_close(here[:, split:], there[:, split:], rtol=1e-5, atol=1e-5)
     tokens, align = substitute(base.tokenizer, row.prompt, ["teddy bear"])
     plain = encode(base.text_encoder, [tokens])[0] @ base.stack.keys.T
     torch.testing.assert_close(here[:, :split], plain[list(align)], rtol=1e-5, atol=1e-5)
@@ -117,7 +117,7 @@ def test_only_a_trained_lock_uses_trained_keys(base, metric):
     rows = [PromptRow("a {0}", (one,), (0.5,), (0.15,), lock) for lock in ("local", "trained")]
     local, trained = condition(base, metric, rows)
     assert (local[:, :split] != trained[:, :split]).any()
-    assert torch.equal(local[:, split:], trained[:, split:])
+    torch.testing.assert_close(local[:, split:], trained[:, split:], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="learned no keys"):
         condition(base, metric, [PromptRow("a {0}", (concept(base, metric, 1),), (0.5,), (0.15,), "trained")])
 

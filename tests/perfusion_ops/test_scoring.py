@@ -350,7 +350,7 @@ def test_every_phrase_names_its_own_context(background):
             assert named_context(words) == background
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_two_contexts_or_none_name_nothing(data):
     first, second = data.draw(st.lists(st.sampled_from(BACKGROUNDS), min_size=2, max_size=2, unique=True))

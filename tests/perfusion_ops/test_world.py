@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.mini.backgrounds import background
@@ -176,8 +176,11 @@ def test_the_main_colour_covers_at_least_half_of_a_body_with_a_pattern(pattern):
     assert 0.45 < red < 0.8
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS)
+@example(6541)  # a small clock, wide of its kind
+@example(16007)  # a small mug, wide of its kind
+@example(12918)  # a big mug, wide of its kind
 def test_masks_say_where_each_product_is_seen(seed):
     scene = sample_scene(seed)
     picture = render(scene)
@@ -188,14 +191,19 @@ def test_masks_say_where_each_product_is_seen(seed):
     assert picture.masks.sum(axis=0).max() <= 1 + 1e-6
     areas = picture.masks.mean(axis=(1, 2))
     assert areas.min() > 0.01
-    assert areas.max() < 0.7
-    if scene.framing == "big":
-        assert areas[0] > 0.1
-    if scene.framing == "small":
-        assert areas[0] < 0.12
+    if scene.relation is not None:
+        return
+    # How much a product covers depends on its own outline; the framing says how much more or less that is than usual.
+    [item] = scene.placed
+    usual = render(alone(item.product)).masks[0].mean()
+    drawn = areas[0] / usual
+    # The edge of the picture cuts a part off some big products.
+    assert 0.8 < drawn / ((item.view.scale / MIDDLE.scale) ** 2 * np.prod(item.view.squeeze)) < 1.1
+    assert scene.framing != "big" or drawn > 1.5
+    assert scene.framing != "small" or drawn < 0.5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SEEDS, st.sampled_from(BACKGROUNDS))
 def test_mask_of_one_hides_the_background_and_of_none_the_product(seed, place):
     scene = sample_scene(seed)
@@ -216,7 +224,7 @@ def test_mask_of_one_hides_the_background_and_of_none_the_product(seed, place):
     assert not np.array_equal(picture.pixels, other.pixels)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS)
 def test_descriptions_are_true(seed):
     scene = sample_scene(seed)

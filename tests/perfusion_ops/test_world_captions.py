@@ -100,7 +100,7 @@ def test_count_out_of_range_is_refused(count):
         captions(count)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.integers(0, 2**40), st.integers(0, 2**40))
 def test_captions_of_a_scene_are_true(seed, style):
     scene = sample_scene(seed).describe()

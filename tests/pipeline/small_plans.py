@@ -9,7 +9,7 @@ from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.errors import Code, Origin, Status
 from pipeline.layout import image_path, weights_path
 from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import PlanDB, quoted
+from pipeline.plandb import EXTRA_ROW, PlanDB
 from pipeline.storage import Storage
 from pipeline.units import Outcome, TrainUnit, Unit
 
@@ -25,21 +25,26 @@ def concept(name: str, **cells) -> dict:
 
 
 def fill(db: PlanDB, table: str, rows: Iterable[dict]) -> None:
-    """Rows of one manifest, numbered from 1; cells that the plan does not know become extra columns."""
-    rows = [{"row": number, **row} for number, row in enumerate(rows, 1)]
-    known = [name for (name,) in db.connection.execute(
-        "SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()]  # fmt: skip
-    names = list(dict.fromkeys(["row", *(name for row in rows for name in row)]))
-    extras = [name for name in names if name not in known]
-    types = {"row": pa.int64()}
-    db.connection.register(
-        "given", pa.table({name: pa.array([row.get(name) for row in rows], types.get(name)) for name in names})
-    )
-    own = ", ".join(name for name in names if name in known)
-    db.connection.execute(f"INSERT INTO {table} BY NAME SELECT {own} FROM given")
-    chosen = ", ".join(map(quoted, ["row", *extras]))
-    db.connection.execute(f"CREATE TABLE {table}_extra AS SELECT {chosen} FROM given")
-    db.connection.unregister("given")
+    """Rows of one manifest, numbered from 1; cells that the plan does not know become extra columns.
+
+    Extra columns that bear a name of the plan's own go into the cell `extras`, a dictionary.
+    """
+    described = "SELECT column_name FROM duckdb_columns() WHERE table_name = ?"
+    known = {name for (name,) in db.connection.execute(described, [table]).fetchall()}
+    numbered = [{"row": number, **row} for number, row in enumerate(rows, 1)]
+    extras = [
+        row.pop("extras", {}) | {name: row.pop(name) for name in list(row) if name not in known} for row in numbered
+    ]
+    numbers = pa.array([row["row"] for row in numbered], pa.int64())
+    for target, cells, first in ((table, numbered, {"row": numbers}), (f"{table}_extra", extras, {EXTRA_ROW: numbers})):
+        names = dict.fromkeys(name for each in cells for name in each if name not in first)
+        given = pa.table(first | {name: [each.get(name) for each in cells] for name in names})
+        db.connection.register("given", given)
+        if target == table:
+            db.connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM given")
+        else:
+            db.connection.execute(f"CREATE TABLE {target} AS SELECT * FROM given")
+        db.connection.unregister("given")
 
 
 def planned(concepts: Iterable[dict], prompts: Iterable[dict], **sampling) -> PlanDB:

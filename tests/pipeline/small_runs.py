@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import itertools
 import tempfile
 from collections import deque
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from safetensors.torch import load
 
 from perfusion_ops.config import MetricConfig, TrainingConfig
 from pipeline.bases import find_base
@@ -33,6 +35,10 @@ from pipeline.worker_settings import WorkerSettings
 METRIC = MetricConfig(captions=2000)
 TRAINING = TrainingConfig(steps=2, batch=1)
 SHAPE = RenderShape(None, None, 2, 4.5, "ddim")
+
+# What docs/method.md promises of a concept or a picture made again in another group or batch, or on another machine.
+WEIGHTS_APART = 2e-3  # of the largest number of the tensor
+PIXELS_APART = 4  # of 255
 
 
 # Tasks
@@ -74,6 +80,25 @@ def trainings(*tasks):
 
 def renders(*tasks):
     return RenderUnit("render", tuple(tasks))
+
+
+# What was made again
+
+
+def check_same_weights(one, other):
+    """Two concept files hold the same weights, as exactly as is promised."""
+    ours, theirs = load(one), load(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        apart = WEIGHTS_APART * float(tensor.abs().max())
+        torch.testing.assert_close(ours[name].float(), tensor.float(), rtol=0, atol=apart)
+
+
+def check_same_picture(one, other):
+    """Two files hold the same picture, as exactly as is promised."""
+    ours, theirs = (np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (one, other))
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= PIXELS_APART
 
 
 # Workers

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from contextlib import ExitStack, contextmanager
 
 import pyarrow.parquet as pq
 from small_runs import Engines, Silent, manifest, photo, run_settings
@@ -68,3 +69,25 @@ def check_accounts(root, result, *, concepts, prompts, pictures=None):
             data = storage.read(row["uri"].removeprefix(storage.root + "/"))
             assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
     return found
+
+
+@contextmanager
+def away(path):
+    path.rename(path.with_suffix(".away"))
+    yield
+    path.with_suffix(".away").rename(path)
+
+
+class PhotosVanish(Engines):
+    """Workers that do not find some files that were there when the manifest was read."""
+
+    def __init__(self, paths):
+        super().__init__()
+        self.paths = paths
+
+    @contextmanager
+    def __call__(self, worker):
+        with ExitStack() as stack, super().__call__(worker) as engine:
+            for path in self.paths:
+                stack.enter_context(away(path))
+            yield engine

@@ -26,7 +26,7 @@ from pipeline.extra_columns import ExtraColumns
 from pipeline.manifests import load_prompts
 from pipeline.parts import PartWriter
 from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 from pipeline.publish import publish
 from pipeline.storage import Storage
 from pipeline.workqueue import WorkQueue
@@ -353,7 +353,7 @@ def test_any_value_is_carried_to_the_bit_or_refused(typed, inside):
         extra = ExtraColumns(db.connection, "extra")
         extra.append(1, len(array), pa.table({"x": array}), {})
         extra.finish()
-        returned = through_parquet(db.connection.sql("SELECT x FROM extra ORDER BY row").to_arrow_table())
+        returned = through_parquet(db.connection.sql(f"SELECT x FROM extra ORDER BY {EXTRA_ROW}").to_arrow_table())
     assert exact(returned.column("x").combine_chunks()) == exact(array)
 
 
@@ -376,7 +376,7 @@ def loaded(*files):
         for number, array in enumerate(files):
             written(Path(folder) / "p", {"x": array}, f"{number}.parquet")
         load_prompts(db, f"{folder}/p")
-        relation = db.connection.sql("SELECT x FROM prompts_extra ORDER BY row")
+        relation = db.connection.sql(f"SELECT x FROM prompts_extra ORDER BY {EXTRA_ROW}")
         return str(relation.types[0]), [value for (value,) in relation.fetchall()]
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import ManifestError, RowError
 from pipeline.inputs import InputCache, InputLimits
 from pipeline.manifests import load_concepts, load_prompts
 from pipeline.pictures import decode, decode_mask, inspect
-from pipeline.plandb import PlanDB, extra_columns, quoted
+from pipeline.plandb import EXTRA_ROW, PlanDB, extra_columns, quoted
 from pipeline.storage import Storage
 
 GALLERY = Path(__file__).parent.parent / "files"
@@ -121,7 +121,10 @@ def load(db, uri, manifest, tmp_path):
 
 
 def values(db, table, name):
-    return [value for (value,) in db.connection.execute(f"SELECT {quoted(name)} FROM {table} ORDER BY row").fetchall()]
+    row = EXTRA_ROW if table.endswith("_extra") else "row"
+    return [
+        value for (value,) in db.connection.execute(f"SELECT {quoted(name)} FROM {table} ORDER BY {row}").fetchall()
+    ]
 
 
 def check_spec(path, expected):

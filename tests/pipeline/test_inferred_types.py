@@ -11,14 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.manifests import load_prompts
-from pipeline.plandb import PlanDB
+from pipeline.plandb import EXTRA_ROW, PlanDB
 
 
 def carried(path):
     """The type of the column `x` of a prompts manifest, its values, and the values as the database prints them."""
     with PlanDB(threads=1) as db:
         load_prompts(db, str(path))
-        relation = db.connection.sql("SELECT x, CAST(x AS VARCHAR) AS text FROM prompts_extra ORDER BY row")
+        relation = db.connection.sql(f"SELECT x, CAST(x AS VARCHAR) AS text FROM prompts_extra ORDER BY {EXTRA_ROW}")
         return str(relation.types[0]), *map(list, zip(*relation.fetchall(), strict=True))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from perfusion_ops.config import MetricConfig, TrainingConfig
 from pipeline import keys
 
-CHECK = settings(deadline=None, max_examples=80)
+CHECK = settings(max_examples=80)
 # DuckDB's text holds what UTF-8 can: no lone surrogates.
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 DIGEST = st.text("0123456789abcdef", min_size=8, max_size=8)

@@ -20,7 +20,7 @@ def encoded(pixels=PIXELS, key=KEY, weights=("w1", "w2"), base="base"):
     return encode_picture(pixels, render_key=key, weights=weights, base_digest=base)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_pixels_come_back(height, width, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -71,7 +71,7 @@ def test_no_part_of_a_picture_answers():
     assert not [length for length in range(len(data)) if answers(data[:length], KEY)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_damaged_picture_does_not_answer_as_another(data):
     """Flipping a bit of the pixels' stream is seen; the file either answers whole or not at all."""

@@ -14,8 +14,6 @@ from pipeline.executor import Failure
 from pipeline.ray_executor import RayExecutor, SlotResources, failure_of_ray, failure_of_worker
 from pipeline.scheduler import EngineError
 
-pytestmark = pytest.mark.timeout(90)
-
 RESOURCES = SlotResources(num_cpus=0, threads=3)
 
 
@@ -89,10 +87,10 @@ def test_failing_rows_are_told_apart(pool):
 
 def test_unit_that_hangs_is_replaced(pool, tmp_path):
     executor = pool()
-    outcomes, summary = go(executor, ["ok", "hang once", "ok"], POLICY.model_copy(update={"render_deadline_s": 2.0}))
+    outcomes, summary = go(executor, ["ok", "hang once", "ok"], POLICY.model_copy(update={"render_deadline_s": 5.0}))
     assert {row.status for row in outcomes.values()} == {Status.OK}
     assert summary.deaths == 1
-    assert summary.wasted_s >= 2.0
+    assert summary.wasted_s >= 5.0
     assert len(list(tmp_path.glob("setup-*"))) == 2
 
 

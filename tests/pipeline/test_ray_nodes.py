@@ -14,8 +14,6 @@ from small_ray import Worker, go
 from pipeline.errors import Status
 from pipeline.ray_executor import RayExecutor, SlotResources
 
-pytestmark = pytest.mark.timeout(150)
-
 NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 500}
 ACCELERATOR = SlotResources(num_cpus=0, num_gpus=1, threads=1)

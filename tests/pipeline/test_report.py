@@ -379,7 +379,7 @@ def test_bomb_is_refused_by_its_header(storage):
     assert found.note == "The picture has 9000 x 9000 pixels and is not shown."
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     width=st.integers(1, 700),
     height=st.integers(1, 700),
@@ -478,7 +478,7 @@ def test_all_codes_at_their_longest_fit_without_pictures(storage):
     assert all(meaning in html.unescape(source) for meaning in MEANING.values())
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seconds=st.lists(st.floats(0, 1e5, allow_subnormal=False), min_size=1, max_size=60))
 def test_histogram_holds_every_object(storage, seconds):
     publish(storage, [concept(row, f"mug-{row}", accelerator_s=value) for row, value in enumerate(seconds, 1)], [])

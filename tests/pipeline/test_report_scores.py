@@ -116,7 +116,7 @@ def test_a_scorer_s_name_is_escaped_and_the_page_keeps_to_its_size(root):
     assert len(source.encode()) <= MIN_BYTES
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
 def test_every_score_is_in_one_bin_of_its_histogram(tmp_path_factory, values):
     root = Root(tmp_path_factory.mktemp("bins"))

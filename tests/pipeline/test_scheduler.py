@@ -377,7 +377,7 @@ def replace_policy(**fields):
 keys = st.frozensets(st.integers(0, 59), max_size=3)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     seed=st.integers(0, 2**32),
     slots=st.integers(1, 5),
@@ -422,7 +422,7 @@ def test_any_schedule_ends_with_one_outcome_per_task_and_blames_only_the_guilty(
         assert "given up" in str(first.error)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32), slots=st.integers(2, 6), bad=st.integers(0, 5), stop=st.floats(0, 400), poison=keys)
 def test_a_bad_slot_never_costs_a_row_and_a_stopped_run_can_be_resumed(seed, slots, bad, stop, poison):
     poison = frozenset(f"r{number}" for number in poison)

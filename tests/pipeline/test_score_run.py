@@ -164,7 +164,7 @@ def spoil(root, way, name, row):
             root.photos[name] = []
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.lists(st.sampled_from(WAYS), min_size=1, max_size=7), st.integers(1, 4))
 def test_there_is_one_row_for_each_ok_picture_whatever_became_of_it(choice, scorers, ways, batch):
     with tempfile.TemporaryDirectory() as folder:

@@ -84,7 +84,7 @@ nests = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(nests)
 def test_a_secret_is_found_however_deep_it_lies(options):
     with pytest.raises(ValidationError, match="looks like a credential"):

@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_contract import creates_only_what_is_not_there
 
-from pipeline.storage import MissingObjectError, Storage, StorageError, absolute_uri, explain, open_filesystem
+from pipeline.storage import (
+    MissingObjectError,
+    Storage,
+    StorageError,
+    absolute_uri,
+    explain,
+    mistyped_uri,
+    open_filesystem,
+)
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -148,7 +156,7 @@ def test_paths_that_leave_the_root_are_errors(storage, path):
         storage.write(path, b"")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(path=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
 def test_whatever_the_path_the_object_stays_under_the_root(path):
     storage = Storage("file:///srv/data/root")
@@ -159,7 +167,7 @@ def test_whatever_the_path_the_object_stays_under_the_root(path):
     assert os.path.normpath(full).startswith("/srv/data/root/")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     objects=st.dictionaries(st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}){0,2}\.bin", fullmatch=True), st.binary(max_size=50))
 )
@@ -209,6 +217,42 @@ def test_roots_are_absolute(tmp_path, monkeypatch):
     for bad in ("", "s3://", "s3://bucket/../other", "a\x00b"):
         with pytest.raises(StorageError, match="is not a location"):
             Storage(bad)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("file:results", "file:///folder/results, or just results"),
+        ("file:/srv/x", "file:///srv/x"),
+        ("FILE:x", "just x"),
+        ("s3:/bucket/x", "s3://bucket/x"),
+        ("s3:bucket/x", "s3://bucket/x"),
+        ("s3//bucket/x", "s3://bucket/x"),
+        ("S3:/bucket", "s3://bucket"),
+        ("gcs:/bucket", "gcs://bucket"),
+        ("abfss:/box@account/x", "leave them out and write abfss://"),
+        ("https:/host/x", "https://host/x"),
+        ("hdfs:/data", "hdfs://data"),
+        ("made-up:/x", "made-up://x"),
+    ],
+)
+def test_a_uri_with_a_single_slash_is_named(path, meant):
+    with pytest.raises(StorageError, match="lacks") as refused:
+        absolute_uri(path)
+    assert meant in str(refused.value)
+    assert absolute_uri(f"./{path}").startswith("file:///")
+
+
+def test_a_mistyped_uri_with_credentials_is_not_printed():
+    assert "hunter2" not in mistyped_uri("s3:/key:hunter2@bucket/x")
+
+
+@pytest.mark.parametrize(
+    "path", ["results:2026", "a:b/c", "C:/x", "owner/name", "/a/s3:/x", "files/x", "memory/x", "s3/x"]
+)
+def test_paths_that_only_resemble_a_uri_stay_paths(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri(path) == f"file://{tmp_path / path}"
 
 
 def test_a_missing_package_names_its_extra():

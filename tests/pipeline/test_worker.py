@@ -18,6 +18,8 @@ from small_runs import (
     TROUBLES,
     Killed,
     Trouble,
+    check_same_picture,
+    check_same_weights,
     concept,
     key,
     limit_rows,
@@ -188,6 +190,7 @@ def test_objects_that_are_cut_off_or_another_ones_are_made_again(worker, tmp_pat
     train = trainings(*(concept(tmp_path, name, superclass=name) for name in BASES))
     draw = renders(*(picture(name, name) for name in BASES))
     first = worker.run(train) + worker.run(draw)
+    before = [stored(worker, task).read_bytes() for task in (*train.tasks, *draw.tasks)]
     for tasks in (train.tasks, draw.tasks):
         cut, swapped, _ = (stored(worker, task) for task in tasks)
         cut.write_bytes(cut.read_bytes()[:-1])
@@ -195,7 +198,18 @@ def test_objects_that_are_cut_off_or_another_ones_are_made_again(worker, tmp_pat
     again = ready_worker(tmp_path / "root")
     second = again.run(train) + again.run(draw)
     assert [outcome.accelerator_s > 0 for outcome in second] == [True, True, False] * 2
-    assert [outcome.sha256 for outcome in second] == [outcome.sha256 for outcome in first]
+    # Two were made again without the third: another group and another batch.
+    assert [second[index].sha256 == first[index].sha256 for index in (2, 5)] == [True, True]
+    after = [stored(again, task).read_bytes() for task in (*train.tasks, *draw.tasks)]
+    for one, other in zip(before[:3], after[:3], strict=True):
+        check_same_weights(one, other)
+    for one, other in zip(before[3:], after[3:], strict=True):
+        check_same_picture(one, other)
+    # The products differ from each other, so that equality above means something.
+    with pytest.raises(AssertionError):
+        check_same_weights(before[0], before[1])
+    with pytest.raises(AssertionError):
+        check_same_picture(before[3], before[4])
     check_objects(again, train, second[:3])
     check_objects(again, draw, second[3:])
 
@@ -248,9 +262,38 @@ def test_prompts_that_do_not_fit_name_their_column(shared):
     assert len(long.message) <= 500
 
 
+def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
+    task = replace(
+        picture("named", "mug", "bag", prompt=f"a {{0}} on a {{1}} {'very ' * 40}"), concept_ids=("1", "b-1")
+    )
+    assert task.written(task.prompt).startswith("a {1} on a {b-1} very")
+    absent = replace(picture("no weights", "nobody"), concept_ids=("n-1",))
+    locked = replace(picture("keys", "bag", lock="trained"), concept_ids=("b-1",))
+    long, lost, keyless = shared.run(renders(task, absent, locked))
+    assert "('a {1} on a {b-1} very" in long.message
+    assert "the weights of concept 'n-1' cannot be used" in lost.message
+    assert "but concept 'b-1' learned no keys" in keyless.message
+    assert not [each for each in (long, lost, keyless) if "{0}" in each.message]
+
+
+def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
+    tasks = [
+        concept(tmp_path, name, superclass=words) for name, words in (("a", "mug"), ("b", "杯"), ("c", "very " * 30))
+    ]
+    good, wordless, long = worker.run(trainings(*tasks))
+    assert good.status == Status.OK
+    assert (wordless.status, wordless.code, wordless.column_name) == (
+        Status.INVALID,
+        Code.EMPTY_SUPERCLASS,
+        "superclass",
+    )
+    assert (long.status, long.code, long.column_name) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
+
+
 def test_weights_that_are_missing_or_tampered_with_fail_their_rows_and_are_trained_anew(worker, tmp_path):
     tasks = [concept(tmp_path, name, superclass=name) for name in BASES]
     before = worker.run(trainings(*tasks))
+    kept = [stored(worker, task).read_bytes() for task in tasks]
     cut, foreign, _ = (stored(worker, task) for task in tasks)
     cut.write_bytes(cut.read_bytes()[:100])
     foreign.write_bytes(
@@ -270,7 +313,9 @@ def test_weights_that_are_missing_or_tampered_with_fail_their_rows_and_are_train
     assert not cut.exists()
     after = fresh.run(trainings(*tasks))
     assert [row.accelerator_s > 0 for row in after] == [True, True, False]
-    assert [row.sha256 for row in after] == [row.sha256 for row in before]
+    assert after[2].sha256 == before[2].sha256
+    for data, task in zip(kept, tasks, strict=True):
+        check_same_weights(data, stored(worker, task).read_bytes())
     assert {row.status for row in fresh.run(renders(*rows.tasks[:3]))} == {Status.OK}
 
 

@@ -49,7 +49,7 @@ def a_plan(chance: random.Random):
     return planned(concepts, prompts)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), page=st.sampled_from([2, 5, 4096]), most=st.sampled_from([3, 20_000]))
 def test_every_key_ends_once_under_random_failures(seed, page, most):
     chance = random.Random(seed)
