@@ -26,7 +26,7 @@ def say(text: str = "") -> None:
 
 def say_json(value: Any) -> None:
     """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json_text(value) + "\n")
 
 
 def complain(text: str) -> None:
@@ -56,14 +56,14 @@ def writing(folder: str) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON knows it: what JSON has no number, list or object for becomes text."""
+    """The value as JSON has it: what JSON has no number, list or object for becomes text; a Decimal is a number."""
     match value:
         case None | bool() | int() | str() if not isinstance(value, enum.Enum):
             known = value
         case float() if math.isfinite(value):
             known = value
-        case Decimal():  # what SQL makes of a sum of integers
-            known = int(value) if value == value.to_integral_value() else float(value)
+        case Decimal() if value.is_finite():
+            known = value  # JSON's numbers have as many digits as it has
         case enum.Enum():
             known = value.value
         case dict():
@@ -81,6 +81,25 @@ def plain(value: Any) -> Any:
     return known
 
 
+def _dumped(value: Any) -> str:
+    """JSON of what `plain` gives; the library would have to round a Decimal."""
+    match value:
+        case Decimal():
+            text = format(value, "f")
+        case dict():
+            text = "{" + ", ".join(f"{_dumped(key)}: {_dumped(inner)}" for key, inner in value.items()) + "}"
+        case list():
+            text = "[" + ", ".join(map(_dumped, value)) + "]"
+        case _:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON on one line."""
+    return _dumped(plain(value))
+
+
 def cell(value: Any) -> str:
     """The value as people read it in a table; lists as in a CSV manifest, with `;` between their elements."""
     match plain(value):
@@ -92,8 +111,10 @@ def cell(value: Any) -> str:
             return f"{number:.6g}"
         case list() as elements if not any(isinstance(element, list | dict) for element in elements):
             return ";".join(map(cell, elements))
+        case Decimal() as number:
+            return format(number, "f")
         case list() | dict() as nested:
-            return json.dumps(nested, ensure_ascii=False)
+            return _dumped(nested)
         case other:
             return str(other)
 

@@ -1,6 +1,5 @@
 """Rows of JSON lines in batches: a line that is no object is one bad row, a file of another notation is refused."""
 
-import json
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from pipeline.cells import show, storable
+from pipeline.cells import show
 from pipeline.errors import ManifestError
+from pipeline.json_values import json_kind, json_text, json_value
 from pipeline.manifest_rows import MAX_RECORD, Batch, Columns, Notices, check_names, check_required, chunked
 
 
@@ -38,8 +38,8 @@ def read_json_lines(path: Path, name: str, columns: Columns, notices: Notices) -
                 rows.append(row or {})
             met.update(dict.fromkeys(column for row in rows for column in row))
             extra = check_names(list(met), columns, name)
-            kinds = {column: {_kind(row[column]) for row in rows if row.get(column) is not None} for column in extra}
-            text = {column: pa.array([_as_text(row.get(column)) for row in rows], pa.string()) for column in extra}
+            kinds = {each: {json_kind(row[each]) for row in rows if row.get(each) is not None} for each in extra}
+            text = {column: pa.array([json_text(row.get(column)) for row in rows], pa.string()) for column in extra}
             known = [{column: cell for column, cell in row.items() if column in columns.known} for row in rows]
             yield Batch(known, broken, pa.table(text), kinds)
     check_required(list(met), columns, name)
@@ -60,7 +60,7 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
 def _check_notation(first: list[str], name: str) -> None:
     """Refuse a file by its first two lines: one that is a JSON array, or an object over several lines."""
     start = first[0].strip()
-    if start.startswith("[") and (not (values := _parsed(start)) or _holds_objects(values)):
+    if start.startswith("[") and (not (values := json_value(start)) or _holds_objects(values)):
         raise ManifestError(
             f"{name} is a JSON array, not JSON lines: write one object a line, for example with jq -c '.[]'"
         )
@@ -75,15 +75,8 @@ def _holds_objects(values: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, dict) for value in values)
 
 
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _json_object(line: str) -> dict[str, object] | None:
-    row = _parsed(line)
+    row = json_value(line)
     return row if isinstance(row, dict) else None
 
 
@@ -93,13 +86,3 @@ def _fault(line: str) -> str:
     if line.rstrip().endswith(",") and _json_object(line.rstrip().removesuffix(",")) is not None:
         return "ends with a comma: remove it, as JSON lines has none between its objects"
     return f"is no JSON object ({show(line[:60])}): correct it"
-
-
-def _kind(value: object) -> str:
-    return {bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "json")
-
-
-def _as_text(value: object) -> str | None:
-    if value is None:
-        return None
-    return storable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

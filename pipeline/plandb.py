@@ -93,6 +93,8 @@ class PlanDB:
         self.connection = self._open.enter_context(duckdb.connect(str(self.folder / "plan.duckdb")))
         self.connection.execute(f"SET memory_limit = '{memory_limit}'")
         self.connection.execute("SET preserve_insertion_order = false")
+        # Arrow names a session's zone in the type of a time: the machine's own would make tables differ by machine.
+        self.connection.execute("SET TimeZone = 'UTC'")
         if threads is not None:
             self.connection.execute(f"SET threads = {threads}")
         self.connection.execute(_SCHEMA)

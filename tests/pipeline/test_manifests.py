@@ -352,7 +352,7 @@ def test_text_columns_get_the_type_that_all_their_values_have(db, tmp_path):
     path.write_text(
         "prompt,n,x,b,sku,mixed,none,big\n"
         "{product},1,1.5,true,01,1,,99999999999999999999\n"
-        "{product},-20,2,false,2,a,,1\n"
+        "{product},-20,2.0,false,2,a,,1\n"
     )
     load_prompts(db, str(path))
     types = dict(

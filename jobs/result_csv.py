@@ -1,0 +1,66 @@
+"""A query's result as CSV: text and nested values in quotes, everything else bare, nothing for null."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+from duckdb.sqltypes import DuckDBPyType
+
+from jobs.output import json_text, plain
+from jobs.result_values import csv_moment, is_moment
+
+_BARE = frozenset(
+    {"boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
+    | {"uhugeint", "bignum", "decimal", "float", "double"}
+)
+
+
+def write_csv(file: TextIO, names: Sequence[str], kinds: Sequence[DuckDBPyType], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a header and rows.
+
+    A list has `;` between its elements, as in a CSV manifest; where that would be ambiguous, and for other nested
+    values, the cell is JSON.
+
+    Args:
+        file: where to.
+        names: the columns'.
+        kinds: their types.
+        rows: as `result_rows` gives them.
+    """
+    file.write(",".join(map(_quoted, names)) + "\n")
+    for row in rows:
+        file.write(",".join([_cell(value, kind) for value, kind in zip(row, kinds, strict=True)]) + "\n")
+
+
+def _cell(value: Any, kind: DuckDBPyType) -> str:
+    if value is None:
+        return ""
+    if is_moment(kind):
+        return csv_moment(value, kind)
+    if kind.id == "float":
+        return str(np.float32(value))  # the digits that tell it from other floats of its size
+    text = _listed(value) if kind.id == "list" else _text(value)
+    return text if kind.id in _BARE else _quoted(text)
+
+
+def _text(value: Any) -> str:
+    known = plain(value)
+    return known if isinstance(known, str) else json_text(known)
+
+
+def _listed(value: list[Any]) -> str:
+    known = plain(value)
+    if not _separable(known):
+        return json_text(known)
+    return ";".join("" if element is None else _text(element) for element in known)
+
+
+def _separable(elements: list[Any]) -> bool:
+    """Whether the elements can be told apart again, and a missing one from an empty text."""
+    if any(isinstance(element, list | dict) or element == "" for element in elements) or elements == [None]:
+        return False
+    return not any(";" in element or element.startswith(("[", "{")) for element in elements if isinstance(element, str))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
