@@ -5,9 +5,10 @@ that sorts before every other, where readers that take the schema from the first
 bears a lower number, so that the newest is the first; a version is created exclusively, has every column of the one
 before, and is never changed. Files of a run carry every column that its root has had so far.
 
-A column keeps the type that it got first. Values of another type are converted when every one converts back to itself.
-Otherwise a number column widens (whole numbers to larger ones or to DOUBLE, FLOAT to DOUBLE) when no published value
-would change; and what cannot be widened is published beside the first as `<column>__<type>`, with null in the first.
+A column keeps the type that it got first. Values of another type are converted when every one converts back to itself,
+and texts also when each spells a number or a truth value of that type: `12.00` in a column of DOUBLE, of which a notice
+tells. Otherwise a number column widens (whole numbers to larger ones or to DOUBLE, FLOAT to DOUBLE) when no published
+value would change. What cannot be widened is published beside the first as `<column>__<type>`, with null in the first.
 """
 
 import io
@@ -29,6 +30,7 @@ from pipeline.storage import Storage, StorageError
 _LAST_VERSION = 99_999
 _FOOTERS_AT_ONCE = 8
 _WHOLE = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "BIGINT": 64}
+_NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"  # with a leading zero it is a code
 _EXACT_WHOLE = 2**53  # a DOUBLE holds every whole number up to here
 
 
@@ -132,7 +134,13 @@ def _placed(
     said = f"is published as {old.field.name!r}, as in earlier runs" if old.field.name != name else None
     if old.kind == new.kind or _converts(connection, new, old.kind):
         return Carried(old.field, old.kind, new.manifest, new.column), said
-    wide = _wider(old.kind, new.kind)
+    spelled = _spelled(connection, new) if new.kind == "VARCHAR" else None
+    if spelled == old.kind:
+        return Carried(old.field, old.kind, new.manifest, new.column), (
+            f"is {old.kind} in earlier runs: its texts are published as such values, which loses their spelling "
+            "(1.10 becomes 1.1)"
+        )
+    wide = _wider(old.kind, spelled or new.kind)
     if wide and (wide != "DOUBLE" or _exact_as_double(storage, table, old.field.name)):
         field = pa.field(old.field.name, _arrow_type(connection, wide))
         return Carried(field, wide, new.manifest, new.column), f"widens from {old.kind} to {wide} in the tables"
@@ -167,6 +175,17 @@ def _converts(connection: duckdb.DuckDBPyConnection, new: Carried, kind: str) ->
             raise
         return False
     return exact is not False
+
+
+def _spelled(connection: duckdb.DuckDBPyConnection, new: Carried) -> str | None:
+    """DOUBLE or BOOLEAN when every text of a column spells such a value, which a DOUBLE holds exactly."""
+    assert new.column is not None
+    column = quoted(new.column)
+    [(numbers, truths)] = connection.execute(
+        f"SELECT bool_and(regexp_full_match({column}, '{_NUMBER}') AND length(ltrim({column}, '-0.')) <= 16), "
+        f"bool_and(lower({column}) IN ('true', 'false')) FROM {new.manifest}_extra WHERE {column} IS NOT NULL"
+    ).fetchall()
+    return "DOUBLE" if numbers else "BOOLEAN" if truths else None
 
 
 def _wider(old: str, new: str) -> str | None:
