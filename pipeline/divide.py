@@ -150,7 +150,7 @@ def _divide_extras(db: PlanDB, pieces: Pieces, table: str) -> None:
     """A manifest row's extra columns, once for each range that has a row of it."""
     size = _page_bytes(db) // (_bytes_per_extra(db, table) + 1) + 1
     for where in ("false", *_ranges(db, table, EXTRA_ROW, size)):
-        page = _lossless(db, f"SELECT * FROM {table} WHERE {where} ORDER BY {EXTRA_ROW}")
+        page = db.connection.sql(f"SELECT * FROM {table} WHERE {where} ORDER BY {EXTRA_ROW}").to_arrow_table()
         hits = db.connection.sql(
             f"SELECT DISTINCT manifest_row, piece FROM places WHERE {where.replace(EXTRA_ROW, 'manifest_row')}"
         ).to_arrow_table()
@@ -163,12 +163,11 @@ def _divide_concept_extras(db: PlanDB, pieces: Pieces) -> None:
     table, sort_key = "concepts_extra", f"{INTERNAL}sort_key"
     size = _page_bytes(db) // (_bytes_per_extra(db, table) + 1) + 1
     for where in ("false", *_ranges(db, table, EXTRA_ROW, size)):
-        page = _lossless(
-            db,
+        page = db.connection.sql(
             f"SELECT create_sort_key(k.concept_id, 'ASC NULLS LAST') AS {sort_key}, k.concept_id AS {INTERNAL}id, e.* "
             f"FROM (FROM {table} WHERE {where}) e "
             f"JOIN (FROM concept_keys WHERE {where.replace(EXTRA_ROW, 'row')}) k ON k.row = e.{EXTRA_ROW}",
-        )
+        ).to_arrow_table()
         spans = [pieces.span(prefix) for prefix in page[sort_key].to_pylist()]
         places = np.repeat(np.arange(len(page)), [len(span) for span in spans])
         numbers = np.fromiter((number for span in spans for number in span), dtype=np.int32)
@@ -182,15 +181,6 @@ def _add_some(  # noqa: PLR0917 - rows, where they are and where they go
     pieces.add(kind, page[:0], np.empty(0, dtype=np.int32))
     for start in range(0, len(places), size):
         pieces.add(kind, page.take(places[start : start + size]), numbers[start : start + size])
-
-
-def _lossless(db: PlanDB, sql: str) -> pa.Table:
-    """Rows whose types DuckDB recognizes when it reads them back."""
-    db.connection.execute("SET arrow_lossless_conversion = true")
-    try:
-        return db.connection.sql(sql).to_arrow_table()
-    finally:
-        db.connection.execute("SET arrow_lossless_conversion = false")
 
 
 # Where the rows of each table come from, and the integer that they are read by.
