@@ -765,3 +765,43 @@ def test_only_pictures_that_are_read_in_another_way_than_before_change_a_concept
         return concept_key(base_digest="b", metric_key="m", training=training, superclass="mug", images=[fields])
 
     assert found == [key(*rows[0]), key(*rows[1]), key(*rows[2], (":srgb", "")), key(*rows[3], ("", ":alpha"))]
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "kind"),
+    [
+        ([0, 1_767_229_261_123_456], "us", "TIMESTAMP_NS"),
+        ([253_402_214_400_000_000, 1_767_229_261_123_456, None], "us", "TIMESTAMP"),  # 9999-12-31
+        ([-62_135_596_800_000_000], "us", "TIMESTAMP"),  # 0001-01-01
+        ([1_767_229_261_123_456_789], "ns", "TIMESTAMP_NS"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_timestamps_of_the_old_type_are_kept_whole(db, tmp_path, values, unit, kind, nested):
+    array = pa.array(values, pa.int64()).cast(pa.timestamp(unit))
+    given = (
+        pa.array([[value] for value in array.to_numpy(zero_copy_only=False)], pa.list_(array.type)) if nested else array
+    )
+    table = pa.table({"prompt": ["{product}"] * len(given), "t": given})
+    pq.write_table(table, tmp_path / "p.parquet", use_deprecated_int96_timestamps=True)
+    load_prompts(db, str(tmp_path / "p.parquet"))
+    value = "t[1]" if nested else "t"
+    found = db.connection.sql(f"SELECT {value} AS t FROM prompts_extra ORDER BY {EXTRA_ROW}")
+    assert str(found.types[0]) == kind
+    assert found.to_arrow_table()["t"].cast(pa.timestamp(unit)).cast(pa.int64()).to_pylist() == values
+
+
+def test_timestamps_that_no_unit_holds_are_refused(db, tmp_path):
+    pq.write_table(
+        pa.table(
+            {
+                "prompt": ["{product}"],
+                "far": pa.array([253_402_214_400_000_000], pa.timestamp("us")),
+                "fine": pa.array([1_767_229_261_123_456_789], pa.timestamp("ns")),
+            }
+        ),
+        tmp_path / "p.parquet",
+        use_deprecated_int96_timestamps=True,
+    )
+    with pytest.raises(ManifestError, match=r"'far'.*'fine'.*TIMESTAMP_MICROS"):
+        load_prompts(db, str(tmp_path / "p.parquet"))
