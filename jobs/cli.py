@@ -42,7 +42,7 @@ def main() -> None:
     from pipeline.catalog import CatalogError
     from pipeline.errors import ManifestError
     from pipeline.lease import LeaseHeld
-    from pipeline.memory import MemoryFullError, ScratchFullError
+    from pipeline.memory import MemoryFullError, ScratchFullError, outage
     from pipeline.scheduler import EngineError
     from pipeline.storage import StorageError
 
@@ -59,3 +59,8 @@ def main() -> None:
         if end.code == INTERRUPTED:
             complain("stopped; the same command goes on where it stopped")
         raise
+    except Exception as error:
+        if (sentence := outage(error)) is None:
+            raise
+        complain(sentence)
+        sys.exit(CRASH)

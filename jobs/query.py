@@ -21,6 +21,7 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
 
     from jobs.result_csv import write_csv
     from jobs.result_values import result_rows
+    from pipeline.memory import outage
     from pipeline.views import connect
 
     if json and csv:
@@ -44,6 +45,8 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
             else:
                 table(relation.columns, rows)
     except duckdb.Error as error:
+        if outage(error):
+            raise
         refuse(f"the query cannot be run: {str(error).strip()}")
 
 

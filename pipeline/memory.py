@@ -6,6 +6,7 @@ threads may fit with one. Only a step that replaces what it made before may be r
 
 import errno
 import functools
+import tempfile
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -68,6 +69,20 @@ def memory_sentence(limit: str) -> str:
         f"set engine.plan_memory to {_larger(limit)} or more and run the same command again; "
         "nothing made so far is lost"
     )
+
+
+def outage(error: BaseException) -> str | None:
+    """A sentence for a database that ran out of memory or disk outside of a plan; None for any other error."""
+    if not isinstance(error, duckdb.Error):
+        return None
+    if is_disk_full(error):
+        return disk_sentence(tempfile.gettempdir())
+    if is_memory_full(error):
+        return (
+            "the database ran out of memory while it read the tables: "
+            "free memory on this machine, or run the same command on one with more"
+        )
+    return None
 
 
 def translated(error: BaseException, limit: str, folder: str) -> RuntimeError | None:

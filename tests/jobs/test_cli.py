@@ -705,3 +705,12 @@ def test_demo_scores_what_it_has_rendered(done, perfusion, tmp_path, monkeypatch
     assert only_object(rows_of(done, perfusion, sql, "--json"))["n"] > 0
     code, out, _ = perfusion("demo", "--folder", tmp_path / "here", "--root", done.root, "--products", 2, "--json")
     assert (code, out) == (0, "")
+
+
+def test_a_plan_that_has_too_little_memory_ends_with_the_setting(perfusion, tmp_path):
+    shop = Shop(tmp_path)
+    spec = shop.spec("memory")
+    code, out, err = perfusion("plan", spec, "--set", "engine.plan_memory=2MB")
+    assert code == 1
+    assert "engine.plan_memory = 2MB: set engine.plan_memory to 4MB or more" in err
+    assert "Traceback" not in out + err
