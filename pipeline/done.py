@@ -84,7 +84,7 @@ def load_done(db: PlanDB, storage: Storage) -> int:
         INSERT INTO done BY NAME
         WITH newest AS (
             SELECT arg_max(r.rowid, coalesce(r.finished_at, 0)) AS rid, max(r.accelerator_s) AS accelerator_s
-            FROM records r JOIN objects USING (kind, key, bytes) GROUP BY r.kind, r.key
+            FROM records r JOIN objects USING (kind, key, bytes) GROUP BY r.kind, md5_number(r.key)
         )
         SELECT r.kind, r.key, p.start || substr(r.key, 1, 2) || '/' || r.key || p.rest AS uri,
             r.sha256, r.bytes, n.accelerator_s, r.loss

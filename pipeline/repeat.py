@@ -76,7 +76,7 @@ def _reused(db: PlanDB, storage: Storage, published: Published, table: str) -> W
         connection.execute(f"INSERT INTO said SELECT {key}, {size} FROM rows_read WHERE {key} IS NOT NULL")
         connection.unregister("rows_read")
     [(rows, keys, lost)] = connection.execute(
-        "SELECT count(*), count(DISTINCT s.key), count(*) FILTER (o.key IS NULL) "
+        "SELECT count(*), count(DISTINCT md5_number(s.key)), count(*) FILTER (o.key IS NULL) "
         "FROM said s LEFT JOIN (FROM objects WHERE kind = ?) o USING (key, bytes)",
         [kind],
     ).fetchall()
