@@ -181,7 +181,8 @@ def _load(data: bytes, limits: InputLimits) -> Image.Image:
             return upright(load_picture(data, kind))
     except Exception as error:  # decoders raise whatever they like on hostile bytes; all of it means the same
         # The decoder's own words are left out: they hold memory addresses, and change with its version.
-        if "truncated" in str(error).lower():
+        # Pillow's JPEG reader takes the next byte unasked, also where there is none.
+        if "truncated" in str(error).lower() or (kind == "JPEG" and isinstance(error, IndexError)):
             raise RowError(
                 Code.IMAGE_TRUNCATED, f"the {kind} ends before its last pixel: export or upload it again"
             ) from error

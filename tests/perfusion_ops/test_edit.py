@@ -169,7 +169,7 @@ def test_half_precision_projection_is_within_its_own_rounding():
 def test_the_same_concept_twice_is_refused():
     metric = random_metric(D)
     _, i, _, _ = draw(10)
-    with pytest.raises(ValueError, match="name each concept only once"):
+    with pytest.raises(ValueError, match="learned the same direction"):
         solve_targets(torch.cat([i, i], 1), torch.ones(1, 2, dtype=torch.bool), metric.inverse)
 
 

@@ -121,7 +121,7 @@ def test_a_wrong_secret_is_a_sentence_that_does_not_tell_it(server):
     for use in (lambda: storage.read("a"), lambda: list(storage.list()), lambda: storage.create("a", b"")):
         with pytest.raises(StorageError, match="permission denied") as caught:
             use()
-        assert "check the folder's owner or the credentials in use" in str(caught.value)
+        assert "check the folder's owner or the credentials" in str(caught.value)
         assert "private" not in str(caught.value)
 
 
