@@ -600,9 +600,9 @@ def test_nothing_published_yet_is_said(perfusion, shop):
 
 
 def test_retry_of_a_run_without_failures_says_so(done, perfusion):
-    run_id = read_status(Storage(done.root), SystemClock())[-1].run_id
+    run_id = json.loads(done.run.stdout)["run_id"]
     refused = "1 bad_id, 1 concept_invalid, 1 image_missing, 1 no_placeholder, 1 unknown_concept"
-    assert perfusion("retry", done.root) == (
+    assert perfusion("retry", done.root, run_id) == (
         0,
         f"no row of run {run_id} failed: nothing to do\n  5 rows were refused before any work ({refused}): "
         "correct what is wrong, then use `perfusion run`\n",
