@@ -4,6 +4,8 @@ import argparse
 import importlib
 import sys
 
+from benchmarks.shapes import ORIGINS, SHAPES
+
 NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish")
 
 
@@ -22,11 +24,13 @@ def main() -> int:
         "--rows",
         type=int,
         default=None,
-        help="concepts, for schedule, overhead, plan, noop and publish",
+        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for publish with a shape",
     )
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
-    parser.add_argument("--origin", choices=("parts", "done", "both"), default="parts", help="of outcomes, for publish")
-    parser.add_argument("--memory", default=None, help="memory limit such as 512MB, for publish")
+    parser.add_argument("--shape", choices=("plain", *SHAPES), default=None, help="rows to publish: see shapes.py")
+    parser.add_argument("--origin", choices=ORIGINS, default=None, help="where the outcomes to publish are")
+    parser.add_argument("--memory", default=None, help="engine.plan_memory of publishing, for example 512MB")
+    parser.add_argument("--all", action="store_true", help="publish every shape and origin")
     options = parser.parse_args()
     names = [options.name] if options.name else list(NAMES)
     results = [importlib.import_module(f"benchmarks.{name}").run(options) for name in names]

@@ -3,24 +3,26 @@
 100,000 products and 100 pictures of each, outcomes in parts of 50,000 rows. What publishing cannot beat is DuckDB
 itself: the same rows sorted and written as Parquet, under the same memory limit. What a query cannot beat is pyarrow
 with the file's own statistics, told which file it is.
+
+With `--shape`, `--origin` or `--memory` other rows are published, a million unless `--rows` says otherwise (rows here,
+not concepts), and with `--all` those of every shape and origin: all of them must end in tables under the memory limit.
 """
 
 import argparse
-import io
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, peak_memory_gb, reset_peak_memory, show
-from pipeline.layout import part_path
+from benchmarks.shapes import ORIGINS, SHAPES, fill_shape, make_outcomes
+from pipeline.memory import MemoryFullError, ScratchFullError
 from pipeline.plandb import PlanDB
-from pipeline.publish import Published, publish
-from pipeline.schemas import PART, conform
+from pipeline.publish import Published, UnaccountedError, publish
 from pipeline.settings import EngineSettings
 from pipeline.storage import Storage
 from pipeline.views import query
@@ -29,22 +31,20 @@ from pipeline.views import query
 ROWS_PER_S, MEMORY_GB, QUERIES_PER_S = 10e6 / 300, 2.0, 1.0
 _MEMORY_LIMIT = EngineSettings().plan_memory
 _PROMPTS = 100
-_ROWS_PER_PART = 50_000
 _QUERIES = 15
 
 
 def run(options: argparse.Namespace) -> bool:
     """Measure and print; True when the bars are met."""
+    if options.all or options.shape or options.origin or options.memory:
+        return _run_cells(options)
     concepts = options.rows or 100_000
-    memory = options.memory or _MEMORY_LIMIT
     with tempfile.TemporaryDirectory(prefix="perfusion-publish-") as name:
         storage = Storage(name)
-        with PlanDB(memory_limit=memory) as db:
+        with PlanDB(memory_limit=_MEMORY_LIMIT) as db:
             fill(db, concepts, _PROMPTS)
             plan(db)
-            parts = _write_parts(db, storage) if options.origin in {"parts", "both"} else 0
-            if options.origin in {"done", "both"}:
-                db.connection.execute(_DONE)
+            parts = make_outcomes(db, storage, "parts")
             show(f"{parts} parts of outcomes are there")
             reset_peak_memory()
             begin = time.perf_counter()
@@ -60,8 +60,6 @@ def run(options: argparse.Namespace) -> bool:
         query_s, bare_query_s = _asked(storage, published, concepts)
     figures = {
         "rows": rows,
-        "origin": options.origin,
-        "memory": memory,
         "seconds": took_s,
         "rows_per_s": rows / took_s,
         "bare_s": bare_s,
@@ -79,33 +77,56 @@ def run(options: argparse.Namespace) -> bool:
     return finish("publish", figures, bars)
 
 
-# As a run that was interrupted finds its own rows when it is resumed.
-_DONE = """
-INSERT INTO done SELECT kind, key, 'memory://' || key, sha256(key), 100000, 0.1, 0.5 FROM (
-    SELECT 'concept' AS kind, concept_key AS key FROM concept_keys UNION ALL SELECT 'render', render_key FROM requests
-)
-"""
+def _run_cells(options: argparse.Namespace) -> bool:
+    """Publish rows of one shape, origin and memory limit, or of all of them; what is not given is taken in turn."""
+    shapes = [options.shape] if options.shape else SHAPES if options.all else ["plain"]
+    origins = [options.origin] if options.origin else ORIGINS if options.all else ["both"]
+    limits = [options.memory] if options.memory else ("512MB", "750MB") if options.all else [_MEMORY_LIMIT]
+    cells = [
+        _cell(shape, origin, limit, options.rows or 1_000_000)
+        for shape in shapes
+        for origin in origins
+        for limit in limits
+    ]
+    figures = {
+        "rows": options.rows or 1_000_000,
+        "published": sum("error" not in cell for cell in cells),
+        "seconds": max(cell["seconds"] for cell in cells),
+        "peak_memory_gb": max(cell["peak_memory_gb"] for cell in cells),
+        "cells": cells,
+    }
+    return finish("publish", figures, {"published": len(cells)})
 
 
-def _write_parts(db: PlanDB, storage: Storage) -> int:
-    """An ok outcome for every key, as a run's parts hold them."""
-    outcomes = db.connection.sql("""
-        SELECT kind, key, 'ok' AS status, 1 AS attempts, origin, 'memory://' || key AS uri, sha256(key) AS sha256,
-            100000 + hash(key) % 10000 AS bytes, 0.1 + hash(key) % 100 / 1000 AS accelerator_s, 16 AS batch,
-            'worker-' || hash(key) % 500 AS worker, 1.0e9 + hash(key) % 100000 AS finished_at
-        FROM (
-            SELECT 'concept' AS kind, concept_key AS key, 'trained' AS origin FROM concept_keys
-            UNION ALL
-            SELECT 'render', render_key, 'rendered' FROM requests
-        )
-    """)
-    count = 0
-    for batch in outcomes.to_arrow_reader(_ROWS_PER_PART):
-        sink = io.BytesIO()
-        pq.write_table(conform(pa.Table.from_batches([batch]), PART), sink, compression="zstd")
-        storage.write(part_path("run", 1, count), sink.getvalue())
-        count += 1
-    return count
+def _cell(shape: str, origin: str, limit: str, rows: int) -> dict[str, Any]:
+    """Figures of one publishing."""
+    with tempfile.TemporaryDirectory(prefix="perfusion-publish-") as name:
+        storage = Storage(name)
+        with PlanDB(memory_limit=limit) as db:
+            # The rows are made with more, so that publishing alone is measured.
+            db.connection.execute("SET memory_limit = '2GB'")
+            fill_shape(db, shape, rows)
+            make_outcomes(db, storage, origin)
+            db.connection.execute(f"SET memory_limit = '{limit}'")
+            reset_peak_memory()
+            before_gb, begin = peak_memory_gb(), time.perf_counter()
+            figures: dict[str, Any] = {"shape": shape, "origin": origin, "memory": limit}
+            try:
+                published = publish(
+                    db, storage, run_id="run", run_date="2026-01-01", base="base", base_digest="base", clock=lambda: 0.0
+                )
+            except (MemoryFullError, ScratchFullError, UnaccountedError) as error:
+                figures["error"] = str(error)
+            else:
+                figures["rows"] = published.rows("renders")
+            figures |= {
+                "seconds": round(time.perf_counter() - begin, 1),
+                "peak_memory_gb": round(peak_memory_gb(), 3),
+                "of_it_before_gb": round(before_gb, 3),
+                "threads": db.connection.execute("SELECT current_setting('threads')").fetchall()[0][0],
+            }
+    show(str(figures))
+    return figures
 
 
 def _sorted_and_written(root: Path) -> float:
