@@ -138,7 +138,7 @@ def _placed(
     if spelled == old.kind:
         return Carried(old.field, old.kind, new.manifest, new.column), (
             f"is {old.kind} in earlier runs: its texts are published as such values, which loses their spelling "
-            "(1.10 becomes 1.1)"
+            f"({'True becomes true' if old.kind == 'BOOLEAN' else '1.10 becomes 1.1'})"
         )
     wide = _wider(old.kind, spelled or new.kind)
     if wide and (wide != "DOUBLE" or _exact_as_double(storage, table, old.field.name)):

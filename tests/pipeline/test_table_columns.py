@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -207,6 +208,26 @@ def test_a_root_of_before_takes_its_columns_from_its_files(tmp_path):
         rows = read(tmp_path / "tables" / "concepts").sort_by("article")
         assert rows["article"].to_pylist() == [7, 8, 9], name
         assert [each if each == "acme" else None for each in rows["brand"].to_pylist()] == [None, "acme", None], name
+
+
+def test_a_root_that_an_earlier_version_wrote_is_carried_on(shop):
+    """Its CSV had `price` 12.00 and 13.50, `article` 7 and 8, `flag` True and False; all became numbers or booleans."""
+    shutil.copytree(Path(__file__).parent / "root_of_0_1", shop / "root")
+    storage = Storage(str(shop / "root"))
+    cells = {"price": "12.00", "article": "007A", "flag": "True", "brand": "acme"}
+    said = " ".join(night(storage, shop, 1, cells, 1))
+    assert "'article__varchar'" in said
+    assert "True becomes true" in said
+    for name, read in READERS.items():
+        table = read(shop / "root" / "tables" / "concepts")
+        rows = table.select(["price", "article", "article__varchar", "flag", "brand"]).sort_by("price").to_pylist()
+        wanted = [
+            {"price": 12.0, "article": None, "article__varchar": "007A", "flag": True, "brand": "acme"},
+            {"price": 12.0, "article": 7, "article__varchar": None, "flag": True, "brand": None},
+            {"price": 13.5, "article": 8, "article__varchar": None, "flag": False, "brand": None},
+        ]
+        found = sorted(rows, key=lambda row: (row["price"], row["brand"] != "acme"))
+        assert all(same(row, values) for row, values in zip(found, wanted, strict=True)), name
 
 
 def test_of_two_runs_at_once_the_second_takes_the_types_of_the_first(tmp_path):
