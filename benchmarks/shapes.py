@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.catalogue import plan
+from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.layout import part_path
+from pipeline.plan import plan_concepts, plan_requests
 from pipeline.plandb import EXTRA_ROW, PlanDB
 from pipeline.schemas import PART, conform
 from pipeline.storage import Storage
@@ -52,7 +53,9 @@ def fill_shape(db: PlanDB, shape: str, rows: int) -> None:
             f", repeat(sha256('{number} ' || row), 2) AS {manifest}_{number}" for number in range(_WIDE)
         ) if shape == "wide" else ""  # fmt: skip
         db.connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row AS {EXTRA_ROW}{wide} FROM {manifest}")
-    plan(db)
+    # Without a tokenizer: the embedded model reads no prompt of 2,000 characters.
+    plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
+    plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
 
 
 def make_outcomes(db: PlanDB, storage: Storage, origin: str, run_id: str = "run") -> int:

@@ -39,7 +39,7 @@ def divide(db: PlanDB, table: str) -> Pieces:
         ScratchFullError: the disk of the scratch folder is full.
     """
     bounds, row_bytes = _bounds(db, table)
-    pieces = Pieces(db.folder, bounds)
+    pieces = Pieces(db.folder, bounds, row_bytes)
     db.connection.execute(
         "CREATE OR REPLACE TABLE places (number UHUGEINT, piece INTEGER, nth BIGINT, manifest_row BIGINT, "
         "image_index INTEGER)"

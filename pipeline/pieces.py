@@ -43,9 +43,10 @@ def bounds_of(sample: Iterable[tuple[bytes, int]], rows: int, piece_bytes: int) 
 class Pieces:
     """Rows of several kinds on scratch, by range."""
 
-    def __init__(self, folder: Path, bounds: Sequence[bytes]) -> None:
-        """Start with empty files in a folder that is there."""
+    def __init__(self, folder: Path, bounds: Sequence[bytes], row_bytes: int) -> None:
+        """Start with empty files in a folder that is there; an average row takes `row_bytes`."""
         self.bounds = list(bounds)
+        self.row_bytes = row_bytes
         self._folder = folder
         self._files: dict[str, io.BufferedRandom] = {}
         self._places: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))

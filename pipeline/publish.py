@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ _ROWS_PER_GROUP = (
     65_536  # a lookup of one concept reads one group: larger groups make it slower, smaller ones no faster
 )
 _GROUPS_PER_FILE = 16  # 1,048,576 rows: a run of a million appears at once
+_FILE_BYTES = 2**28  # a file is in memory until it is whole
 _NAMED_KEYS = 5
 
 
@@ -214,10 +215,12 @@ def _stage(
         with pq.ParquetWriter(
             sink, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
         ) as writer:
-            for group in chain([first], islice(groups, _GROUPS_PER_FILE - 1)):
+            for group in chain([first], groups):
                 account.add(group)
                 writer.write_table(conform(group, schema), rows_per_group)
                 rows += len(group)
+                if rows >= rows_per_group * _GROUPS_PER_FILE or sink.tell() >= _FILE_BYTES:
+                    break
         data = sink.getvalue()
         path = table_path(table, run_date, run_id, len(files))
         file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())

@@ -19,6 +19,9 @@ from pipeline.pieces import Pieces
 from pipeline.plandb import EXTRA_ROW, INTERNAL, PlanDB, quoted
 from pipeline.table_columns import Carried
 
+_GROUP_BYTES = 2**26  # a group of rows is in memory as a whole, and again while it is written
+_LEAST_ROWS = 1024
+
 
 def table_rows(
     db: PlanDB, table: str, values: dict[str, Any], rows_per_group: int, carried: Sequence[Carried]
@@ -29,13 +32,15 @@ def table_rows(
         db: planned, with `outcomes`; nothing else may be asked of its connection until the rows have been taken.
         table: concepts or renders.
         values: `base`, `base_digest` and `now_us`, the same in every row.
-        rows_per_group: rows of each piece but the last.
+        rows_per_group: rows of each piece but the last; fewer where rows are so wide that a piece would be too large.
         carried: the columns that follow the table's own, as the root has them.
 
     Raises:
         ScratchFullError: the disk of the scratch folder is full.
     """
-    return _regrouped(_pieces(db, table, divide(db, table), values, carried), rows_per_group)
+    pieces = divide(db, table)
+    rows_per_group = min(rows_per_group, max(_LEAST_ROWS, _GROUP_BYTES // pieces.row_bytes))
+    return _regrouped(_pieces(db, table, pieces, values, carried), rows_per_group)
 
 
 def _pieces(
