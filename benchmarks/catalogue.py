@@ -8,7 +8,7 @@ from pipeline.plandb import EXTRA_ROW, PlanDB
 
 
 def fill(db: PlanDB, concepts: int, prompts: int) -> None:
-    """Put so many rows into the manifests' tables, all of them good; every prompt is for every concept."""
+    """Fill the manifests' tables with good rows; every prompt is for every concept."""
     db.connection.execute(
         """
         INSERT INTO concepts BY NAME

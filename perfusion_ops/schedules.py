@@ -9,7 +9,7 @@ _COUNTED = ("ddim", "pndm")  # these look their steps up in the schedule; the ot
 
 
 def schedule_problem(config: Mapping[str, Any], scheduler: str, steps: int) -> str | None:
-    """Why a scheduler cannot take so many steps on a base model's schedule; None when it can.
+    """Why a scheduler cannot take this number of steps on a base model's schedule; None if it can.
 
     Args:
         config: the base model's scheduler_config.json.

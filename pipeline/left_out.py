@@ -127,7 +127,7 @@ FROM earlier_concepts e ANTI JOIN concept_keys k ON k.concept_key = e.key
 LEFT JOIN concepts_now n USING (concept_id)
 """
 
-# A prompt is published with its concept's id; in the manifest {{product}} may stand in that place.
+# A prompt is published with its concept's id; the manifest may have {{product}} there.
 _ABSENT_RENDERS = f"""
 CREATE OR REPLACE TEMP TABLE absent_renders AS
 WITH absent AS (SELECT * FROM earlier_renders e ANTI JOIN requests r ON r.render_key = e.key),

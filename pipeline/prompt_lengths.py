@@ -5,7 +5,7 @@ of its texts, and one token for each placeholder. Under lock 'global' a second t
 is replaced by its concept's superclass; it has the superclass's tokens in the placeholder's place. Each text and each
 superclass is counted once; SQL adds the counts up for each picture.
 
-A prompt that is too long whatever stands in its placeholders is a problem of its row (`LONG_TEXTS`). One that is too
+A prompt that is too long with any concept is a problem of its row (`LONG_TEXTS`). One that is too
 long for some concepts is a flaw of those pictures (`FLAW`, `FLAWED`).
 """
 

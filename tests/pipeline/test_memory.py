@@ -51,7 +51,7 @@ ORIGINS = {
 
 
 def filled(db, shape):
-    """Manifests whose rows stand in no order, planned."""
+    """Manifests with rows in random order, planned."""
     fill = db.connection.execute
     picture = "range // 2" if shape.alike else "range"
     fill(f"""

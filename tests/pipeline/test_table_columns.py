@@ -30,7 +30,7 @@ from pipeline.table_columns import carried_columns
 from pipeline.views import connect, query
 from pipeline.workqueue import WorkQueue
 
-# What a shop's export says of its products, three nights; `brand` comes on the second and goes on the third.
+# A shop's export on three nights: `brand` is added on the second and missing on the third.
 NIGHTS = (
     {"article": "7", "price": "12"},
     {"article": "8", "price": "12.5", "brand": "acme"},
