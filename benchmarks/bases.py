@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from perfusion_ops.base import Base, base_from_parts
+from perfusion_ops.base.folder import BaseFolder, BaseSettings, describe
+from perfusion_ops.base_model import Base, base_from_parts
 from perfusion_ops.concept import Concept
-from perfusion_ops.folder import BaseFolder, BaseSettings, describe
 from perfusion_ops.metric import Metric, metric_from_moment
 from perfusion_ops.mini import base_folder
 

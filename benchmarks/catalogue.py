@@ -1,10 +1,10 @@
 """An invented catalogue, planned: products by number, each with one photograph, and prompts by number."""
 
+from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
-from pipeline.bases import find_base
-from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import EXTRA_ROW, PlanDB
+from pipeline.bases.find import find_base
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.plan.expand import plan_concepts, plan_requests
 
 
 def fill(db: PlanDB, concepts: int, prompts: int) -> None:

@@ -2,8 +2,8 @@
 
 import time
 
-from pipeline.errors import Origin, Status
-from pipeline.units import Outcome, TrainUnit, Unit
+from pipeline.contract.errors import Origin, Status
+from pipeline.contract.units import Outcome, TrainUnit, Unit
 
 
 class FakeWorker:

@@ -21,16 +21,16 @@ from PIL import Image
 from pyarrow.fs import FileSelector, LocalFileSystem
 
 from benchmarks.measure import finish, peak_memory_gb, reset_peak_memory, show
-from pipeline.errors import Status
-from pipeline.layout import image_path, weights_path
-from pipeline.parts import PartWriter
-from pipeline.plan import Pending, Work
-from pipeline.plandb import PlanDB
+from pipeline.contract.errors import Status
+from pipeline.contract.layout import image_path, weights_path
+from pipeline.contract.units import Origin, Outcome
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.expand import Pending, Work
 from pipeline.run import Engine, RunResult, check, execute, find_runs, make_plan
 from pipeline.settings import RunSettings
-from pipeline.storage import Storage
-from pipeline.units import Origin, Outcome
-from pipeline.worker_settings import WorkerSettings
+from pipeline.storage.objects import Storage
+from pipeline.tables.parts import PartWriter
+from pipeline.worker.settings import WorkerSettings
 
 BAR = 1e6 / 10  # rows per second: a million in under ten seconds
 _PROMPTS = 100

@@ -21,15 +21,15 @@ import ray
 from benchmarks.catalogue import fill, plan
 from benchmarks.fake_worker import FakeWorker, outcomes
 from benchmarks.measure import finish, show
+from cluster.ray_executor import RayExecutor, SlotResources
 from pipeline.clock import SystemClock
-from pipeline.parts import PartWriter
-from pipeline.plandb import PlanDB
-from pipeline.policy import Policy
-from pipeline.ray_executor import RayExecutor, SlotResources
-from pipeline.scheduler import run as schedule
-from pipeline.storage import Storage
-from pipeline.units import Outcome
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.units import Outcome
+from pipeline.database.plandb import PlanDB
+from pipeline.engine.policy import Policy
+from pipeline.engine.scheduler import run as schedule
+from pipeline.plan.workqueue import WorkQueue
+from pipeline.storage.objects import Storage
+from pipeline.tables.parts import PartWriter
 
 # What must be reached: of the slots' time, how much is work when a unit takes a tenth of what it takes on a GPU.
 BUSY = 0.97

@@ -10,10 +10,10 @@ import time
 
 from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, peak_memory_gb, show
-from pipeline.plan import pending
-from pipeline.plandb import PlanDB
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.expand import pending
+from pipeline.plan.workqueue import WorkQueue
 from pipeline.settings import EngineSettings
-from pipeline.workqueue import WorkQueue
 
 # What must be reached: 10 million in under a minute, in under 2 GB.
 ROWS_PER_S, MEMORY_GB = 10e6 / 60, 2.0

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, peak_memory_gb, reset_peak_memory, show
 from benchmarks.shapes import ORIGINS, SHAPES, fill_shape, make_outcomes
-from pipeline.memory import MemoryFullError, ScratchFullError
-from pipeline.plandb import PlanDB
-from pipeline.publish import Published, UnaccountedError, publish
+from pipeline.database.memory import MemoryFullError, ScratchFullError
+from pipeline.database.plandb import PlanDB
 from pipeline.settings import EngineSettings
-from pipeline.storage import Storage
-from pipeline.views import query
+from pipeline.storage.objects import Storage
+from pipeline.tables.publish import Published, UnaccountedError, publish
+from pipeline.tables.views import query
 
 # What must be reached: ten million in five minutes, in under 2 GB; an answer about one product in a second.
 ROWS_PER_S, MEMORY_GB, QUERIES_PER_S = 10e6 / 300, 2.0, 1.0

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.bases import base_of, device_of, made_up_concepts, parts_of, plain_metric
 from benchmarks.measure import finish, interleave, machine, matmul_peak, show
-from perfusion_ops.base import Base
+from perfusion_ops.base_model import Base
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, render
 

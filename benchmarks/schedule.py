@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, peak_memory_gb, show
 from benchmarks.simulation import Clock, Cluster, Fate, World
-from pipeline.errors import Status
-from pipeline.plandb import PlanDB
-from pipeline.policy import Policy
-from pipeline.scheduler import run as schedule
-from pipeline.units import Outcome
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.errors import Status
+from pipeline.contract.units import Outcome
+from pipeline.database.plandb import PlanDB
+from pipeline.engine.policy import Policy
+from pipeline.engine.scheduler import run as schedule
+from pipeline.plan.workqueue import WorkQueue
 
 # What must be reached: of the time for which workers were there, how much they worked.
 BAR = 0.97

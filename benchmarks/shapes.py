@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.layout import part_path
-from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import EXTRA_ROW, PlanDB
-from pipeline.schemas import PART, conform
-from pipeline.storage import Storage
+from pipeline.contract.layout import part_path
+from pipeline.contract.schemas import PART, conform
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.plan.expand import plan_concepts, plan_requests
+from pipeline.storage.objects import Storage
 
 _LONG = 2_000  # characters
 _WIDE = 20  # columns

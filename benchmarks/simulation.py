@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.errors import Code, Origin, Status
-from pipeline.executor import Completion, Failure
-from pipeline.units import Outcome, TrainUnit, Unit
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.units import Outcome, TrainUnit, Unit
+from pipeline.engine.executor import Completion, Failure
 
 Fate = Literal["kills", "hangs", "diverges"]
 
@@ -72,7 +72,7 @@ class Cluster:
             self._start(number)
 
     def slots(self) -> tuple[int, ...]:
-        """Slots that can be given a unit; this and what follows as `pipeline.executor.Executor` says."""
+        """Slots that can be given a unit; this and what follows as `pipeline.engine.executor.Executor` says."""
         return tuple(sorted(self._live))
 
     def starting(self) -> tuple[int, ...]:

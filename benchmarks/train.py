@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.bases import base_of, device_of, parts_of, plain_metric
 from benchmarks.measure import Sides, finish, interleave, machine, matmul_peak, show
-from perfusion_ops.base import Base
+from perfusion_ops.base_model import Base
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.training import Example, Trainer
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from jobs import catalog, demo, plan, query, report, retry, run, schema, score, status
+from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status
 from jobs.output import CRASH, INTERRUPTED, USAGE, complain
 from jobs.spec_file import SpecError
 
@@ -37,14 +37,14 @@ app.command("schema")(schema.command)
 def main() -> None:
     """Entry point of the console script."""
     from cluster.local import ClusterError
-    from perfusion_ops.folder import BaseError
+    from perfusion_ops.base.folder import BaseError
+    from perfusion_ops.mini.catalog import CatalogError
     from perfusion_ops.scoring.folder import ScorerError
-    from pipeline.catalog import CatalogError
-    from pipeline.errors import ManifestError
-    from pipeline.lease import LeaseHeld
-    from pipeline.memory import MemoryFullError, ScratchFullError, outage
-    from pipeline.scheduler import EngineError
-    from pipeline.storage import StorageError
+    from pipeline.contract.errors import ManifestError
+    from pipeline.database.memory import MemoryFullError, ScratchFullError, outage
+    from pipeline.engine.scheduler import EngineError
+    from pipeline.runs.lease import LeaseHeld
+    from pipeline.storage.objects import StorageError
 
     try:
         app(prog_name="perfusion")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from jobs.output import location
 from jobs.tally import Tally
-from pipeline.plan import Pending
-from pipeline.units import Outcome
+from pipeline.contract.units import Outcome
+from pipeline.plan.expand import Pending
 
 if TYPE_CHECKING:  # rich is slow to load
     from rich.live import Live

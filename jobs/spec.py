@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from jobs.spec_file import SpecError, parse_yaml, read_spec_file
 from pipeline.settings import RunSettings
-from pipeline.storage import mistyped_uri
+from pipeline.storage.objects import mistyped_uri
 
 _PATHS = ("root", "concepts", "prompts")
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.output import duration
-from pipeline.errors import Status
-from pipeline.plan import Pending
-from pipeline.units import Kind, Outcome
+from pipeline.contract.errors import Status
+from pipeline.contract.units import Kind, Outcome
+from pipeline.plan.expand import Pending
 
 
 @dataclass

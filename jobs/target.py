@@ -8,7 +8,7 @@ import typer
 from jobs.output import refuse
 from jobs.spec import load_spec
 from jobs.spec_file import SUFFIXES
-from pipeline.storage import Storage, mistyped_uri
+from pipeline.storage.objects import Storage, mistyped_uri
 
 Target = Annotated[str, typer.Argument(help="a root, or a spec file that names one", show_default=False)]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perfusion_ops.base import Base
+from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept
 from perfusion_ops.config import Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perfusion_ops.base import Base
+from perfusion_ops.base_model import Base
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.config import Scheduler
 from perfusion_ops.metric import Metric

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.tokenizer import pieces, words
+from perfusion_ops.base.tokenizer import pieces, words
 
 __all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "substitute", "tokenize", "words"]
 

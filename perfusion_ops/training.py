@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.base import Base
+from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets

@@ -17,39 +17,39 @@ from typing import Any, Protocol
 
 import fsspec
 
-from perfusion_ops.folder import BaseFolder
-from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
-from pipeline.bases import find_base
-from pipeline.changes import Changes, find_changes
+from perfusion_ops.base.folder import BaseFolder
+from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases.find import find_base
+from pipeline.bases.superclasses import superclass_check
 from pipeline.clock import Clock, SystemClock
-from pipeline.done import list_objects, load_done
-from pipeline.errors import ManifestError
-from pipeline.executor import Executor
-from pipeline.input_cache import InputCache
-from pipeline.keys import metric_key, settings_json
-from pipeline.layout import run_path
-from pipeline.lease import Lease, LeaseHeld, acquire
-from pipeline.left_out import find_left_out
-from pipeline.manifests import ManifestSummary, load_concepts, load_prompts
-from pipeline.parts import PartWriter
-from pipeline.patience import Patience, PatientStorage
-from pipeline.plan import Pending, pending, plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
-from pipeline.policy import Policy
-from pipeline.publish import Published, publish
-from pipeline.repeat import content_digest, find_repeat
-from pipeline.report import write_report
-from pipeline.scheduler import RunSummary
-from pipeline.scheduler import run as schedule
-from pipeline.selection import Missing, Selection, select
+from pipeline.contract.errors import ManifestError
+from pipeline.contract.keys import metric_key, settings_json
+from pipeline.contract.layout import run_path
+from pipeline.contract.units import Outcome
+from pipeline.database.plandb import PlanDB
+from pipeline.engine.executor import Executor
+from pipeline.engine.policy import Policy
+from pipeline.engine.scheduler import RunSummary
+from pipeline.engine.scheduler import run as schedule
+from pipeline.inputs.cache import InputCache
+from pipeline.inputs.uris import is_signed
+from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
+from pipeline.plan.changes import Changes, find_changes
+from pipeline.plan.done import list_objects, load_done
+from pipeline.plan.expand import Pending, pending, plan_concepts, plan_requests
+from pipeline.plan.left_out import find_left_out
+from pipeline.plan.repeat import content_digest, find_repeat
+from pipeline.plan.selection import Missing, Selection, select
+from pipeline.plan.workqueue import Remaining, WorkQueue
+from pipeline.report.page import write_report
+from pipeline.runs.lease import Lease, LeaseHeld, acquire
 from pipeline.settings import EngineSettings, RunSettings
-from pipeline.storage import Storage, StorageError, mistyped_uri
-from pipeline.superclasses import superclass_check
-from pipeline.table_columns import carried_columns
-from pipeline.units import Outcome
-from pipeline.uris import is_signed
-from pipeline.worker_settings import WorkerSettings
-from pipeline.workqueue import Remaining, WorkQueue
+from pipeline.storage.objects import Storage, StorageError, mistyped_uri
+from pipeline.storage.patience import Patience, PatientStorage
+from pipeline.tables.columns import carried_columns
+from pipeline.tables.parts import PartWriter
+from pipeline.tables.publish import Published, publish
+from pipeline.worker.settings import WorkerSettings
 
 _INPUTS_SHOWN = 1000
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator
 
+from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
-from perfusion_ops.folder import BaseFolder
-from pipeline.pictures import InputLimits
-from pipeline.storage import mistyped_uri
-from pipeline.uris import carries_credentials, redact
+from pipeline.inputs.pictures import InputLimits
+from pipeline.inputs.uris import carries_credentials, redact
+from pipeline.storage.objects import mistyped_uri
 
 _SECRET_WORDS = (
     "access_key",

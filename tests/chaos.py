@@ -35,9 +35,9 @@ from s3_server import Server, s3_server
 from storage_proxy import Road, storage_proxy
 
 from jobs.output import FAILED_ROWS, OK
-from pipeline.catalog import write_catalog
-from pipeline.storage import Storage
-from pipeline.views import query
+from perfusion_ops.mini.catalog import write_catalog
+from pipeline.storage.objects import Storage
+from pipeline.tables.views import query
 
 KINDS = ("worker", "node", "driver", "storage", "twin", "drain")
 NODES = 3

@@ -8,14 +8,14 @@ from functools import partial
 import ray
 
 from cluster.local import stop_on_signals
+from cluster.ray_executor import RayExecutor, SlotResources
+from jobs.commands.run import _make_worker, run
 from jobs.output import complain
-from jobs.run import _make_worker, run
 from jobs.spec import load_spec
-from pipeline.lease import LeaseHeld
-from pipeline.ray_executor import RayExecutor, SlotResources
+from pipeline.engine.scheduler import EngineError
 from pipeline.run import Engine
-from pipeline.scheduler import EngineError
-from pipeline.storage import StorageError
+from pipeline.runs.lease import LeaseHeld
+from pipeline.storage.objects import StorageError
 
 BUSY, TROUBLE = 5, 6  # another attempt works on the run; something that the next attempt may not meet
 

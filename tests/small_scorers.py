@@ -21,7 +21,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from perfusion_ops.base import quiet_libraries
+from perfusion_ops.base_model import quiet_libraries
 from perfusion_ops.mini import base_folder
 
 LABELS = (

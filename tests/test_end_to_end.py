@@ -21,7 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.catalog import write_catalog
+from perfusion_ops.mini.catalog import write_catalog
 
 pytestmark = pytest.mark.slow
 

@@ -4,12 +4,13 @@ import ast
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import MEANING
-from pipeline.schemas import PUBLISHED
+from pipeline.contract.errors import MEANING
+from pipeline.contract.schemas import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 # Each package, and which of the others it may import.
@@ -18,6 +19,40 @@ MAY_IMPORT = {
     "pipeline": {"perfusion_ops"},
     "cluster": {"pipeline", "perfusion_ops"},
     "jobs": {"cluster", "pipeline", "perfusion_ops"},
+}
+# Each room of a package and the rooms of the same package that it may import. A room is a folder, a module of the same
+# level, or "" for the rest of its package. A room imports only rooms that are listed before it: no circle is possible.
+ROOMS = {
+    "pipeline": {
+        "contract": set(),
+        "clock": set(),
+        "storage": {"contract"},
+        "database": {"contract", "storage"},
+        "inputs": {"contract", "storage"},
+        "settings": {"inputs", "storage"},
+        "files": {"contract", "storage"},
+        "manifest": {"contract", "storage", "database", "inputs", "files"},
+        "bases": {"contract", "storage"},
+        "tables": {"contract", "storage", "database"},
+        "runs": {"contract", "clock", "storage", "tables"},
+        "plan": {"contract", "storage", "database", "bases", "tables"},
+        "engine": {"contract", "clock"},
+        "worker": {"contract", "storage", "inputs", "bases"},
+        "report": {"contract", "storage", "database", "inputs"},
+        "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables"},
+        "run": None,  # the story at the top tells of every room
+    },
+    "perfusion_ops": {
+        "config": set(),
+        "base": {"config"},
+        "": {"config", "base"},
+        "scoring": {"", "base", "config"},
+        "mini.world": set(),
+        "mini": {"mini.world", "scoring"},
+        "mini.build": {"", "base", "config", "mini", "mini.world", "scoring"},
+        "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
+    },
+    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}},
 }
 FOLDERS = {*MAY_IMPORT, "tests", "benchmarks", "docs"}
 FILES = {
@@ -80,6 +115,38 @@ def test_imports_go_one_way(path):
     forbidden = (FOLDERS - MAY_IMPORT[package] - {package}) | {""}
     wrong = [(name, line) for name, line in imported(TREES[path]) if name.split(".")[0] in forbidden]
     assert not wrong, f"{package} may import {sorted(MAY_IMPORT[package])}, all of it absolute"
+
+
+def room(name, rooms):
+    """The room of a dotted module, package left out: the longest name in `rooms` that it is or lies in."""
+    found = [each for each in rooms if each and (name == each or name.startswith(f"{each}."))]
+    return max(found, key=len, default="")
+
+
+def test_rooms_are_listed_from_the_bottom_up():
+    for rooms in ROOMS.values():
+        seen = set()
+        for name, allowed in rooms.items():
+            assert (allowed or set()) <= seen
+            seen.add(name)
+
+
+@each_module
+def test_imports_between_rooms_are_allowed(path):
+    package, *rest = path.relative_to(ROOT).with_suffix("").parts
+    rooms = ROOMS.get(package)
+    if rooms is None or rest == ["__init__"]:
+        return
+    mine = room(".".join(rest), rooms)
+    assert mine in rooms, f"{path.name} is in no room of {package}: put it into one"
+    allowed = set(rooms) if rooms[mine] is None else rooms[mine] | {mine}
+    names = [name.removeprefix(f"{package}.") for name, _ in imported(TREES[path]) if name.startswith(f"{package}.")]
+    assert {room(name, rooms) for name in names} <= allowed
+
+
+def test_no_folder_is_too_full():
+    folders = Counter(path.parent for path in MODULES if path.stem not in ("__init__", "__main__"))
+    assert {folder.relative_to(ROOT).as_posix(): n for folder, n in folders.items() if n > 14} == {}
 
 
 @each_module

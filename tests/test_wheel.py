@@ -24,9 +24,9 @@ NEEDED = {
     "perfusion_ops/mini/base/vae/diffusion_pytorch_model.safetensors",
     *(f"perfusion_ops/mini/scorers/{part}/model.safetensors" for part in ("dual", "identity", "reader")),
     "perfusion_ops/mini/scorers/dual/vocab.json",
-    "pipeline/templates/report.css",
-    "pipeline/templates/report.html.j2",
-    "pipeline/templates/tiles.html.j2",
+    "pipeline/report/templates/report.css",
+    "pipeline/report/templates/report.html.j2",
+    "pipeline/report/templates/tiles.html.j2",
 }
 SUFFIXES = {".css", ".j2", ".json", ".jsonl", ".py", ".safetensors", ".txt", ".typed", ".yaml"}
 

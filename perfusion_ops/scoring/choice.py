@@ -2,9 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
-from perfusion_ops.mini import base_folder
 from perfusion_ops.scoring.folder import Kind, ScorerError, ScorerFolder, describe_scorer
 
 # Grows when the same folders give other scores: what a score means, how a picture is prepared.
@@ -35,37 +33,28 @@ class ScorerChoice:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def mini_folder() -> Path:
-    """Where the embedded world's scorers lie: `dual`, `identity` and `reader`."""
-    return base_folder().parent / "scorers"
-
-
 def choose_scorers(
     scorer: str | None = None, *, text: str | None = None, image: str | None = None, reader: str | None = None
 ) -> ScorerChoice:
-    """The scorers that a person asked for.
+    """The scorers in folders of the user's own.
 
     Args:
-        scorer: `mini`, or one folder for everything that it can do; `mini` when nothing is given at all.
+        scorer: one folder for everything that it can do.
         text: folder that compares pictures with prompts.
         image: folder that compares pictures with training pictures.
         reader: folder that says where products stand.
 
     Raises:
-        ScorerError: a folder is no scorer or unfit for its purpose, or `scorer` stands beside another argument.
+        ScorerError: no folder is given, one is not a scorer or cannot do its purpose, or `scorer` is combined with
+            another argument.
     """
     given = {"text": text, "image": image, "reader": reader}
     if scorer and any(given.values()):
         raise ScorerError(
             f"the scorer {scorer!r} stands for all of them: give it alone, or one folder for each purpose"
         )
-    if (scorer or "mini") == "mini" and not any(given.values()):
-        home = mini_folder()
-        if not home.is_dir():
-            raise ScorerError(
-                "this installation has no embedded scorers: install it again, or give folders of your own"
-            )
-        return ScorerChoice("mini", *(describe_scorer(home / part) for part in ("dual", "identity", "reader")))
+    if not scorer and not any(given.values()):
+        raise ScorerError("no scorer is given: name one folder, or one for each purpose")
     described = {folder: describe_scorer(folder) for folder in {scorer, *given.values()} if folder}
     found = {purpose: described[folder] if folder else None for purpose, folder in given.items()}
     if scorer:

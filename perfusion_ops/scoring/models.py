@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from perfusion_ops.base import quiet_libraries
+from perfusion_ops.base_model import quiet_libraries
 from perfusion_ops.scoring.choice import ScorerChoice
 from perfusion_ops.scoring.folder import CLASS_TOKEN_TYPES, MULTI_LABEL_HEADS, ScorerError, ScorerFolder
 from perfusion_ops.scoring.protocols import Embeddings, Pictures, Scorers

@@ -106,5 +106,5 @@ def test_first_signal_asks_and_the_second_acts(number):
 
 
 def test_command_line_can_import_it_without_ray():
-    code = "import sys, cluster.local, pipeline.scheduler, pipeline.lease; sys.exit('ray' in sys.modules)"
+    code = "import sys, cluster.local, pipeline.engine.scheduler, pipeline.runs.lease; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=500).returncode == 0

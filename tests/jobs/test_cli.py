@@ -18,14 +18,14 @@ import pytest
 import small_scorers
 
 from jobs import cli
-from jobs.run import run
+from jobs.commands.run import run
 from jobs.spec import dump_spec, load_spec
-from pipeline.catalog import write_catalog
+from perfusion_ops.mini.catalog import write_catalog
 from pipeline.clock import SystemClock
-from pipeline.lease import acquire
 from pipeline.run import Engine
-from pipeline.status import read_status
-from pipeline.storage import Storage
+from pipeline.runs.lease import acquire
+from pipeline.runs.status import read_status
+from pipeline.storage.objects import Storage
 
 COMMANDS = (
     "demo", "catalog", "validate", "plan", "run", "rerender", "retry", "status", "query", "score", "report", "schema",
@@ -229,7 +229,7 @@ def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
     def control_c(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.plan.check", control_c)
+    monkeypatch.setattr("jobs.commands.plan.check", control_c)
     code, out, err = perfusion("plan", shop.spec("good"))
     assert (code, out) == (130, "")
     assert err == "perfusion: stopped; the same command goes on where it stopped\n"
@@ -663,7 +663,7 @@ def test_retry_of_rows_whose_photos_are_still_missing_says_so_and_is_2(done, per
 
 def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
     moved, ran = all_failed(done, tmp_path / "moved"), []
-    monkeypatch.setattr("jobs.retry.run", lambda settings, **given: ran.append((settings, given)) or 3)
+    monkeypatch.setattr("jobs.commands.retry.run", lambda settings, **given: ran.append((settings, given)) or 3)
     for only in ("failed", "from=dead-letter", "code=worker_died"):
         code, _, err = perfusion("retry", moved, "--only", only, "--set", "engine.slots=3")
         assert code == 3
@@ -694,7 +694,7 @@ def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monke
         ran.append((settings, json))
         return 3
 
-    monkeypatch.setattr("jobs.demo.run", remember)
+    monkeypatch.setattr("jobs.commands.demo.run", remember)
     code, _, err = perfusion("demo", "--folder", "here", "--root", "there", "--products", 2)
     assert code == 3
     assert "did not come out whole" in err
@@ -705,7 +705,7 @@ def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monke
 
 def test_demo_scores_what_it_has_rendered(done, perfusion, tmp_path, monkeypatch):
     # The run itself is another test's; here it is one that has ended well.
-    monkeypatch.setattr("jobs.demo.run", lambda settings, *, json: 0)
+    monkeypatch.setattr("jobs.commands.demo.run", lambda settings, *, json: 0)
     code, out, _ = perfusion("demo", "--folder", tmp_path / "here", "--root", done.root, "--products", 2)
     assert code == 0
     assert "by mini" in out

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs.progress import Progress
-from pipeline.errors import Code, Origin, Status
-from pipeline.plan import Pending, Work
-from pipeline.units import Outcome
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.units import Outcome
+from pipeline.plan.expand import Pending, Work
 
 PENDING = Pending(
     Work(rows=8, invalid=1, reused=1, to_do=6, keys=7, keys_to_do=6),

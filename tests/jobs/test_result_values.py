@@ -9,8 +9,8 @@ from decimal import Decimal
 import duckdb
 import pytest
 
+from jobs.commands.query import command
 from jobs.output import json_text
-from jobs.query import command
 from jobs.result_csv import write_csv
 from jobs.result_values import result_rows
 

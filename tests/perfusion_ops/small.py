@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from perfusion_ops.base import Base, base_from_parts
-from perfusion_ops.folder import BaseFolder, BaseSettings
+from perfusion_ops.base.folder import BaseFolder, BaseSettings
+from perfusion_ops.base_model import Base, base_from_parts
 from perfusion_ops.metric import Metric, metric_from_moment
 from perfusion_ops.mini import base_folder
 

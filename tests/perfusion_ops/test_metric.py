@@ -4,10 +4,10 @@ import pytest
 import torch
 from small import small_base
 
-from perfusion_ops.base import load_base
+from perfusion_ops.base.folder import describe
+from perfusion_ops.base_model import load_base
 from perfusion_ops.captions import general_captions, vocabulary_words
 from perfusion_ops.config import MetricConfig
-from perfusion_ops.folder import describe
 from perfusion_ops.metric import (
     MetricError,
     estimate,
@@ -17,7 +17,8 @@ from perfusion_ops.metric import (
     second_moment,
     token_encodings,
 )
-from perfusion_ops.mini import base_folder, grammar
+from perfusion_ops.mini import base_folder
+from perfusion_ops.mini.world import grammar
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from perfusion_ops.base import load_base
+from perfusion_ops.base.folder import describe
+from perfusion_ops.base_model import load_base
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import MetricConfig
-from perfusion_ops.folder import describe
 from perfusion_ops.metric import estimate
 from perfusion_ops.mini.build import __main__ as build
 from perfusion_ops.mini.build import autoencoder, denoiser, text, words
@@ -22,10 +22,10 @@ from perfusion_ops.mini.build.machine import Machine, on_machines
 from perfusion_ops.mini.build.muon import orthogonal
 from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import TINY, Fit
-from perfusion_ops.mini.grammar import captions
-from perfusion_ops.mini.products import SCORER_INSTANCES, product
-from perfusion_ops.mini.scene import photograph, render, sample_scene
-from perfusion_ops.mini.vocabulary import CATEGORIES
+from perfusion_ops.mini.world.grammar import captions
+from perfusion_ops.mini.world.products import SCORER_INSTANCES, product
+from perfusion_ops.mini.world.scene import photograph, render, sample_scene
+from perfusion_ops.mini.world.vocabulary import CATEGORIES
 from perfusion_ops.rendering import RenderRow, Sampler
 from perfusion_ops.rendering import render as render_rows
 

@@ -15,8 +15,6 @@ from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.build import dual, identity, reader, scorers
 from perfusion_ops.mini.build.recipe import TINY
 from perfusion_ops.mini.build.words import write_tokenizer
-from perfusion_ops.mini.grammar import MAX_TOKENS, captions
-from perfusion_ops.mini.products import HELD_OUT
 from perfusion_ops.mini.quality import __main__ as command
 from perfusion_ops.mini.quality.figures import (
     Reading,
@@ -27,9 +25,11 @@ from perfusion_ops.mini.quality.figures import (
     recall_at_1,
 )
 from perfusion_ops.mini.quality.prompts import Shown, requests, scene_of, shown
-from perfusion_ops.mini.scene import render, sample_scene
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, phrases, superclass
-from perfusion_ops.scoring.contexts import named_context
+from perfusion_ops.mini.world.contexts import named_context
+from perfusion_ops.mini.world.grammar import MAX_TOKENS, captions
+from perfusion_ops.mini.world.products import HELD_OUT
+from perfusion_ops.mini.world.scene import render, sample_scene
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, phrases, superclass
 
 likeness = st.lists(st.integers(-8, 8).map(lambda tenth: tenth / 8), min_size=1, max_size=25)
 

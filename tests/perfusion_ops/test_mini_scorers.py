@@ -17,9 +17,9 @@ from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, photographed
 from perfusion_ops.mini.build.recipe import TINY
 from perfusion_ops.mini.build.words import write_tokenizer
-from perfusion_ops.mini.products import BASE_INSTANCES, SCORER_INSTANCES, product
-from perfusion_ops.mini.scene import photograph, render, sample_scene
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES
+from perfusion_ops.mini.world.products import BASE_INSTANCES, SCORER_INSTANCES, product
+from perfusion_ops.mini.world.scene import photograph, render, sample_scene
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES
 from perfusion_ops.scoring.choice import choose_scorers
 from perfusion_ops.scoring.models import load_scorers
 

@@ -22,9 +22,9 @@ from transformers import (
     ViTModel,
 )
 
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, phrases
+from perfusion_ops.mini.world.contexts import named_context
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, phrases
 from perfusion_ops.scoring.choice import choose_scorers
-from perfusion_ops.scoring.contexts import named_context
 from perfusion_ops.scoring.folder import ScorerError, describe_scorer
 from perfusion_ops.scoring.models import DualScorer, ImageScorer, LabelReader, load_scorers
 from perfusion_ops.text import PromptTooLongError

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizer import small_clip
 
-from perfusion_ops.folder import BaseError, describe
+from perfusion_ops.base.folder import BaseError, describe
+from perfusion_ops.base.schedules import schedule_problem
+from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer, words
 from perfusion_ops.mini import base_folder
 from perfusion_ops.rendering import make_scheduler
-from perfusion_ops.schedules import schedule_problem
-from perfusion_ops.tokenizer import TokenCounter, load_tokenizer, words
 
 MINI = load_tokenizer(describe(base_folder()))
 ODD = [
@@ -71,7 +71,7 @@ def test_what_a_vocabulary_does_not_hold_is_not_known():
 
 
 def test_the_tokenizer_is_the_one_that_the_model_is_loaded_with():
-    from perfusion_ops.base import load_base
+    from perfusion_ops.base_model import load_base
 
     loaded = load_base(describe(base_folder())).tokenizer
     assert type(loaded) is type(MINI)

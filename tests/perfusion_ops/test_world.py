@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops.mini.backgrounds import background
-from perfusion_ops.mini.colors import shade
-from perfusion_ops.mini.products import BASE_INSTANCES, HELD_OUT, SCORER_INSTANCES, product
-from perfusion_ops.mini.scene import Placed, Scene, photograph, portrait, render, sample_scene, sample_view
-from perfusion_ops.mini.sprites import View
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS
+from perfusion_ops.mini.world.backgrounds import background
+from perfusion_ops.mini.world.colors import shade
+from perfusion_ops.mini.world.products import BASE_INSTANCES, HELD_OUT, SCORER_INSTANCES, product
+from perfusion_ops.mini.world.scene import Placed, Scene, photograph, portrait, render, sample_scene, sample_view
+from perfusion_ops.mini.world.sprites import View
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS
 
 SEEDS = st.integers(0, 2**40)
 MIDDLE = View(32, 36, 20)
@@ -90,7 +90,7 @@ def digest(seeds):
 
 def test_another_process_draws_the_same_bytes_whatever_it_drew_before():
     program = (
-        "from perfusion_ops.mini.scene import render, sample_scene; import hashlib\n"
+        "from perfusion_ops.mini.world.scene import render, sample_scene; import hashlib\n"
         "pictures = {n: render(sample_scene(n)) for n in reversed(range(40))}\n"
         "whole = hashlib.sha256()\n"
         "for n in range(40): whole.update(pictures[n].pixels.tobytes() + pictures[n].masks.tobytes())\n"

@@ -7,16 +7,16 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from perfusion_ops.base import load_base
+from perfusion_ops.base.folder import describe
+from perfusion_ops.base_model import load_base
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from perfusion_ops.folder import describe
-from perfusion_ops.mini import base_folder
+from perfusion_ops.mini import base_folder, scorers_folder
 from perfusion_ops.mini.build.autoencoder import fidelity
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES
+from perfusion_ops.mini.embedded import embedded_scorers
 from perfusion_ops.mini.quality.measure import measure_base
 from perfusion_ops.mini.quality.prompts import requests
-from perfusion_ops.mini.scene import render, sample_scene
-from perfusion_ops.scoring.choice import choose_scorers, mini_folder
+from perfusion_ops.mini.world.scene import render, sample_scene
 from perfusion_ops.scoring.models import load_scorers
 
 
@@ -40,9 +40,9 @@ def test_own_settings_are_valid_and_readable_by_its_tokenizer():
 @pytest.mark.slow
 def test_it_draws_what_is_asked():
     # Looser than the bars of `make quality`, by what 72 prompts in place of 1,000 leave to chance.
-    reader = load_scorers(choose_scorers("mini")).reader
+    reader = load_scorers(embedded_scorers()).reader
     assert reader is not None
-    found, drawn = measure_base(load_base(describe(base_folder())), reader, mini_folder() / "reader", requests(72))
+    found, drawn = measure_base(load_base(describe(base_folder())), reader, scorers_folder() / "reader", requests(72))
     assert drawn.shape == (72, 64, 64, 3)
     assert found.drawn.class_share >= 0.9
     assert found.drawn.context_share >= 0.95

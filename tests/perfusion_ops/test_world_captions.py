@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from perfusion_ops.mini import base_folder, grammar
-from perfusion_ops.mini.grammar import MAX_TOKENS, caption, captions
-from perfusion_ops.mini.scene import sample_scene
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, phrases, superclass
+from perfusion_ops.mini import base_folder
+from perfusion_ops.mini.world import grammar
+from perfusion_ops.mini.world.grammar import MAX_TOKENS, caption, captions
+from perfusion_ops.mini.world.scene import sample_scene
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, phrases, superclass
 
 CONTEXT = 32
 
@@ -82,7 +83,7 @@ def test_longer_stream_starts_with_the_shorter_and_seeds_differ():
 
 def test_captions_do_not_depend_on_the_process():
     program = (
-        "import hashlib; from perfusion_ops.mini.grammar import captions\n"
+        "import hashlib; from perfusion_ops.mini.world.grammar import captions\n"
         "print(hashlib.sha256('\\n'.join(captions(2000, seed=5)).encode()).hexdigest())"
     )
     here = hashlib.sha256("\n".join(captions(2000, seed=5)).encode()).hexdigest()

@@ -1,12 +1,12 @@
 """The embedded scorers: they load offline from the package and see what is there."""
 
+from perfusion_ops.mini.embedded import embedded_scorers
 from perfusion_ops.mini.quality.measure import measure_scorers
-from perfusion_ops.scoring.choice import choose_scorers
 from perfusion_ops.scoring.models import load_scorers
 
 
 def test_they_see_what_is_there():
-    found = measure_scorers(load_scorers(choose_scorers("mini")), 240)
+    found = measure_scorers(load_scorers(embedded_scorers()), 240)
     assert found.read.class_share >= 0.98
     assert found.read.context_share >= 0.98
     assert found.read.color_share >= 0.93

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from perfusion_ops.mini import base_folder
+from perfusion_ops.mini import base_folder, scorers_folder
 from perfusion_ops.mini.build.recipe import FULL, Recipe
-from perfusion_ops.scoring.choice import mini_folder
 
 _COUNTERS = ("num_batches_tracked", "position_ids")
 # Each with its parts, the stages that made them and the bytes that it may have.
 FOLDERS = [
     (base_folder(), {"text_encoder", "unet", "vae"}, {"text", "autoencoder", "denoiser"}, 24e6),
-    (mini_folder(), {"dual", "identity", "reader"}, {"dual", "identity", "reader"}, 12e6),
+    (scorers_folder(), {"dual", "identity", "reader"}, {"dual", "identity", "reader"}, 12e6),
 ]
 each = pytest.mark.parametrize(("folder", "parts", "stages", "limit"), FOLDERS, ids=["base", "scorers"])
 

@@ -57,7 +57,7 @@ def serve():
     from diffusers import StableDiffusionPipeline  # noqa: F401 (or every fork would load it)
     from small_shop import go
 
-    import perfusion_ops.base  # noqa: F401 (likewise)
+    import perfusion_ops.base_model  # noqa: F401 (likewise)
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a run prints is no answer

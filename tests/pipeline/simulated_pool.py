@@ -5,9 +5,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from perfusion_ops.config import TrainingConfig
-from pipeline.errors import Code, Origin, Status
-from pipeline.executor import Completion, Failure
-from pipeline.units import ConceptTask, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.units import ConceptTask, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.engine.executor import Completion, Failure
 
 SHAPE = RenderShape(width=512, height=512, steps=20, guidance=6.0, scheduler="ddim")
 

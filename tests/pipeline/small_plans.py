@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.errors import Code, Origin, Status
-from pipeline.layout import image_path, weights_path
-from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import EXTRA_ROW, PlanDB
-from pipeline.storage import Storage
-from pipeline.units import Outcome, TrainUnit, Unit
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.layout import image_path, weights_path
+from pipeline.contract.units import Outcome, TrainUnit, Unit
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.plan.expand import plan_concepts, plan_requests
+from pipeline.storage.objects import Storage
 
 TRAINING = TrainingConfig(steps=10, batch=2)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from ray import cloudpickle
 
 from pipeline.clock import SystemClock
-from pipeline.errors import Origin, Status
-from pipeline.policy import Policy
-from pipeline.scheduler import run
-from pipeline.units import Outcome, RenderShape, RenderTask, RenderUnit
+from pipeline.contract.errors import Origin, Status
+from pipeline.contract.units import Outcome, RenderShape, RenderTask, RenderUnit
+from pipeline.engine.policy import Policy
+from pipeline.engine.scheduler import run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
 

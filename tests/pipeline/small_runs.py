@@ -20,17 +20,17 @@ from PIL import Image
 from safetensors.torch import load
 
 from perfusion_ops.config import MetricConfig, TrainingConfig
-from pipeline.bases import find_base
-from pipeline.executor import Completion, Failure
-from pipeline.keys import metric_key
-from pipeline.layout import metric_path
-from pipeline.pictures import InputLimits
+from pipeline.bases.find import find_base
+from pipeline.contract.keys import metric_key
+from pipeline.contract.layout import metric_path
+from pipeline.contract.units import ConceptTask, InputImage, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.engine.executor import Completion, Failure
+from pipeline.inputs.pictures import InputLimits
 from pipeline.run import Engine
 from pipeline.settings import RunSettings
-from pipeline.storage import Storage
-from pipeline.units import ConceptTask, InputImage, RenderShape, RenderTask, RenderUnit, TrainUnit
-from pipeline.worker import PerfusionWorker
-from pipeline.worker_settings import WorkerSettings
+from pipeline.storage.objects import Storage
+from pipeline.worker.perfusion_worker import PerfusionWorker
+from pipeline.worker.settings import WorkerSettings
 
 METRIC = MetricConfig(captions=2000)
 TRAINING = TrainingConfig(steps=2, batch=1)
@@ -162,7 +162,7 @@ def limit_rows(worker, most):
 
 
 class InProcess:
-    """`pipeline.executor.Executor` on real workers that take turns in this process."""
+    """`pipeline.engine.executor.Executor` on real workers that take turns in this process."""
 
     def __init__(self, settings, slots=1):
         self.settings = settings

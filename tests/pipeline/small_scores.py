@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from small_runs import manifest
 
-from pipeline.layout import image_path, run_path, table_path
-from pipeline.publish import Published
-from pipeline.schemas import CONCEPTS, RENDERS
-from pipeline.storage import Storage
-from pipeline.views import query
+from pipeline.contract.layout import image_path, run_path, table_path
+from pipeline.contract.schemas import CONCEPTS, RENDERS
+from pipeline.storage.objects import Storage
+from pipeline.tables.publish import Published
+from pipeline.tables.views import query
 
 RUN, DATE = "run-1", "2026-11-20"
 

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 import pyarrow.parquet as pq
 from small_runs import Engines, Silent, manifest, photo, run_settings
 
-from pipeline.errors import Code
+from pipeline.contract.errors import Code
 from pipeline.run import execute
-from pipeline.storage import Storage
+from pipeline.storage.objects import Storage
 
 CONCEPTS = [
     {"concept_id": "mug-1", "superclass": "mug", "images": ["mug-1.png"], "season": "winter"},

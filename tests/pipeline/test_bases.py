@@ -6,9 +6,9 @@ import shutil
 import fsspec
 import pytest
 
-from perfusion_ops.folder import PARTS, BaseError
+from perfusion_ops.base.folder import PARTS, BaseError
 from perfusion_ops.mini import base_folder
-from pipeline.bases import cache_folder, find_base
+from pipeline.bases.find import cache_folder, find_base
 
 MEMORY = fsspec.filesystem("memory")
 

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from small_plans import TRAINING, concept, fill, made
 
 from perfusion_ops.config import SamplingConfig
-from pipeline.carried_types import carry, kept, through_parquet
-from pipeline.done import list_objects, load_done
-from pipeline.errors import ManifestError
-from pipeline.extra_columns import ExtraColumns
-from pipeline.manifests import load_prompts
-from pipeline.parts import PartWriter
-from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import EXTRA_ROW, PlanDB
-from pipeline.publish import publish
-from pipeline.storage import Storage
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.errors import ManifestError
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.manifest.carried_types import carry, kept, through_parquet
+from pipeline.manifest.extra_columns import ExtraColumns
+from pipeline.manifest.load import load_prompts
+from pipeline.plan.done import list_objects, load_done
+from pipeline.plan.expand import plan_concepts, plan_requests
+from pipeline.plan.workqueue import WorkQueue
+from pipeline.storage.objects import Storage
+from pipeline.tables.parts import PartWriter
+from pipeline.tables.publish import publish
 
 ROWS = 5
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}

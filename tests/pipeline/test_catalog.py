@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from perfusion_ops.mini.products import HELD_OUT
-from perfusion_ops.mini.scene import Placed, Scene, portrait, render
-from perfusion_ops.mini.sprites import View
-from perfusion_ops.mini.vocabulary import CATEGORIES, COLORS, PATTERNS, superclass
-from pipeline.catalog import SEASONS, CatalogError, catalog_product, write_catalog
+from perfusion_ops.mini.catalog import SEASONS, CatalogError, catalog_product, write_catalog
+from perfusion_ops.mini.world.products import HELD_OUT
+from perfusion_ops.mini.world.scene import Placed, Scene, portrait, render
+from perfusion_ops.mini.world.sprites import View
+from perfusion_ops.mini.world.vocabulary import CATEGORIES, COLORS, PATTERNS, superclass
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

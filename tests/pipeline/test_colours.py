@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pictures import InputLimits, decode, decode_mask, inspect
-from pipeline.sheets import thumbnail
+from pipeline.inputs.pictures import InputLimits, decode, decode_mask, inspect
+from pipeline.report.sheets import thumbnail
 
 LIMITS = InputLimits()
 PATCH = (60, 180, 75)

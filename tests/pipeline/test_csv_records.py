@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import csv_records
-from pipeline.csv_records import Lines, records
+from pipeline.files import csv_records
+from pipeline.files.csv_records import Lines, records
 
 
 def read(text, width, delimiter=","):

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from small_runs import Engines, Silent, keep_metric, manifest, photo, run_settings
 
-from pipeline.lease import Owner
 from pipeline.run import execute
-from pipeline.storage import Storage, StorageError
-from pipeline.views import query
+from pipeline.runs.lease import Owner
+from pipeline.storage.objects import Storage, StorageError
+from pipeline.tables.views import query
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def disk(tmp_path):
 
 @pytest.mark.parametrize("free", [0, 8, 24, 40, 56], ids=lambda free: f"{free}-KB-free")
 def test_a_full_disk_loses_nothing(disk, tmp_path, monkeypatch, free):
-    monkeypatch.setattr("pipeline.patience.WAITS_S", (0.01,))
+    monkeypatch.setattr("pipeline.storage.patience.WAITS_S", (0.01,))
     photo(tmp_path / "mug.png")
     manifest(tmp_path / "concepts.parquet", [{"concept_id": "mug", "superclass": "mug", "images": ["mug.png"]}])
     manifest(tmp_path / "prompts.parquet", [{"prompt": "a {product}", "seed": seed} for seed in range(6)])

@@ -12,7 +12,7 @@ import pytest
 from small_runs import keep_metric, manifest, photo
 from small_shop import go, tables
 
-from pipeline.storage import Storage
+from pipeline.storage.objects import Storage
 
 HERE = Path(__file__).parents[2]
 EXPORTS = HERE / "tests" / "files" / "exports"

@@ -11,12 +11,13 @@ import yaml
 
 from jobs.spec import load_spec
 from jobs.spec_file import SpecError
-from pipeline.errors import ManifestError, RowError
-from pipeline.inputs import InputCache, InputLimits
-from pipeline.manifests import load_concepts, load_prompts
-from pipeline.pictures import decode, decode_mask, inspect
-from pipeline.plandb import EXTRA_ROW, PlanDB, extra_columns, quoted
-from pipeline.storage import Storage
+from pipeline.contract.errors import ManifestError, RowError
+from pipeline.database.plandb import EXTRA_ROW, PlanDB, extra_columns
+from pipeline.database.query import quoted
+from pipeline.inputs.fetch import InputCache, InputLimits
+from pipeline.inputs.pictures import decode, decode_mask, inspect
+from pipeline.manifest.load import load_concepts, load_prompts
+from pipeline.storage.objects import Storage
 
 GALLERY = Path(__file__).parent.parent / "files"
 CASES = yaml.safe_load((GALLERY / "cases.yaml").read_text(encoding="utf-8"))

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.errors import Code
-from pipeline.input_cache import InputCache
-from pipeline.manifests import load_concepts, load_prompts
-from pipeline.pictures import InputLimits
-from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
-from pipeline.storage import Storage
+from pipeline.contract.errors import Code
+from pipeline.database.plandb import PlanDB
+from pipeline.inputs.cache import InputCache
+from pipeline.inputs.pictures import InputLimits
+from pipeline.manifest.load import load_concepts, load_prompts
+from pipeline.plan.expand import plan_concepts, plan_requests
+from pipeline.storage.objects import Storage
 
 LIMITS = InputLimits(max_bytes=2_000_000)
 

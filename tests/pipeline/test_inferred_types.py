@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.manifests import load_prompts
-from pipeline.plandb import EXTRA_ROW, PlanDB
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.manifest.load import load_prompts
 
 
 def carried(path):

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.errors import Code, RowError, Status
-from pipeline.headers import picture_format, picture_size
-from pipeline.inputs import (
+from pipeline.contract.errors import Code, RowError, Status
+from pipeline.inputs.fetch import (
     InputCache,
     InputLimits,
     check_allowed,
@@ -33,7 +32,8 @@ from pipeline.inputs import (
     redact,
     resolve,
 )
-from pipeline.storage import Storage
+from pipeline.inputs.headers import picture_format, picture_size
+from pipeline.storage.objects import Storage
 
 LIMITS = InputLimits()
 

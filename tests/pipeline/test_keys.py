@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.config import MetricConfig, TrainingConfig
-from pipeline import keys
+from pipeline.contract import keys
 
 CHECK = settings(max_examples=80)
 # DuckDB's text holds what UTF-8 can: no lone surrogates.

@@ -9,7 +9,7 @@ from kill_server import HALF_WRITTEN, DyingRuns
 from small_runs import TROUBLES, Killed, Trouble, keep_metric, troubled
 from small_shop import CONCEPTS, check_accounts, go, open_shop, stock, tables
 
-from pipeline.storage import Storage
+from pipeline.storage.objects import Storage
 
 
 @pytest.fixture

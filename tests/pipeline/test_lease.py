@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from fake_clock import FakeClock
 
-from pipeline import lease as leases
 from pipeline.clock import SystemClock
-from pipeline.lease import EXPIRY_S, LeaseHeld, Owner
-from pipeline.storage import Storage, StorageError
+from pipeline.runs import lease as leases
+from pipeline.runs.lease import EXPIRY_S, LeaseHeld, Owner
+from pipeline.storage.objects import Storage, StorageError
 
 HOLD = """
 import sys, threading
 from pipeline.clock import SystemClock
-from pipeline.lease import acquire
-from pipeline.storage import Storage
+from pipeline.runs.lease import acquire
+from pipeline.storage.objects import Storage
 print(acquire(Storage(sys.argv[1]), "run", clock=SystemClock()).number, flush=True)
 threading.Event().wait()
 """
@@ -42,7 +42,7 @@ def storage(request, tmp_path):
 
 @pytest.fixture
 def acquire():
-    """`pipeline.lease.acquire`, whose leases end with the test."""
+    """`pipeline.runs.lease.acquire`, whose leases end with the test."""
     made = []
 
     def take(*arguments, **options):

@@ -7,15 +7,15 @@ import pytest
 from small_runs import Engines, Silent, keep_metric, photo, run_settings
 from small_shop import CONCEPTS, PROMPTS, PhotosVanish, away, go, open_shop, stock, tables
 
-from jobs.run import run
+from jobs.commands.run import run
 from perfusion_ops.mini import base_folder
-from pipeline.done import list_objects
-from pipeline.errors import ManifestError
-from pipeline.plandb import PlanDB
-from pipeline.retry import to_retry
+from pipeline.contract.errors import ManifestError
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.done import list_objects
+from pipeline.plan.retry import to_retry
+from pipeline.plan.selection import Keys, Selection
 from pipeline.run import check, execute, make_plan
-from pipeline.selection import Keys, Selection
-from pipeline.storage import Storage
+from pipeline.storage.objects import Storage
 
 
 @pytest.fixture

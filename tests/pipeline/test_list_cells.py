@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.list_cells import split_list
+from pipeline.manifest.list_cells import split_list
 
 NONE = frozenset()
 

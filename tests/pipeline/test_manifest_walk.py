@@ -6,10 +6,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import ManifestError
-from pipeline.manifest_files import find_manifest
-from pipeline.manifests import load_prompts
-from pipeline.plandb import PlanDB
+from pipeline.contract.errors import ManifestError
+from pipeline.database.plandb import PlanDB
+from pipeline.files.batches import find_manifest
+from pipeline.manifest.load import load_prompts
 
 PLACES = {
     "a.csv": True,

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perfusion_ops.config import TrainingConfig
-from pipeline.errors import Code, ManifestError
-from pipeline.inputs import InputCache, InputLimits
-from pipeline.keys import concept_key
-from pipeline.layout import input_path
-from pipeline.manifests import bounded_map, load_concepts, load_prompts
-from pipeline.plan import plan_concepts
-from pipeline.plandb import EXTRA_ROW, PlanDB
-from pipeline.storage import Storage
+from pipeline.contract.errors import Code, ManifestError
+from pipeline.contract.keys import concept_key
+from pipeline.contract.layout import input_path
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.inputs.fetch import InputCache, InputLimits
+from pipeline.manifest.load import bounded_map, load_concepts, load_prompts
+from pipeline.plan.expand import plan_concepts
+from pipeline.storage.objects import Storage
 
 
 def picture(seed=0, kind="PNG", size=(40, 32)):
@@ -613,7 +613,7 @@ def test_a_notice_counts_over_all_files_and_names_the_first_few(tmp_path):
 
 
 def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tmp_path, monkeypatch):
-    from pipeline import manifests
+    from pipeline.manifest import load as manifests
 
     def refuse(uri, options=None):
         raise AssertionError(uri)
@@ -649,8 +649,8 @@ def test_a_large_manifest_streams(kind, count, tmp_path):
     program = """
 import json, sys, tracemalloc
 import pyarrow as pa
-from pipeline.manifests import load_prompts
-from pipeline.plandb import EXTRA_ROW, PlanDB
+from pipeline.manifest.load import load_prompts
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
 
 with PlanDB() as db:  # whatever is imported only when it is used
     load_prompts(db, sys.argv[2])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import Code, RowError
-from pipeline.pictures import InputLimits, decode_mask, inspect
+from pipeline.contract.errors import Code, RowError
+from pipeline.inputs.pictures import InputLimits, decode_mask, inspect
 
 LIMITS = InputLimits()
 INSIDE, EDGE, OUTSIDE = (2, 2), (12, 2), (30, 2)

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.layout import part_path
-from pipeline.memory import MemoryFullError, ScratchFullError, retried
-from pipeline.plan import pending, plan_concepts, plan_requests
-from pipeline.plandb import EXTRA_ROW, PlanDB
-from pipeline.publish import publish
-from pipeline.schemas import PART, conform
-from pipeline.storage import Storage
+from pipeline.contract.layout import part_path
+from pipeline.contract.schemas import PART, conform
+from pipeline.database.memory import MemoryFullError, ScratchFullError, retried
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from pipeline.storage.objects import Storage
+from pipeline.tables.publish import publish
 
 LIMIT = "64MB"
 RUN = {"run_id": "run", "run_date": "2026-01-01", "base": "mini", "base_digest": "base", "clock": lambda: 2e9}

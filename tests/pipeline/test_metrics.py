@@ -4,16 +4,16 @@ import pytest
 import torch
 from small_runs import METRIC, metric_object, worker_settings
 
-from perfusion_ops.base import load_base
+from perfusion_ops.base_model import load_base
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import MetricError, read_metric
-from perfusion_ops.mini import grammar
-from pipeline.bases import find_base
-from pipeline.keys import metric_key
-from pipeline.layout import metric_path
-from pipeline.metrics import load_metric
-from pipeline.storage import Storage
-from pipeline.worker import PerfusionWorker
+from perfusion_ops.mini.world import grammar
+from pipeline.bases.find import find_base
+from pipeline.bases.metrics import load_metric
+from pipeline.contract.keys import metric_key
+from pipeline.contract.layout import metric_path
+from pipeline.storage.objects import Storage
+from pipeline.worker.perfusion_worker import PerfusionWorker
 
 KEY = "ab" * 32
 

@@ -14,8 +14,8 @@ from storage_contract import creates_only_what_is_not_there
 from storage_proxy import Road, storage_proxy
 
 from pipeline.run import execute
-from pipeline.storage import MissingObjectError, Storage, StorageError
-from pipeline.views import query
+from pipeline.storage.objects import MissingObjectError, Storage, StorageError
+from pipeline.tables.views import query
 
 _ROWS = "SELECT * EXCLUDE (run_id, worker, accelerator_s, finished_at, run_date) FROM {table} ORDER BY ALL"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from pipeline.errors import Code, RowError
-from pipeline.headers import jpeg_segments, picture_format
-from pipeline.opening import load_picture, upright
-from pipeline.pictures import InputLimits, decode, decode_mask, inspect
-from pipeline.sheets import thumbnail
+from pipeline.contract.errors import Code, RowError
+from pipeline.inputs.headers import jpeg_segments, picture_format
+from pipeline.inputs.opening import load_picture, upright
+from pipeline.inputs.pictures import InputLimits, decode, decode_mask, inspect
+from pipeline.report.sheets import thumbnail
 
 LIMITS = InputLimits()
 KINDS = ("JPEG", "PNG", "WEBP")

@@ -6,14 +6,14 @@ import duckdb
 import pytest
 from small_plans import concept, made, planned
 
-from pipeline.done import list_objects, load_done
-from pipeline.errors import Code, Origin, Status
-from pipeline.layout import image_path, part_path, weights_path
-from pipeline.parts import PartWriter, read_parts
-from pipeline.plan import pending
-from pipeline.storage import Storage, StorageError
-from pipeline.units import Outcome
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.layout import image_path, part_path, weights_path
+from pipeline.contract.units import Outcome
+from pipeline.plan.done import list_objects, load_done
+from pipeline.plan.expand import pending
+from pipeline.plan.workqueue import WorkQueue
+from pipeline.storage.objects import Storage, StorageError
+from pipeline.tables.parts import PartWriter, read_parts
 
 
 def ok(key: str, **fields) -> Outcome:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from small_plans import TRAINING, concept, picture, planned, requests
 
 from perfusion_ops.config import SamplingConfig
-from pipeline import keys
-from pipeline.errors import ManifestError, RowError
-from pipeline.plan import pending, plan_concepts, plan_requests
-from pipeline.plandb import EXTRA_ROW, PlanDB
-from pipeline.where import Sandbox
+from pipeline.contract import keys
+from pipeline.contract.errors import ManifestError, RowError
+from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from pipeline.plan.where import Sandbox
 
 CONCEPTS = [
     concept("mug-1", color="red", price=5),

@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 from small_plans import TRAINING, concept, fill, requests
 from small_tokenizer import small_clip
 
+from perfusion_ops.base.folder import BaseError, describe
+from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from perfusion_ops.config import SamplingConfig
-from perfusion_ops.folder import BaseError, describe
 from perfusion_ops.mini import base_folder
 from perfusion_ops.text import PromptTooLongError, substitute, tokenize
-from perfusion_ops.tokenizer import TokenCounter, load_tokenizer
-from pipeline.errors import Code, RowError
-from pipeline.plan import pending, plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
-from pipeline.superclasses import superclass_check
+from pipeline.bases.superclasses import superclass_check
+from pipeline.contract.errors import Code, RowError
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.expand import pending, plan_concepts, plan_requests
 
 TOKENIZERS = {"mini": load_tokenizer(describe(base_folder())), "clip": small_clip(40)}
 MINI = TokenCounter(TOKENIZERS["mini"])
@@ -216,10 +216,10 @@ def test_a_sampler_that_the_base_cannot_follow_is_told_at_once():
 def test_a_superclass_must_have_a_word_and_fit_the_training_prompts(words, code):
     check = superclass_check(MINI, ["a photo of a {}", "{}"])
     if code is None:
-        assert check("superclass", words) == " ".join(words.split())
+        assert check(" ".join(words.split())) is None
         return
     with pytest.raises(RowError) as error:
-        check("superclass", words)
+        check(" ".join(words.split()))
     assert error.value.code == code
     assert "superclass" in str(error.value)
 

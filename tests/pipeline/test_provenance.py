@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from pipeline.provenance import answers, digest, encode_picture
+from pipeline.contract.keys import digest
+from pipeline.worker.provenance import answers, encode_picture
 
 KEY, OTHER = "a" * 64, "b" * 64
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)

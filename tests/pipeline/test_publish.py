@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from small_plans import concept, made, planned
 
-from pipeline.done import list_objects, load_done
-from pipeline.parts import PartWriter
-from pipeline.publish import Published, UnaccountedError, publish
-from pipeline.schemas import CONCEPTS, RENDERS
-from pipeline.storage import Storage, StorageError
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.schemas import CONCEPTS, RENDERS
+from pipeline.plan.done import list_objects, load_done
+from pipeline.plan.workqueue import WorkQueue
+from pipeline.storage.objects import Storage, StorageError
+from pipeline.tables.parts import PartWriter
+from pipeline.tables.publish import Published, UnaccountedError, publish
 
 MANIFEST = [
     concept("a", color="red", size=1),

@@ -9,10 +9,10 @@ import pytest
 import ray
 from small_ray import POLICY, Worker, go
 
-from pipeline.errors import Code, Status
-from pipeline.executor import Failure
-from pipeline.ray_executor import RayExecutor, SlotResources, failure_of_ray, failure_of_worker
-from pipeline.scheduler import EngineError
+from cluster.ray_executor import RayExecutor, SlotResources, failure_of_ray, failure_of_worker
+from pipeline.contract.errors import Code, Status
+from pipeline.engine.executor import Failure
+from pipeline.engine.scheduler import EngineError
 
 RESOURCES = SlotResources(num_cpus=0, threads=3)
 

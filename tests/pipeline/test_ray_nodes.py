@@ -11,8 +11,8 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 from small_ray import Worker, go
 
-from pipeline.errors import Status
-from pipeline.ray_executor import RayExecutor, SlotResources
+from cluster.ray_executor import RayExecutor, SlotResources
+from pipeline.contract.errors import Status
 
 NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 500}

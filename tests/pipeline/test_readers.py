@@ -8,9 +8,8 @@ import pytest
 from readers import READERS
 from small_runs import Engines, Killed, Silent, keep_metric, manifest, photo, run_settings
 
-from pipeline import local_files
 from pipeline.run import execute
-from pipeline.storage import Storage
+from pipeline.storage.objects import Storage, local_files
 
 COLUMNS = {
     "concepts": ["run_id", "manifest_row", "status"],

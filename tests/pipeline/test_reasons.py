@@ -6,8 +6,8 @@ import tempfile
 import pytest
 from PIL import Image
 
-from pipeline.reasons import plain, reason
-from pipeline.storage import Storage, StorageError
+from pipeline.contract.messages import plain, reason
+from pipeline.storage.objects import Storage, StorageError
 
 
 @pytest.mark.parametrize(

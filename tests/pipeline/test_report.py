@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from pipeline.errors import MEANING, Code
-from pipeline.layout import image_path, table_path
-from pipeline.report import BINS, MAX_COMBINED, MIN_BYTES, SLOWEST, write_report
-from pipeline.schemas import CONCEPTS, RENDERS
-from pipeline.sheets import CRISP_PX, RENDERS_PER_CONCEPT, THUMBNAIL_PX, PictureReader, thumbnail
-from pipeline.storage import Storage
+from pipeline.contract.errors import MEANING, Code
+from pipeline.contract.layout import image_path, table_path
+from pipeline.contract.schemas import CONCEPTS, RENDERS
+from pipeline.report.page import BINS, MAX_COMBINED, MIN_BYTES, SLOWEST, write_report
+from pipeline.report.sheets import CRISP_PX, RENDERS_PER_CONCEPT, THUMBNAIL_PX, PictureReader, thumbnail
+from pipeline.storage.objects import Storage
 
 RUN = "2026-11-20-nightly"
 DATE = "2026-11-20"

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scores import DATE, RUN, Root, key
 
-from pipeline.errors import Code
-from pipeline.layout import run_path, scores_path
-from pipeline.report import MIN_BYTES, write_report
-from pipeline.report_scores import EXTREMES, MAX_BINS, MAX_SCORERS, scorer_figures
-from pipeline.schemas import SCORES
+from pipeline.contract.errors import Code
+from pipeline.contract.layout import run_path, scores_path
+from pipeline.contract.schemas import SCORES
+from pipeline.report.page import MIN_BYTES, write_report
+from pipeline.report.scores import EXTREMES, MAX_BINS, MAX_SCORERS, scorer_figures
 
 HOSTILE = "<script>alert('x')</script>\"&{{ 7*7 }}"
 

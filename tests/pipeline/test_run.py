@@ -26,16 +26,16 @@ from small_runs import (
 from small_shop import CONCEPTS, PROMPTS, PhotosVanish, check_accounts, go, open_shop, stock, tables
 
 from pipeline.clock import SystemClock
-from pipeline.errors import Code, ManifestError
-from pipeline.estimate import Estimate, estimate
-from pipeline.layout import lease_path
-from pipeline.lease import LeaseHeld, Owner
-from pipeline.plan import Pending, Work
-from pipeline.retry import DEAD_LETTER, to_retry
+from pipeline.contract.errors import Code, ManifestError
+from pipeline.contract.layout import lease_path
+from pipeline.plan.estimate import Estimate, estimate
+from pipeline.plan.expand import Pending, Work
+from pipeline.plan.retry import DEAD_LETTER, to_retry
+from pipeline.plan.selection import Selection
 from pipeline.run import execute
-from pipeline.selection import Selection
-from pipeline.status import read_status
-from pipeline.storage import Storage, StorageError
+from pipeline.runs.lease import LeaseHeld, Owner
+from pipeline.runs.status import read_status
+from pipeline.storage.objects import Storage, StorageError
 
 # Between two runs that come to the same these may differ; pixels, by one part in 255 with the batch they were in.
 PASSING = {"accelerator_s", "worker", "attempts", "finished_at", "batch", "sha256", "bytes"}

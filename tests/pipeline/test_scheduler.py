@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_pool import Pool, Source, World, concept, ok, render
 
-from pipeline.errors import Code, Status
-from pipeline.executor import Failure
-from pipeline.policy import Policy
-from pipeline.scheduler import EngineError, run
-from pipeline.units import RenderShape
+from pipeline.contract.errors import Code, Status
+from pipeline.contract.units import RenderShape
+from pipeline.engine.executor import Failure
+from pipeline.engine.policy import Policy
+from pipeline.engine.scheduler import EngineError, run
 
 POLICY = Policy(poll_s=1e6)  # the simulation has no signals to notice, except where a test sets its own
 

@@ -18,13 +18,13 @@ from small_scores import DATE, RUN, Root, key, png
 
 from perfusion_ops.scoring.choice import choose_scorers
 from perfusion_ops.scoring.models import load_scorers
-from pipeline.errors import Code, ManifestError
-from pipeline.layout import image_path, run_path, scores_path
+from pipeline.contract.errors import Code, ManifestError
+from pipeline.contract.layout import image_path, run_path, scores_path
+from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, SCORES
 from pipeline.run import execute
-from pipeline.schemas import METADATA, PUBLISHED, RUN_ID, SCORES
-from pipeline.scoring import score_run
-from pipeline.storage import MissingObjectError, Storage, StorageError
-from pipeline.views import query
+from pipeline.scores.score_run import score_run
+from pipeline.storage.objects import MissingObjectError, Storage, StorageError
+from pipeline.tables.views import query
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_an_outage_is_no_property_of_pictures(root, choice, scorers, monkeypatch
         return real(self, path, *arguments, **options)
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", down)
-    monkeypatch.setattr("pipeline.patience.WAITS_S", ())
+    monkeypatch.setattr("pipeline.storage.patience.WAITS_S", ())
     with pytest.raises(StorageError, match="503 Slow Down"):
         score(root, choice, scorers)
     assert not root.storage.exists(scores_path(DATE, RUN, choice.digest))

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from pipeline.plandb import PlanDB
-from pipeline.scratch import scratch_folder
+from pipeline.database.plandb import PlanDB
+from pipeline.storage.scratch import scratch_folder
 
 _KILLED = """
 import os, signal, sys
-from pipeline.plandb import PlanDB
+from pipeline.database.plandb import PlanDB
 db = PlanDB(scratch=sys.argv[1])
 db.connection.execute("CREATE TABLE big AS SELECT md5(range::VARCHAR) AS text FROM range(300000)")
 db.connection.execute("CHECKPOINT")

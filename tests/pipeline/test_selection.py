@@ -3,9 +3,9 @@
 import pytest
 from small_plans import concept, planned, requests
 
-from pipeline.plan import pending
-from pipeline.selection import Keys, Missing, Selection, select
-from pipeline.workqueue import WorkQueue
+from pipeline.plan.expand import pending
+from pipeline.plan.selection import Keys, Missing, Selection, select
+from pipeline.plan.workqueue import WorkQueue
 
 CONCEPTS = [concept(name) for name in ("mug-1", "mug-2", "mug-3")] + [concept("bad", code="image_missing")]
 PROMPTS = [

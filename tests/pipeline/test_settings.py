@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.bases import find_base
+from pipeline.bases.find import find_base
+from pipeline.inputs.uris import carries_credentials
 from pipeline.settings import RunSettings
-from pipeline.uris import carries_credentials
 
 REQUIRED = {"root": "r", "concepts": "c", "prompts": "p"}
 MINI = find_base("mini")

@@ -5,13 +5,13 @@ import json
 import pytest
 from fake_clock import FakeClock
 
-from pipeline.errors import Code, Origin, Status
-from pipeline.layout import run_path
-from pipeline.lease import EXPIRY_S, Owner, acquire
-from pipeline.parts import PartWriter
-from pipeline.status import RunStatus, read_status
-from pipeline.storage import Storage, StorageError
-from pipeline.units import Outcome
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.layout import run_path
+from pipeline.contract.units import Outcome
+from pipeline.runs.lease import EXPIRY_S, Owner, acquire
+from pipeline.runs.status import RunStatus, read_status
+from pipeline.storage.objects import Storage, StorageError
+from pipeline.tables.parts import PartWriter
 
 PLAN = {"concepts": {"rows": 3, "keys": 3}, "renders": {"rows": 9, "keys": 8}}
 ELSEWHERE = Owner("gpu-7", "", 4711, None)

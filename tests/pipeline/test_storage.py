@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_contract import creates_only_what_is_not_there
 
-from pipeline.storage import (
+from pipeline.storage.objects import (
     MissingObjectError,
     Storage,
     StorageError,
@@ -278,7 +278,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_object(tmp_path):
     # In a process of its own: the limit on a file's size cannot be lifted again.
     program = """
 import resource, signal, sys
-from pipeline.storage import Storage, StorageError
+from pipeline.storage.objects import Storage, StorageError
 storage = Storage(sys.argv[1])
 storage.write("x.png", b"old")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

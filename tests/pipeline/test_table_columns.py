@@ -15,20 +15,20 @@ from readers import READERS
 from small_plans import concept, made, planned
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.changes import find_changes
-from pipeline.done import list_objects, load_done
-from pipeline.errors import ManifestError
-from pipeline.inputs import InputCache, InputLimits
-from pipeline.manifests import load_concepts, load_prompts
-from pipeline.parts import PartWriter
-from pipeline.plan import plan_concepts, plan_requests
-from pipeline.plandb import PlanDB
-from pipeline.publish import publish
-from pipeline.schemas import CONCEPTS, RENDERS, RESERVED_COLUMNS
-from pipeline.storage import Storage
-from pipeline.table_columns import carried_columns
-from pipeline.views import connect, query
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.errors import ManifestError
+from pipeline.contract.schemas import CONCEPTS, RENDERS, RESERVED_COLUMNS
+from pipeline.database.plandb import PlanDB
+from pipeline.inputs.fetch import InputCache, InputLimits
+from pipeline.manifest.load import load_concepts, load_prompts
+from pipeline.plan.changes import find_changes
+from pipeline.plan.done import list_objects, load_done
+from pipeline.plan.expand import plan_concepts, plan_requests
+from pipeline.plan.workqueue import WorkQueue
+from pipeline.storage.objects import Storage
+from pipeline.tables.columns import carried_columns
+from pipeline.tables.parts import PartWriter
+from pipeline.tables.publish import publish
+from pipeline.tables.views import connect, query
 
 # A shop's export on three nights: `brand` is added on the second and missing on the third.
 NIGHTS = (

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_runs import concept, photo, planned
 
-from perfusion_ops.base import encode_pictures, load_base
-from pipeline.bases import find_base
-from pipeline.errors import Code, RowError
-from pipeline.pictures import InputLimits
-from pipeline.training_data import load_example, square
+from perfusion_ops.base_model import encode_pictures, load_base
+from pipeline.bases.find import find_base
+from pipeline.contract.errors import Code, RowError
+from pipeline.inputs.pictures import InputLimits
+from pipeline.worker.training_data import load_example, square
 
 ANY_SIZE = InputLimits(min_side=1)
 

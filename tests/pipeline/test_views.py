@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 from small_plans import concept, made, planned
 
-from pipeline.done import list_objects, load_done
-from pipeline.layout import table_path
-from pipeline.parts import PartWriter
-from pipeline.publish import publish
-from pipeline.schemas import CONCEPTS, RENDERS
-from pipeline.storage import Storage
-from pipeline.views import connect, query
-from pipeline.workqueue import WorkQueue
+from pipeline.contract.layout import table_path
+from pipeline.contract.schemas import CONCEPTS, RENDERS
+from pipeline.plan.done import list_objects, load_done
+from pipeline.plan.workqueue import WorkQueue
+from pipeline.storage.objects import Storage
+from pipeline.tables.parts import PartWriter
+from pipeline.tables.publish import publish
+from pipeline.tables.views import connect, query
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -3,9 +3,9 @@
 import pytest
 
 from perfusion_ops.config import TrainingConfig
-from pipeline.policy import Policy
-from pipeline.units import ConceptTask, RenderShape, RenderTask, RenderUnit, TrainUnit
-from pipeline.watchdog import Watchdog
+from pipeline.contract.units import ConceptTask, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.engine.policy import Policy
+from pipeline.engine.watchdog import Watchdog
 
 POLICY = Policy(
     hang_factor=5, hang_floor_s=100, hang_calls=3, cold_s=400, render_deadline_s=1000, train_deadline_s=9000

@@ -36,14 +36,14 @@ from small_runs import (
 from perfusion_ops.checkpoint import write_checkpoint
 from perfusion_ops.concept import read_concept, write_concept
 from perfusion_ops.training import Trainer, start
-from pipeline.errors import Code, Origin, Status
-from pipeline.layout import checkpoint_path, image_path, weights_path
-from pipeline.patience import UNIT_S, WAITS_S
-from pipeline.pictures import InputLimits
-from pipeline.storage import Storage
-from pipeline.training_data import load_example
-from pipeline.units import RenderShape
-from pipeline.worker import PerfusionWorker
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.layout import checkpoint_path, image_path, weights_path
+from pipeline.contract.units import RenderShape
+from pipeline.inputs.pictures import InputLimits
+from pipeline.storage.objects import Storage
+from pipeline.storage.patience import UNIT_S, WAITS_S
+from pipeline.worker.perfusion_worker import PerfusionWorker
+from pipeline.worker.training_data import load_example
 
 BASES = ("mug", "bag", "shoe")
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import concept, planned
 
-from pipeline import workqueue
-from pipeline.errors import Code, Status
-from pipeline.units import Outcome, RenderUnit, TrainUnit
-from pipeline.workqueue import Remaining, WorkQueue
+from pipeline.contract.errors import Code, Status
+from pipeline.contract.units import Outcome, RenderUnit, TrainUnit
+from pipeline.plan.expand import workqueue
+from pipeline.plan.workqueue import Remaining, WorkQueue
 
 STATUSES = [Status.OK, Status.OK, Status.OK, Status.FAILED, Status.INVALID]
 

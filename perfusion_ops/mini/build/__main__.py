@@ -19,7 +19,7 @@ from perfusion_ops.mini.build.machine import on_machines
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
 from perfusion_ops.mini.build.recipe import FULL, TINY, Recipe
 from perfusion_ops.mini.build.words import write_tokenizer
-from perfusion_ops.mini.products import BASE_INSTANCES
+from perfusion_ops.mini.world.products import BASE_INSTANCES
 
 SCORERS = (reader, identity, dual)
 

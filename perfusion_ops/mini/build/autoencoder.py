@@ -19,7 +19,7 @@ from perfusion_ops.mini.build.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
-from perfusion_ops.mini.scene import SIZE
+from perfusion_ops.mini.world.scene import SIZE
 
 NAME = "autoencoder"
 _KL = 2e-4  # per latent number

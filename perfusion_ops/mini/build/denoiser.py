@@ -20,9 +20,9 @@ from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import captioned, described
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import load_tokenizer
-from perfusion_ops.mini.products import BASE_INSTANCES
-from perfusion_ops.mini.scene import SIZE
-from perfusion_ops.mini.vocabulary import Description
+from perfusion_ops.mini.world.products import BASE_INSTANCES
+from perfusion_ops.mini.world.scene import SIZE
+from perfusion_ops.mini.world.vocabulary import Description
 
 NAME = "denoiser"
 _CHUNK = 1000

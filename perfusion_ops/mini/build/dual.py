@@ -19,8 +19,8 @@ from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import captioned, tensor
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import CONTEXT, load_tokenizer
-from perfusion_ops.mini.products import SCORER_INSTANCES
-from perfusion_ops.mini.scene import SIZE
+from perfusion_ops.mini.world.products import SCORER_INSTANCES
+from perfusion_ops.mini.world.scene import SIZE
 
 NAME = "dual"
 _PATCH = 8  # pixels a side

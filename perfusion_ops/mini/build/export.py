@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from perfusion_ops.base import quiet_libraries
+from perfusion_ops.base_model import quiet_libraries
 from perfusion_ops.mini.build import autoencoder, denoiser
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import load_tokenizer
-from perfusion_ops.mini.scene import SIZE
+from perfusion_ops.mini.world.scene import SIZE
 
 SETTINGS = {
     "name": "mini",

@@ -19,7 +19,7 @@ from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.scorers import VIEWS
-from perfusion_ops.mini.vocabulary import CATEGORIES, COLORS
+from perfusion_ops.mini.world.vocabulary import CATEGORIES, COLORS
 
 NAME = "identity"
 _TEMPERATURE = 0.07

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perfusion_ops.mini.grammar import caption
-from perfusion_ops.mini.products import HELD_OUT, product
-from perfusion_ops.mini.scene import SIZE, photograph, render, sample_scene
-from perfusion_ops.mini.vocabulary import CATEGORIES, Description
+from perfusion_ops.mini.world.grammar import caption
+from perfusion_ops.mini.world.products import HELD_OUT, product
+from perfusion_ops.mini.world.scene import SIZE, photograph, render, sample_scene
+from perfusion_ops.mini.world.vocabulary import CATEGORIES, Description
 
 HELD_OUT_INSTANCES = range(HELD_OUT, HELD_OUT + 1_000_000)
 _CHUNK = 500

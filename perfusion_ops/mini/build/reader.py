@@ -20,9 +20,9 @@ from perfusion_ops.mini.build.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
-from perfusion_ops.mini.products import SCORER_INSTANCES
-from perfusion_ops.mini.scene import sample_scene
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Angle, Description, Relation
+from perfusion_ops.mini.world.products import SCORER_INSTANCES
+from perfusion_ops.mini.world.scene import sample_scene
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Angle, Description, Relation
 
 NAME = "reader"
 HEADS: dict[str, tuple[str, ...]] = {

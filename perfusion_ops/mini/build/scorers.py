@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, ResNetConfig
 
-from perfusion_ops.base import quiet_libraries
+from perfusion_ops.base_model import quiet_libraries
 from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import Recipe, Scorer
-from perfusion_ops.mini.products import SCORER_INSTANCES, product
-from perfusion_ops.mini.scene import SIZE, Scene, photograph
-from perfusion_ops.mini.vocabulary import CATEGORIES
+from perfusion_ops.mini.world.products import SCORER_INSTANCES, product
+from perfusion_ops.mini.world.scene import SIZE, Scene, photograph
+from perfusion_ops.mini.world.vocabulary import CATEGORIES
 
 VIEWS = 4  # photographs of each product
 

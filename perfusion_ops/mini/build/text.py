@@ -17,8 +17,8 @@ from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import captioned, described
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import CONTEXT, load_tokenizer
-from perfusion_ops.mini.products import BASE_INSTANCES
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Description
+from perfusion_ops.mini.world.products import BASE_INSTANCES
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Description
 
 NAME = "text"
 ANGLES = ("front", "side", "above", "tilted")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from perfusion_ops.mini.grammar import MAX_TOKENS, captions
-from perfusion_ops.mini.vocabulary import BACKGROUNDS, phrases
+from perfusion_ops.mini.world.grammar import MAX_TOKENS, captions
+from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, phrases
 
 CONTEXT = MAX_TOKENS + 2  # the start and the end
 _CAPTIONS = 40_000  # in which every word of the grammar has turned up

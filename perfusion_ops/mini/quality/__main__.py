@@ -53,8 +53,8 @@ def measure(base: Path, scorers: Path, out: Path, *, prompts: int, scenes: int =
         ValueError: too few prompts, or a folder that is not what it should be (BaseError, ScorerError).
         RuntimeError: a picture came out not finite.
     """
-    from perfusion_ops.base import load_base
-    from perfusion_ops.folder import describe
+    from perfusion_ops.base.folder import describe
+    from perfusion_ops.base_model import load_base
     from perfusion_ops.scoring.choice import choose_scorers
     from perfusion_ops.scoring.models import load_scorers
 

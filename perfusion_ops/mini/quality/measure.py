@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perfusion_ops.base import Base, quiet_libraries
+from perfusion_ops.base_model import Base, quiet_libraries
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import Frozen, SamplingConfig
 from perfusion_ops.metric import metric_from_moment
-from perfusion_ops.mini.grammar import caption
-from perfusion_ops.mini.products import HELD_OUT, product
 from perfusion_ops.mini.quality.figures import (
     Reading,
     equal_error_rate,
@@ -28,9 +26,11 @@ from perfusion_ops.mini.quality.figures import (
     recall_at_1,
 )
 from perfusion_ops.mini.quality.prompts import Request, Shown, scene_of, shown
-from perfusion_ops.mini.scene import Scene, photograph, sample_scene
-from perfusion_ops.mini.scene import render as render_scene
-from perfusion_ops.mini.vocabulary import CATEGORIES
+from perfusion_ops.mini.world.grammar import caption
+from perfusion_ops.mini.world.products import HELD_OUT, product
+from perfusion_ops.mini.world.scene import Scene, photograph, sample_scene
+from perfusion_ops.mini.world.scene import render as render_scene
+from perfusion_ops.mini.world.vocabulary import CATEGORIES
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.scoring.protocols import DualEmbedder, ImageEmbedder, Reader, Scorers
 

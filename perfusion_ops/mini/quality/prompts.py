@@ -12,9 +12,9 @@ from typing import TypeVar, get_args
 
 import numpy as np
 
-from perfusion_ops.mini.products import HELD_OUT, Product, contrasting, product
-from perfusion_ops.mini.scene import Placed, Scene, pair, sample_view
-from perfusion_ops.mini.vocabulary import (
+from perfusion_ops.mini.world.products import HELD_OUT, Product, contrasting, product
+from perfusion_ops.mini.world.scene import Placed, Scene, pair, sample_view
+from perfusion_ops.mini.world.vocabulary import (
     BACKGROUNDS,
     CATEGORIES,
     COLORS,

@@ -1,0 +1,1 @@
+"""The subcommands of `perfusion`, one module each."""

@@ -1,0 +1,49 @@
+"""`perfusion demo`: a small catalogue of the embedded world, trained, rendered, published, scored and reported."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.commands.run import Json, run
+from jobs.commands.score import newest, score, tell
+from jobs.output import FAILED_ROWS, OK, complain, say, writing
+from jobs.spec import dump_spec, load_spec, resolve
+
+Folder = Annotated[str, typer.Option("--folder", help="where the catalogue and the spec go")]
+Root = Annotated[str | None, typer.Option("--root", help="where results go; FOLDER/results when absent")]
+Products = Annotated[int, typer.Option("--products", min=2, max=100_000, help="products in the catalogue")]
+
+
+def command(folder: Folder = "demo", root: Root = None, products: Products = 6, json: Json = False) -> None:
+    """Train, render, score and report a small made-up catalogue."""
+    from perfusion_ops.mini.catalog import write_catalog
+    from perfusion_ops.mini.embedded import embedded_scorers
+    from pipeline.storage.objects import Storage
+
+    home = Path(folder)
+    spec = home / "spec.yaml"
+    settings = {
+        "root": resolve(root, Path.cwd()) if root else "results",
+        "concepts": "catalog/concepts.parquet",
+        "prompts": "catalog/prompts.parquet",
+        "base": "mini",
+    }
+    with writing(folder):
+        write_catalog(str(home / "catalog"), products)
+        text = "# Written by `perfusion demo`; `perfusion run` takes it as well.\n" + dump_spec(settings)
+        spec.write_text(text, encoding="utf-8")
+    loaded = load_spec(str(spec))
+    code = run(loaded, json=json)
+    run_id = newest(Storage(loaded.root), None) if code == OK else None
+    if run_id is not None:
+        summary, _ = score(Storage(loaded.root), run_id, embedded_scorers())
+        code = FAILED_ROWS if summary.errors else OK
+        if not json:
+            tell(summary)
+    if code == OK and not json:
+        say(f"  spec      {spec}")
+        say(f'next: perfusion query {spec} "SELECT concept_id, count(*) FROM renders GROUP BY ALL"')
+    elif code != OK:
+        complain("the demo did not come out whole; the lines above say why")
+    raise typer.Exit(code)

@@ -1,0 +1,101 @@
+"""`perfusion plan` and `perfusion validate`: what a run would do and refuse; needs no accelerator."""
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.commands.run import Drawn, First, Json, Set, Spec, part, tell_changes
+from jobs.output import OK, USAGE, counted, say, say_json, table, tell_notices
+from jobs.progress import Progress
+from jobs.spec import load_spec
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.done import list_objects
+from pipeline.plan.estimate import Estimate, estimate
+from pipeline.plan.selection import Selection
+from pipeline.run import Planned, check, make_plan
+from pipeline.settings import RunSettings
+from pipeline.storage.objects import Storage
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="bad rows to show")]
+
+_BAD_ROWS = """
+SELECT * FROM (
+    SELECT 'concepts' AS manifest, row, column_name, code, message FROM concepts WHERE code IS NOT NULL
+    UNION ALL
+    SELECT 'prompts', prompt_row, column_name, code, message FROM requests WHERE code IS NOT NULL
+) ORDER BY manifest, row, column_name LIMIT {limit}
+"""
+
+
+def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None, json: Json = False) -> None:
+    """Say what a run would make, why, and at what cost. Needs no accelerator."""
+    settings = load_spec(spec, set_ or ())
+    planned, bad, _ = _plan(settings, 0, part(limit, sample), explain=True)
+    work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)
+    if json:
+        base = {"base": planned.checked.base.name, "base_digest": planned.checked.base.digest}
+        notices = planned.checked.notices
+        say_json(
+            {**base, "work": work, "changes": planned.changes, "estimate": cost, "bad_rows": bad, "notices": notices}
+        )
+        return
+    tell_notices(planned.checked.notices)
+    table(
+        ("", "rows", "reused", "to do", "distinct to do", "bad"),
+        [
+            (name, *(f"{count:,}" for count in (each.rows, each.reused, each.to_do, each.keys_to_do, each.invalid)))
+            for name, each in (("concepts", work.concepts), ("renders", work.renders))
+        ],
+    )
+    tell_changes(planned.changes)
+    _tell_cost(cost)
+    say(f"base {planned.checked.base.name} {planned.checked.base.digest[:12]}")
+    if bad:
+        say(f"{counted(bad, 'bad row')}: `perfusion validate` shows what is wrong")
+
+
+def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False) -> None:
+    """Check both manifests, pictures included, and show every bad row. Needs no accelerator."""
+    planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit)
+    if json:
+        checked = planned.checked
+        manifests = {"concepts": checked.concepts, "prompts": checked.prompts}
+        say_json({**manifests, "bad_rows": bad, "shown": shown, "notices": checked.notices})
+    else:
+        tell_notices(planned.checked.notices)
+        for name, summary in (("concepts", planned.checked.concepts), ("prompts", planned.checked.prompts)):
+            say(f"{name}: {counted(summary.rows, 'row')} in {counted(summary.files, 'file')}")
+        for problem in shown:
+            column = f", column {problem['column_name']}" if problem["column_name"] else ""
+            say(f"{problem['manifest']} row {problem['row']}{column}: {problem['code']}\n    {problem['message']}")
+        if bad > len(shown):
+            say(f"... and {bad - len(shown):,} more: see them with --limit {bad}")
+        say("every row is good" if not bad else counted(bad, "bad row"))
+    raise typer.Exit(USAGE if bad else OK)
+
+
+def _tell_cost(cost: Estimate) -> None:
+    hours = {"training": cost.training_h, "rendering": cost.rendering_h}
+    known = [f"{value:.2f} accelerator-hours of {what}" for what, value in hours.items() if value is not None]
+    if cost.bytes is not None:
+        known.append(f"{cost.bytes / 1e6:,.1f} MB")
+    if cost.measured_by and known:
+        say(f"  estimate  {', '.join(known)}, going by {' and '.join(cost.measured_by)}")
+    elif not cost.measured_by:
+        say("  estimate  none: no run here has made anything yet to go by; try `perfusion run --sample 20`")
+
+
+def _plan(
+    settings: RunSettings, limit: int, selection: Selection | None = None, *, explain: bool = False
+) -> tuple[Planned, int, list[dict[str, Any]]]:
+    with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
+        storage = Storage(settings.root, settings.storage_options or None)
+        checked = check(db, storage, settings, progress, selection)
+        progress.stage("plan", settings.root)
+        list_objects(db, storage)
+        planned = make_plan(db, storage, settings, checked, selection=selection, explain=explain)
+        progress.planned(planned.work)
+        cursor = db.connection.execute(_BAD_ROWS.format(limit=limit))
+        names = [column[0] for column in cursor.description or ()]
+        shown = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return planned, planned.work.concepts.invalid + planned.work.renders.invalid, shown

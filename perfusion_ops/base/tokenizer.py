@@ -1,0 +1,106 @@
+"""A base model's tokenizer by itself: loaded without weights, and token counts of texts.
+
+Nothing here imports torch, so that manifests are checked on a machine without an accelerator in a second.
+"""
+
+import json
+import re
+from typing import Any
+
+from perfusion_ops.base.folder import BaseError, BaseFolder
+
+_SLOT = re.compile(r"\{(\d+)\}")
+_MAX_CACHED = 100_000
+
+
+def pieces(prompt: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Split at `{0}`, `{1}`, ...: the k + 1 texts around the k concept numbers."""
+    parts = _SLOT.split(prompt)
+    return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
+
+
+def words(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text without start, end or padding."""
+    return (
+        list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        if text.strip()
+        else []
+    )
+
+
+def load_tokenizer(folder: BaseFolder) -> Any:
+    """The tokenizer that the base model is loaded with.
+
+    Raises:
+        BaseError: the folder has none, it cannot be read, or it reads more tokens than the text encoder.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    path = folder.path / "tokenizer"
+    _, name = json.loads((folder.path / "model_index.json").read_text()).get("tokenizer") or (None, None)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        tokenizer = getattr(transformers, name or "CLIPTokenizer").from_pretrained(path, local_files_only=True)
+    except Exception as error:  # a damaged file raises whatever the parser of that file raises
+        raise BaseError(f"the tokenizer in {path} cannot be loaded ({error}): copy the model again") from error
+    finally:
+        logging.set_verbosity(level)
+    limit, positions = int(tokenizer.model_max_length), _positions(folder)
+    if positions is not None and limit > positions:
+        raise BaseError(
+            f"the tokenizer in {path} reads {limit:,} tokens and the text encoder {positions:,}: "
+            f"set model_max_length in tokenizer_config.json to {positions}"
+        )
+    return tokenizer
+
+
+def _positions(folder: BaseFolder) -> int | None:
+    """How many tokens the text encoder's own configuration allows."""
+    config = folder.path / "text_encoder" / "config.json"
+    return json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
+
+
+class TokenCounter:
+    """Token counts of many texts, equal to `len(words(tokenizer, text))`.
+
+    A CLIP tokenizer lets no token reach across a blank. So each distinct word is tokenised once, and the count of a
+    text is the sum over its words. Another tokenizer, or one with an added token that holds a blank, reads each text
+    whole.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        clip = type(tokenizer).__name__ in {"CLIPTokenizer", "CLIPTokenizerFast"}
+        self._by_word = clip and not any(re.search(r"\s", token) for token in tokenizer.get_added_vocab())
+        self._counts: dict[str, int] = {}
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that the text encoder reads, with start and end."""
+        return int(self._tokenizer.model_max_length)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text without start and end."""
+        if not self._by_word:
+            return len(words(self._tokenizer, text))
+        total = 0
+        for word in text.split(" "):
+            found = self._counts.get(word)
+            total += self._measure(word) if found is None else found
+        return total
+
+    def knows(self, text: str) -> bool:
+        """Whether the text has a token that stands for some of its characters.
+
+        A vocabulary without a character's bytes replaces them by a special token, which means nothing.
+        """
+        return not self._special.issuperset(words(self._tokenizer, text))
+
+    def _measure(self, word: str) -> int:
+        if len(self._counts) >= _MAX_CACHED:
+            self._counts.clear()
+        self._counts[word] = found = len(words(self._tokenizer, word))
+        return found

@@ -1,0 +1,1 @@
+"""The synthetic product world: products, scenes, captions, and how they are drawn."""

@@ -1,0 +1,1 @@
+"""What the program promises: error codes, content keys, paths, table columns, the words of messages."""

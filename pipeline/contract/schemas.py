@@ -1,0 +1,179 @@
+"""The Arrow schemas of staged parts and published tables: one place, versioned, additive only.
+
+A column is added at the end of its group, nullable, and never renamed or retyped; a reader fills what an older file
+lacks with null. `SCHEMA_VERSION` stands in every file's metadata and grows with each addition. A manifest's own columns
+follow the fixed ones under their own names, so none of them may bear a name in `RESERVED_COLUMNS`.
+"""
+
+import pyarrow as pa
+
+from pipeline.contract.errors import ManifestError
+
+SCHEMA_VERSION = 1
+INTERNAL = "_perfusion_"  # prefix of the names that our own SQL adds to a manifest's columns; manifests may not use it
+METADATA = {b"perfusion.schema_version": str(SCHEMA_VERSION).encode()}
+RUN_ID = b"perfusion.run_id"  # a published file's metadata say which run's it is, wherever it is copied to
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+# The fields of `pipeline.contract.units.Outcome`, one row per finished task.
+PART = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("origin", pa.string()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("bytes", pa.int64()),
+        ("accelerator_s", pa.float64()),
+        ("batch", pa.int32()),
+        ("worker", pa.string()),
+        ("finished_at", pa.float64()),
+        ("loss", pa.float64()),
+        ("column_name", pa.string()),
+    ],
+    metadata=METADATA,
+)
+
+# How the row ended; the same in both tables.
+_RESULT = [
+    ("status", pa.string()),
+    ("error_code", pa.string()),
+    ("error_column", pa.string()),
+    ("error_message", pa.string()),
+    ("attempts", pa.int32()),
+    ("origin", pa.string()),
+    ("uri", pa.string()),
+    ("sha256", pa.string()),
+    ("bytes", pa.int64()),
+    ("accelerator_s", pa.float64()),
+]
+_WORK = [("batch", pa.int32()), ("worker", pa.string()), ("finished_at", _TIME)]
+_BASE = [("base", pa.string()), ("base_digest", pa.string())]
+
+CONCEPTS = pa.schema(
+    [
+        ("manifest_row", pa.int64()),
+        ("concept_id", pa.string()),
+        ("concept_key", pa.string()),
+        ("superclass", pa.string()),
+        ("images", pa.int32()),
+        *_RESULT,
+        ("loss", pa.float64()),
+        *_WORK,
+        *_BASE,
+    ],
+    metadata=METADATA,
+)
+
+RENDERS = pa.schema(
+    [
+        ("manifest_row", pa.int64()),
+        ("image_index", pa.int32()),
+        ("concept_id", pa.string()),
+        ("concept_ids", pa.list_(pa.string())),
+        ("concept_keys", pa.list_(pa.string())),
+        ("render_key", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("bias", pa.float64()),
+        ("temperature", pa.float64()),
+        ("lock", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("steps", pa.int32()),
+        ("guidance", pa.float64()),
+        ("scheduler", pa.string()),
+        *_RESULT,
+        *_WORK,
+        *_BASE,
+    ],
+    metadata=METADATA,
+)
+
+# One row per picture and set of scorers; joined to `renders` by run_id and render_key.
+SCORES = pa.schema(
+    [
+        ("render_key", pa.string()),
+        ("scorer", pa.string()),
+        ("scorer_digest", pa.string()),
+        ("text_similarity", pa.float64()),
+        ("image_similarity", pa.float64()),
+        ("context_correct", pa.bool_()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("scored_at", _TIME),
+    ],
+    metadata=METADATA,
+)
+
+PUBLISHED = {"concepts": CONCEPTS, "renders": RENDERS, "scores": SCORES}
+
+# What a file's path says stands in no file: each reader gives such columns a type of its own and clashes with others.
+PATH_COLUMNS = ("run_id", "run_date")
+
+# Names that a manifest's extra columns may not bear (compared without case: SQL does not tell cases apart).
+RESERVED_COLUMNS = frozenset(
+    [
+        *CONCEPTS.names,
+        *RENDERS.names,
+        *PATH_COLUMNS,
+        # what the manifests mean by their columns
+        *("concept_id", "superclass", "images", "masks", "train"),
+        *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
+        *("width", "height", "steps", "guidance", "scheduler"),
+    ]
+)
+
+
+def check_extra_columns(concepts: list[str], prompts: list[str]) -> None:
+    """Refuse extra columns that would hide a result column or one another.
+
+    Args:
+        concepts: names of the concepts manifest's extra columns.
+        prompts: names of the prompts manifest's extra columns.
+
+    Raises:
+        ManifestError: a reserved name, or a name that stands twice in one manifest or in both.
+    """
+    for manifest, names in (("concepts", concepts), ("prompts", prompts)):
+        seen: set[str] = set()
+        for name in names:
+            if name.lower() in seen:
+                raise ManifestError(
+                    f"column {name!r} stands twice in the {manifest} manifest when upper and lower case are not told "
+                    "apart: rename one of the two"
+                )
+            seen.add(name.lower())
+            if name.lower().startswith(INTERNAL):
+                raise ManifestError(
+                    f"column {name!r} of the {manifest} manifest begins with '{INTERNAL}', which marks names of this "
+                    "program's own: rename it"
+                )
+            if name.lower() in RESERVED_COLUMNS:
+                raise ManifestError(
+                    f"column {name!r} of the {manifest} manifest has the name of a result column: "
+                    f"rename it, for example to 'my_{name}'"
+                )
+    both = sorted({name.lower() for name in concepts} & {name.lower() for name in prompts})
+    if both:
+        raise ManifestError(
+            f"column {both[0]!r} stands in both manifests, and a render's row carries the columns of both: "
+            "rename it in one of them"
+        )
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with exactly the columns of `schema`: cast where the type differs, null where an older file lacks one."""
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,1 @@
+"""Photos and masks from strangers: located, fetched within limits, inspected, decoded."""

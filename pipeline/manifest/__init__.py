@@ -1,0 +1,1 @@
+"""Manifest rows, checked cell by cell and stored in the plan's database."""

@@ -1,0 +1,136 @@
+"""The pictures and masks of one concept: every one located, read, inspected, and referred to by address and digest.
+
+A picture that the manifest carries as bytes is stored once, under its own digest, and then referred to like any other.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.contract.errors import Code, RowError, RowProblem
+from pipeline.contract.layout import input_path
+from pipeline.contract.messages import show
+from pipeline.inputs.fetch import InputCache, InputLimits, Inspected, Role, examine, inspect, locate, redact, resolve
+from pipeline.storage.objects import Storage
+
+Picture = dict[str, str]
+
+_ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must show the same frame
+
+
+class ImageReader:
+    """Reads the `images` and `masks` cells of rows; several threads may share it."""
+
+    def __init__(
+        self,
+        folder: str,
+        storage: Storage,
+        limits: InputLimits,
+        cache: InputCache,
+        storage_options: Mapping[str, object] | None,
+    ) -> None:
+        """Bind what all rows share; `folder` is the URI that relative paths start from."""
+        self._folder = folder
+        self._storage = storage
+        self._limits = limits
+        self._cache = cache
+        self._storage_options = storage_options
+
+    def read(
+        self, images: object, masks: object, problems: list[RowProblem]
+    ) -> tuple[list[Picture] | None, list[Picture] | None]:
+        """References to a row's pictures and masks; None for a cell with a problem, which is added to `problems`.
+
+        Raises:
+            StorageError: a picture given as bytes cannot be stored.
+        """
+        before = len(problems)
+        photos = self._column("images", "image", images, problems)
+        drawn = self._column("masks", "mask", masks, problems) if masks is not None else None
+        if len(problems) == before and photos is not None and drawn is not None:
+            problems.extend(_mismatches([found for _, found in photos], [found for _, found in drawn]))
+        if len(problems) > before:
+            return None, None
+        return [it for it, _ in photos or ()], None if drawn is None else [it for it, _ in drawn]
+
+    def _column(
+        self, column: str, role: Role, cell: object, problems: list[RowProblem]
+    ) -> list[tuple[Picture, Inspected]] | None:
+        try:
+            items = _items(column, cell, self._limits.max_images)
+        except RowError as error:
+            problems.append(RowProblem(error.code, column, str(error)))
+            return None
+        found = []
+        for number, item in enumerate(items, 1):
+            try:
+                found.append(self._one(role, item))
+            except RowError as error:
+                name = _name(item)
+                label = f"{column}, number {number}" + (f" ({name})" if name and name not in str(error) else "")
+                problems.append(RowProblem(error.code, column, f"{label}: {error}"))
+        return found
+
+    def _one(self, role: Role, item: object) -> tuple[Picture, Inspected]:
+        item = _content(item)
+        if isinstance(item, str):
+            uri = locate(resolve(item, self._folder, presigned=self._limits.presigned))
+            found = examine(uri, role, self._limits, self._cache, self._storage_options)
+        elif isinstance(item, bytes):
+            found = inspect(item, self._limits, role)
+            path = input_path(found.sha256)
+            if not self._storage.exists(path):
+                self._storage.create(path, item)
+            uri = self._storage.uri(path)
+        elif item is None:
+            raise RowError(Code.MISSING_VALUE, "it is null: give a URI or remove it from the list")
+        else:
+            raise RowError(Code.WRONG_TYPE, f"it is {_shown(item)}: it must be a URI or the picture's bytes")
+        return {"uri": uri, "sha256": found.sha256, "reading": found.reading}, found
+
+
+def _items(column: str, cell: object, most: int) -> Sequence[object]:
+    if cell is None:
+        raise RowError(Code.MISSING_VALUE, f"{column} has no value: list the URIs of the product's photos")
+    items: object = [cell] if isinstance(cell, str | bytes | Mapping) else cell
+    if not isinstance(items, list):
+        raise RowError(Code.WRONG_TYPE, f"{column} is {show(cell)}: it must be a list of URIs or of bytes")
+    if not items and column == "images":
+        raise RowError(Code.NO_IMAGES, f"{column} is an empty list: three to six photos make a good concept")
+    if len(items) > most:
+        raise RowError(Code.TOO_MANY_IMAGES, f"{column} lists {len(items)} pictures: keep the best {most} or fewer")
+    return items
+
+
+def _content(item: object) -> object:
+    """What a struct of `bytes` and `path`, as Hugging Face's datasets write pictures, holds; others as they are."""
+    if isinstance(item, Mapping) and item and set(item) <= {"bytes", "path"}:
+        data = item.get("bytes")
+        if data is None:
+            return item.get("path")
+        return data if isinstance(data, bytes) else item
+    return item
+
+
+def _name(item: object) -> str:
+    item = _content(item)
+    return redact(item) if isinstance(item, str) else f"{len(item)} bytes" if isinstance(item, bytes) else ""
+
+
+def _shown(item: object) -> str:
+    """A value for a message; a struct without its values, which may be addresses with signatures."""
+    return f"a struct of {', '.join(map(str, item)) or 'nothing'}" if isinstance(item, Mapping) else show(item)
+
+
+def _mismatches(images: list[Inspected], masks: list[Inspected]) -> list[RowProblem]:
+    if len(images) != len(masks):
+        sentence = f"masks has {len(masks)} entries and images {len(images)}: give one mask for each picture, or none"
+        return [RowProblem(Code.MASKS_MISMATCH, "masks", sentence)]
+    return [
+        RowProblem(
+            Code.MASKS_MISMATCH,
+            "masks",
+            f"masks, number {number}: {mask.width} x {mask.height} pixels do not fit the picture's {image.width} x "
+            f"{image.height}: draw the mask on the whole picture",
+        )
+        for number, (image, mask) in enumerate(zip(images, masks, strict=True), 1)
+        if abs(mask.width * image.height - mask.height * image.width) > _ASPECT_TOLERANCE * mask.height * image.width
+    ]

@@ -1,0 +1,365 @@
+"""Manifests into the plan's database: every row lands there, good or bad, and none of them in memory at once.
+
+A good row has its cells and no code. A bad one has the code, the column and the sentence of its first problem, with the
+sentences of all the others joined on. What concerns the manifest as a whole is a `ManifestError`, and nothing starts.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from perfusion_ops.config import SamplingConfig
+from pipeline.contract.errors import Code, ManifestError, RowError, RowProblem, verdict
+from pipeline.contract.messages import storable
+from pipeline.contract.schemas import check_extra_columns
+from pipeline.database.plandb import PlanDB
+from pipeline.files.batches import ManifestFiles, find_manifest, local_copy, read_batches
+from pipeline.files.rows import Columns, ListText
+from pipeline.inputs.fetch import InputCache, InputLimits
+from pipeline.inputs.uris import check_allowed, resolve
+from pipeline.manifest.cells import (
+    Check,
+    RowReader,
+    identifier,
+    negative_prompt,
+    optional,
+    overrides,
+    prompt,
+    required,
+    setting,
+    superclass,
+    text,
+    whole,
+)
+from pipeline.manifest.extra_columns import ExtraColumns
+from pipeline.manifest.images import ImageReader
+from pipeline.manifest.list_cells import split_list
+from pipeline.storage.objects import Storage, StorageError, open_filesystem
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_CHUNK_ROWS = 2048
+
+_CONCEPTS = Columns(
+    known=frozenset({"concept_id", "superclass", "images", "masks", "train"}),
+    required=frozenset({"concept_id", "superclass", "images"}),
+    numbers=frozenset(),
+    lists=frozenset({"images", "masks"}),
+)
+_PROMPT_NUMBERS = frozenset({"seed", "num_images", "bias", "temperature", "width", "height", "steps", "guidance"})
+_PROMPTS = Columns(
+    known=frozenset({"prompt", "where", "negative_prompt", "lock", "scheduler"}) | _PROMPT_NUMBERS,
+    required=frozenset({"prompt"}),
+    numbers=_PROMPT_NUMBERS,
+    lists=frozenset(),
+)
+
+_PICTURES = pa.list_(pa.struct([("uri", pa.string()), ("sha256", pa.string()), ("reading", pa.string())]))
+_VERDICT = [("code", pa.string()), ("column_name", pa.string()), ("message", pa.string())]
+_CONCEPT_ROW = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("concept_id", pa.string()),
+        ("superclass", pa.string()),
+        ("images", _PICTURES),
+        ("masks", _PICTURES),
+        ("train", pa.string()),
+        *_VERDICT,
+    ]
+)
+_PROMPT_ROW = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("prompt", pa.string()),
+        ("where_expr", pa.string()),
+        ("seed", pa.int64()),
+        ("num_images", pa.int32()),
+        ("negative_prompt", pa.string()),
+        ("bias", pa.float64()),
+        ("temperature", pa.float64()),
+        ("lock", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("steps", pa.int32()),
+        ("guidance", pa.float64()),
+        ("scheduler", pa.string()),
+        *_VERDICT,
+    ]
+)
+
+# Column of the manifest, column of the table, check: in the order in which problems are reported.
+_PROMPT_CHECKS = (
+    ("prompt", "prompt", required(prompt)),
+    ("where", "where_expr", optional(text())),
+    ("seed", "seed", optional(whole(0, 2**63 - 1))),
+    ("num_images", "num_images", optional(whole(1, 1000))),
+    ("negative_prompt", "negative_prompt", optional(negative_prompt)),
+    ("bias", "bias", optional(setting(SamplingConfig, "bias"))),
+    ("temperature", "temperature", optional(setting(SamplingConfig, "temperature"))),
+    ("lock", "lock", optional(setting(SamplingConfig, "lock"))),
+    ("width", "width", optional(setting(SamplingConfig, "width", multiple=8))),
+    ("height", "height", optional(setting(SamplingConfig, "height", multiple=8))),
+    ("steps", "steps", optional(setting(SamplingConfig, "steps"))),
+    ("guidance", "guidance", optional(setting(SamplingConfig, "guidance"))),
+    ("scheduler", "scheduler", optional(setting(SamplingConfig, "scheduler"))),
+)
+
+
+@dataclass(frozen=True)
+class ManifestSummary:
+    """What a manifest came to.
+
+    `bad` counts rows by code; `digest` (hex sha256) is of its files' contents, sorted; `notices` are sentences about
+    what was skipped or assumed.
+    """
+
+    uri: str
+    digest: str
+    files: int
+    rows: int
+    good: int
+    bad: Mapping[str, int]
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row as read: its number from 1, its known cells, and why it could not be read if it could not."""
+
+    number: int
+    cells: Mapping[str, object]
+    broken: str | None
+
+
+def load_concepts(
+    db: PlanDB,
+    uri: str,
+    *,
+    storage: Storage,
+    limits: InputLimits,
+    cache: InputCache,
+    storage_options: Mapping[str, object] | None = None,
+    threads: int = 8,
+    superclass_check: Callable[[str], None] | None = None,
+) -> ManifestSummary:
+    """Check a concepts manifest, pictures included, into `concepts` and `concepts_extra`.
+
+    Args:
+        db: the plan's database; the two tables are filled here.
+        uri: path or URI of a file, folder or glob of Parquet, CSV or JSON lines; relative picture paths are taken
+            from the folder that it names or lies in.
+        storage: root under which pictures that the manifest carries as bytes are kept, once each.
+        limits: what pictures may be and where they may lie.
+        cache: earlier inspections; what is learnt here is saved into it.
+        storage_options: fsspec options for the manifest and the pictures, for one filesystem or grouped by scheme.
+        threads: pictures inspected at the same time.
+        superclass_check: raises `RowError` for a superclass that the base model cannot read
+            (`pipeline.bases.superclasses`); without it only the text is checked.
+
+    Raises:
+        ManifestError: nothing can start from this manifest.
+        StorageError: the root cannot be written.
+    """
+    manifest = find_manifest(uri, storage_options)
+    images = ImageReader(manifest.folder, storage, limits, cache, storage_options)
+    reading = _Reading(db, "concepts", manifest, _CONCEPTS)
+    with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
+        exists = partial(_exists, folder=manifest.folder, allow=limits.allow, options=storage_options)
+        check = superclass if superclass_check is None else _superclass_of_base(superclass_check)
+        checked = partial(_concept, images=images, exists=exists, superclass_check=check)
+        rows = bounded_map(pool, checked, reading.rows(), 4 * threads)
+        _insert(db, "concepts", _CONCEPT_ROW, rows)
+    _mark_duplicates(db)
+    cache.save()
+    return reading.summary()
+
+
+def load_prompts(db: PlanDB, uri: str, *, storage_options: Mapping[str, object] | None = None) -> ManifestSummary:
+    """Check a prompts manifest into `prompts` and `prompts_extra`; arguments and errors as for `load_concepts`."""
+    reading = _Reading(db, "prompts", find_manifest(uri, storage_options), _PROMPTS)
+    _insert(db, "prompts", _PROMPT_ROW, map(_prompt, reading.rows()))
+    return reading.summary()
+
+
+def bounded_map(
+    pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], window: int
+) -> Iterator[Out]:
+    """`pool.map`, but at most `window` items are taken from `items` ahead of the result that is waited for."""
+    waiting: deque[Future[Out]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+class _Reading:
+    """One pass over a manifest: rows are handed out once, extra columns go to their table on the way."""
+
+    def __init__(self, db: PlanDB, table: str, manifest: ManifestFiles, columns: Columns) -> None:
+        self._db = db
+        self._table = table
+        self._manifest = manifest
+        self._columns = columns
+        self._extra = ExtraColumns(db.connection, f"{table}_extra")
+        self._digests: list[str] = []
+        self._rows = 0
+
+    def rows(self) -> Iterator[_Row]:
+        """Every row, in the order of the files.
+
+        Raises:
+            ManifestError: as soon as a file turns out to be unusable, or at the end when there was no row.
+        """
+        for file in self._manifest.files:
+            with local_copy(self._manifest, file.name) as (path, digest):
+                self._digests.append(digest)
+                for batch in read_batches(path, file, self._columns, self._manifest.notices):
+                    first = self._rows + 1
+                    self._rows += len(batch.cells)
+                    self._extra.append(first, len(batch.cells), batch.extra, batch.kinds)
+                    self._check_extra()
+                    for index, cells in enumerate(batch.cells):
+                        yield _Row(first + index, cells, batch.broken.get(index))
+        if not self._rows:
+            raise ManifestError(f"the manifest {self._manifest.uri} holds no rows: nothing can be made from it")
+        self._extra.finish()
+
+    def summary(self) -> ManifestSummary:
+        """Counts, from the table itself."""
+        counts = self._db.connection.execute(f"SELECT code, count(*) FROM {self._table} GROUP BY code").fetchall()
+        by_code: dict[str | None, int] = dict(counts)
+        good = by_code.pop(None, 0)
+        if good + sum(by_code.values()) != self._rows:
+            raise AssertionError(f"{self._rows} rows were read and {by_code} with {good} good ones were kept")
+        return ManifestSummary(
+            uri=self._manifest.uri,
+            digest=hashlib.sha256("\n".join(sorted(self._digests)).encode()).hexdigest(),
+            files=len(self._manifest.files),
+            rows=self._rows,
+            good=good,
+            bad={code: by_code[code] for code in sorted(filter(None, by_code))},
+            # What the files say first, then what the columns say.
+            notices=(*self._manifest.notices.sentences(self._manifest.uri), *self._extra.notices),
+        )
+
+    def _check_extra(self) -> None:
+        names = self._extra.names
+        check_extra_columns(names, []) if self._table == "concepts" else check_extra_columns([], names)
+
+
+def _superclass_of_base(check: Callable[[str], None]) -> Check:
+    def checked(column: str, value: object) -> str:
+        words: str = superclass(column, value)
+        check(words)
+        return words
+
+    return checked
+
+
+def _concept(row: _Row, images: ImageReader, exists: Callable[[str], bool], superclass_check: Check) -> dict[str, Any]:
+    if row.broken:
+        return {"row": row.number, "concept_id": _raw(row.cells.get("concept_id")), **_broken(row.broken)}
+    reader = RowReader(row.cells)
+    values: dict[str, Any] = {
+        "row": row.number,
+        "concept_id": reader.read("concept_id", required(identifier)),
+        "superclass": reader.read("superclass", required(superclass_check)),
+        "train": reader.read("train", optional(overrides)),
+    }
+    problems = reader.problems
+    photos, drawn = (_listed(row.cells.get(column), exists) for column in ("images", "masks"))
+    values["images"], values["masks"] = images.read(photos, drawn, problems)
+    for column in ("concept_id", "superclass"):
+        values[column] = values[column] or _raw(row.cells.get(column))
+    return values | verdict(problems)
+
+
+def _listed(cell: object, exists: Callable[[str], bool]) -> object:
+    """A cell of pictures, as a list where it is text that lists them."""
+    if isinstance(cell, ListText):
+        return split_list(cell.text, exists, csv=True)
+    return split_list(cell, exists, csv=False) if isinstance(cell, str) else cell
+
+
+def _exists(address: str, *, folder: str, allow: tuple[str, ...], options: Mapping[str, object] | None) -> bool:
+    """Whether there is a file of that address; what may not be read, or lies behind http, is not asked for."""
+    try:
+        uri = resolve(address, folder)
+        check_allowed(uri, allow)
+        if uri.startswith(("http:", "https:")):
+            return False
+        filesystem: Any = open_filesystem(uri, options)
+        return bool(filesystem.isfile(filesystem._strip_protocol(uri)))
+    except (RowError, StorageError, OSError, ValueError):
+        return False  # reading the picture tells why
+
+
+def _prompt(row: _Row) -> dict[str, Any]:
+    if row.broken:
+        return {"row": row.number, "prompt": _raw(row.cells.get("prompt")), "num_images": 1, **_broken(row.broken)}
+    reader = RowReader(row.cells)
+    values = {target: reader.read(column, check) for column, target, check in _PROMPT_CHECKS}
+    values["num_images"] = values["num_images"] or 1
+    if values["seed"] is not None and values["num_images"] > 1:
+        reader.problems.append(
+            RowProblem(
+                Code.SEED_CONFLICT,
+                "seed",
+                f"the row has seed {values['seed']} and num_images {values['num_images']}: one seed makes one picture; "
+                "write one row a seed or leave seed out",
+            )
+        )
+    values["prompt"] = values["prompt"] or _raw(row.cells.get("prompt"))
+    return {"row": row.number, **values, **verdict(reader.problems)}
+
+
+def _broken(sentence: str) -> dict[str, str | None]:
+    return verdict([RowProblem(Code.WRONG_TYPE, None, sentence)])
+
+
+def _raw(cell: object) -> str | None:
+    """What a bad cell held, for the people who look for the row; text only."""
+    return storable(cell) if isinstance(cell, str) else None
+
+
+def _insert(db: PlanDB, table: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+    rows = iter(rows)
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        db.connection.register("row_batch", pa.Table.from_pylist(chunk, schema))
+        try:
+            db.connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM row_batch")
+        finally:
+            db.connection.unregister("row_batch")
+
+
+def _mark_duplicates(db: PlanDB) -> None:
+    """Give every row but the first of an id its code; the id is the first column, so this problem comes first."""
+    db.connection.execute(
+        """
+        UPDATE concepts SET
+            code = ?, column_name = 'concept_id',
+            message = 'concept_id ''' || concepts.concept_id || ''' stands in row ' || first.row
+                || ' already: give each product an id of its own' || coalesce('; also: ' || concepts.message, '')
+        FROM (
+            SELECT concept_id, min(row) AS row FROM concepts WHERE concept_id IS NOT NULL
+            GROUP BY concept_id HAVING count(*) > 1
+        ) AS first
+        WHERE concepts.concept_id = first.concept_id AND concepts.row > first.row
+            AND (concepts.code IS NULL OR concepts.code <> ?)
+        """,
+        [Code.DUPLICATE_ID.value, Code.BAD_ID.value],
+    )

@@ -1,0 +1,1 @@
+"""From checked rows to work: keys, reuse, selection, changes. It reads published tables."""

@@ -1,0 +1,109 @@
+"""Why work is to be done: what of a plan is new, and what replaces a result that is out of date, and for which reason.
+
+A picture's place is its prompt, negative prompt, size and index, as in the view `current`. What is planned for a place
+and differs from what stands there was changed by one of these, of which the first is named: the base model, the weights
+of its concepts, its settings (seed, sampler, bias, temperature, lock). A picture whose place is empty is new, unless
+its row of the manifest made another picture of the same concepts that is not asked for any more: the prompt changed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.database.plandb import PlanDB
+from pipeline.storage.objects import Storage
+from pipeline.tables.views import connect
+
+NEW, LOST, BASE, WEIGHTS, SETTINGS, PROMPT = "new", "object gone", "base", "weights", "settings", "prompt"
+SUPERCLASS, TRAINING = "superclass", "pictures or training"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Distinct keys to do, by reason; reasons without any are absent."""
+
+    concepts: dict[str, int] = field(default_factory=dict)
+    renders: dict[str, int] = field(default_factory=dict)
+
+
+def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit: str) -> Changes:
+    """Compare what a plan is about to do with what is published; `done` must be filled.
+
+    Args:
+        db: the plan.
+        storage: with the tables of earlier runs.
+        base_digest: of the plan's base model.
+        memory_limit: beyond which the comparison spills to disk.
+
+    Raises:
+        StorageError: the tables cannot be listed.
+    """
+    values = {"base_digest": base_digest}
+    with connect(storage) as connection:
+        connection.execute(f"SET memory_limit = '{memory_limit}'")
+        for name, sql in (("planned_concepts", _PLANNED_CONCEPTS), ("planned_renders", _PLANNED_RENDERS)):
+            connection.register("rows_planned", db.connection.sql(sql).to_arrow_reader())
+            connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM rows_planned")
+            connection.unregister("rows_planned")
+        return Changes(
+            _counts(connection.execute(_CONCEPTS, values).fetchall()),
+            _counts(connection.execute(_RENDERS, values).fetchall()),
+        )
+
+
+def _counts(rows: Sequence[tuple[Any, ...]]) -> dict[str, int]:
+    return {str(reason): int(count) for reason, count in rows}
+
+
+_PLANNED_CONCEPTS = """
+SELECT k.concept_key, any_value(k.concept_id) AS concept_id, any_value(normalise_superclass(c.superclass)) AS superclass
+FROM concept_keys k JOIN concepts c USING (row)
+WHERE k.concept_key NOT IN (SELECT key FROM done WHERE kind = 'concept') GROUP BY k.concept_key
+"""
+
+_PLANNED_RENDERS = """
+SELECT prompt_row AS manifest_row, image_index, concept_ids, concept_keys, render_key, prompt, negative_prompt, seed,
+    width, height, d.key IS NOT NULL AS done
+FROM requests LEFT JOIN (SELECT key FROM done WHERE kind = 'render') d ON d.key = render_key
+WHERE code IS NULL
+QUALIFY row_number() OVER (PARTITION BY render_key ORDER BY prompt_row, image_index) = 1
+"""
+
+_CONCEPTS = f"""
+WITH old AS (
+    SELECT concept_id, arg_max(superclass, finished_at) AS superclass, arg_max(base_digest, finished_at) AS base_digest
+    FROM concepts WHERE status = 'ok' GROUP BY concept_id
+)
+SELECT CASE
+    WHEN p.concept_key IN (SELECT concept_key FROM concepts WHERE status = 'ok') THEN '{LOST}'
+    WHEN o.concept_id IS NULL THEN '{NEW}'
+    WHEN o.base_digest <> $base_digest THEN '{BASE}'
+    WHEN trim(regexp_replace(o.superclass, '\\s+', ' ', 'g')) <> p.superclass THEN '{SUPERCLASS}'
+    ELSE '{TRAINING}' END AS reason, count(*)
+FROM planned_concepts p LEFT JOIN old o USING (concept_id) GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+
+# Several pictures may stand at one place (seeds): the one of the same seed is the one that is replaced.
+_RENDERS = f"""
+WITH to_do AS (SELECT * FROM planned_renders WHERE NOT done),
+unwanted AS (SELECT * FROM current ANTI JOIN planned_renders USING (render_key)),
+at_place AS (
+    SELECT t.render_key, arg_max(o.base_digest = $base_digest, o.seed = t.seed) AS same_base,
+        arg_max(o.concept_keys = t.concept_keys, o.seed = t.seed) AS same_weights
+    FROM to_do t JOIN unwanted o ON o.prompt = t.prompt AND o.negative_prompt = t.negative_prompt
+        AND o.width IS NOT DISTINCT FROM t.width AND o.height IS NOT DISTINCT FROM t.height
+        AND o.image_index = t.image_index
+    GROUP BY t.render_key
+),
+same_row AS (
+    SELECT DISTINCT t.render_key FROM to_do t JOIN unwanted o USING (manifest_row, image_index, concept_ids)
+)
+SELECT CASE
+    WHEN t.render_key IN (SELECT render_key FROM renders WHERE status = 'ok') THEN '{LOST}'
+    WHEN NOT a.same_base THEN '{BASE}'
+    WHEN NOT a.same_weights THEN '{WEIGHTS}'
+    WHEN a.same_weights THEN '{SETTINGS}'
+    WHEN t.render_key IN (SELECT render_key FROM same_row) THEN '{PROMPT}'
+    ELSE '{NEW}' END AS reason, count(*)
+FROM to_do t LEFT JOIN at_place a USING (render_key) GROUP BY 1 ORDER BY 2 DESC, 1
+"""

@@ -1,0 +1,1 @@
+"""What storage records about a run, and which driver holds it."""

@@ -1,0 +1,1 @@
+"""Scores of a published run: how well its renders match their prompts and products."""

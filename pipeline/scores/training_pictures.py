@@ -1,0 +1,71 @@
+"""Where the training pictures of a finished run's concepts lie: in what the run recorded, else in its manifest.
+
+A run records the first thousand concepts for its report; the addresses of others are read again from the concepts
+manifest that the run names. Addresses, not contents: pictures that were replaced since are taken as they are now.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+
+from pydantic import ValidationError
+
+from pipeline.contract.layout import run_path
+from pipeline.database.plandb import PlanDB
+from pipeline.inputs.cache import InputCache
+from pipeline.manifest.load import load_concepts
+from pipeline.settings import RunSettings
+from pipeline.storage.objects import Storage, StorageError
+
+
+def recorded_settings(storage: Storage, run_id: str) -> RunSettings:
+    """The settings of a run.
+
+    Raises:
+        StorageError: they cannot be read or understood.
+    """
+    path = run_path(run_id, "spec.json")
+    try:
+        return RunSettings.model_validate(json.loads(storage.read(path))["settings"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StorageError(
+            f"{storage.uri(path)} cannot be understood ({error}): restore it, or use the version that wrote it"
+        ) from error
+
+
+def training_pictures(
+    storage: Storage, run_id: str, settings: RunSettings, wanted: Collection[str]
+) -> Mapping[str, tuple[str, ...]]:
+    """Addresses of the training pictures by concept id; memory grows with `wanted` by some hundred bytes each.
+
+    Args:
+        storage: the run's root.
+        run_id: the run.
+        settings: what it was run with.
+        wanted: concept ids; one that neither the record nor the manifest has is left out.
+
+    Raises:
+        ManifestError: the manifest is needed and cannot be read.
+        StorageError: storage failed.
+    """
+    path = run_path(run_id, "inputs.json")
+    recorded = json.loads(storage.read(path)) if storage.exists(path) else {}
+    found = {name: tuple(recorded[name]) for name in wanted if name in recorded}
+    if len(found) == len(set(wanted)):
+        return found
+    with PlanDB(memory_limit=settings.engine.plan_memory) as db:
+        load_concepts(
+            db,
+            settings.concepts,
+            storage=storage,
+            limits=settings.inputs,
+            cache=InputCache(storage),
+            storage_options=settings.storage_options or None,
+            threads=settings.engine.threads,
+        )
+        cursor = db.connection.execute(
+            "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts WHERE code IS NULL"
+        )
+        while row := cursor.fetchone():
+            if row[0] in wanted:
+                found.setdefault(row[0], tuple(row[1]))
+    return found

@@ -1,0 +1,1 @@
+"""From outcomes to published tables: staged parts, the final rows, the commit marker, and views."""

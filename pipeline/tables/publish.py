@@ -1,0 +1,245 @@
+"""From requests and outcomes to the published tables: every manifest row exactly once, then the word that it is so.
+
+The order makes a crash between any two steps harmless. Finished files are first staged under runs/ by their digest;
+an intent created exclusively names them, and from then on the run's tables are fixed: publishing again copies exactly
+those bytes to tables/, each created exclusively, and at last puts the intent's own bytes as published.json. Whoever
+comes second ends with the same tables.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contract.layout import TABLES, run_path, table_path
+from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, conform
+from pipeline.database.memory import retried
+from pipeline.database.plandb import PlanDB
+from pipeline.storage.objects import Storage, StorageError
+from pipeline.tables.columns import agree
+from pipeline.tables.parts import read_parts
+from pipeline.tables.rows import KEYS, table_rows
+
+_ROWS_PER_GROUP = (
+    65_536  # a lookup of one concept reads one group: larger groups make it slower, smaller ones no faster
+)
+_GROUPS_PER_FILE = 16  # 1,048,576 rows: a run of a million appears at once
+_FILE_BYTES = 2**28  # a file is in memory until it is whole
+_NAMED_KEYS = 5
+
+
+class UnaccountedError(RuntimeError):
+    """Some rows have no outcome: the run is not over, and publishing it would lose them."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of a published table; `path` is relative to the root."""
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published: rows by status and by error code per table, and the files; `content` as in `repeat`."""
+
+    run_id: str
+    run_date: str
+    base: str
+    base_digest: str
+    statuses: dict[str, dict[str, int]]
+    codes: dict[str, dict[str, int]]
+    files: tuple[PublishedFile, ...]
+    content: str = ""
+
+    def rows(self, table: str) -> int:
+        """Rows of one table."""
+        return sum(self.statuses[table].values())
+
+    def uris(self, storage: Storage) -> list[str]:
+        """Where the files are."""
+        return [storage.uri(file.path) for file in self.files]
+
+    def to_json(self) -> bytes:
+        """The content of published.json."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Published":
+        """The inverse of `to_json`."""
+        values = json.loads(data)
+        return cls(**{**values, "files": tuple(PublishedFile(**file) for file in values["files"])})
+
+
+def publish(
+    db: PlanDB,
+    storage: Storage,
+    *,
+    run_id: str,
+    run_date: str,
+    base: str,
+    base_digest: str,
+    content: str = "",
+    parts: Iterable[str] = (),
+    clock: Callable[[], float] = time.time,
+    rows_per_group: int = _ROWS_PER_GROUP,
+) -> Published:
+    """Publish a run whose work is over; a run that is published already is only read back.
+
+    Args:
+        db: planned, with the `done` that the run started from.
+        storage: where the run's parts lie and the tables go.
+        run_id: the run.
+        run_date: YYYY-MM-DD, the partition.
+        base: name of the base model.
+        base_digest: its digest.
+        content: digest of what the tables follow from; empty when nobody will ask.
+        parts: of the run, that a listing may not show yet.
+        clock: seconds since 1970.
+        rows_per_group: rows per Parquet row group.
+
+    Raises:
+        UnaccountedError: a row has no outcome.
+        StorageError: storage failed; call again.
+    """
+    done = run_path(run_id, "published.json")
+    if storage.exists(done):
+        return Published.from_json(storage.read(done))
+    intent = run_path(run_id, "publish/intent.json")
+    if not storage.exists(intent):
+        read_parts(db.connection, storage, run_id, parts)
+        common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
+        statuses, codes, files = {}, {}, []
+        for table in TABLES:
+            account, staged = _stage(
+                db, storage, table, common, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group
+            )
+            statuses[table], codes[table] = dict(sorted(account.statuses.items())), dict(sorted(account.codes.items()))
+            files += staged
+        db.connection.execute("DROP TABLE outcomes; DROP TABLE repeats")
+        published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files), content)
+        storage.create(intent, published.to_json())
+    # Read back even by its author: another attempt may have been first.
+    decided = storage.read(intent)
+    published = Published.from_json(decided)
+    for file in published.files:
+        _place(storage, run_id, file)
+    storage.create(done, decided)
+    for file in published.files:
+        storage.delete(_staged(run_id, file.sha256))
+    return published
+
+
+@dataclass
+class _Account:
+    """Every row that goes into a table, counted on its way; `seen` marks the manifest rows, which count from 1."""
+
+    table: str
+    planned: int
+    manifest: int
+    seen: np.ndarray
+    rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    lost_keys: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, db: PlanDB, table: str) -> "_Account":
+        manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
+        [(last, manifest_rows, planned_rows)] = db.connection.execute(
+            f"SELECT max(row), count(*), (SELECT count(*) FROM {planned}) FROM {manifest}"
+        ).fetchall()
+        return cls(table, planned_rows, manifest_rows, np.zeros((last or 0) + 1, dtype=bool))
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += len(rows)
+        self.seen[rows["manifest_row"].to_numpy()] = True
+        self.statuses.update(_counted(rows["status"]))
+        self.codes.update(_counted(rows["error_code"]))
+        if rows["status"].null_count:
+            lost = rows.filter(rows["status"].is_null())
+            self.lost += len(lost)
+            self.lost_keys = sorted({*self.lost_keys, *lost[KEYS[self.table]].to_pylist()})[:_NAMED_KEYS]
+
+    def check(self) -> None:
+        """Raises `UnaccountedError` unless all planned rows came, each with an outcome, and every manifest row."""
+        if self.lost:
+            raise UnaccountedError(
+                f"{self.lost} rows of {self.table} have no outcome, among them keys {', '.join(self.lost_keys)}: "
+                "the run is not over; run the same command again to finish it"
+            )
+        found = int(self.seen.sum())
+        if self.rows != self.planned or found != self.manifest:
+            raise UnaccountedError(
+                f"{self.table} would have {self.rows} rows for {self.planned} planned and "
+                f"{found} manifest rows for {self.manifest}"
+            )
+
+
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+    counts = values.drop_null().value_counts()
+    return {each["values"]: each["counts"] for each in counts.to_pylist()}
+
+
+@retried
+def _stage(
+    db: PlanDB, storage: Storage, table: str, common: dict[str, Any], *, run_id: str, run_date: str, rows_per_group: int
+) -> tuple[_Account, list[PublishedFile]]:
+    """Write all rows of a table in order to files named by their digest, accounting for every one of them."""
+    account = _Account.open(db, table)
+    carried = agree(db, storage, table)
+    groups = table_rows(db, table, common, rows_per_group, carried)
+    schema = pa.schema(
+        [*PUBLISHED[table], *(each.field for each in carried)], metadata=METADATA | {RUN_ID: run_id.encode()}
+    )
+    sorting = [
+        pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", KEYS[table])
+    ]
+    files = []
+    for first in groups:
+        rows, sink = 0, io.BytesIO()
+        with pq.ParquetWriter(
+            sink, schema, compression="zstd", write_page_index=True, sorting_columns=sorting
+        ) as writer:
+            for group in chain([first], groups):
+                account.add(group)
+                writer.write_table(conform(group, schema), rows_per_group)
+                rows += len(group)
+                if rows >= rows_per_group * _GROUPS_PER_FILE or sink.tell() >= _FILE_BYTES:
+                    break
+        data = sink.getvalue()
+        path = table_path(table, run_date, run_id, len(files))
+        file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())
+        storage.write(_staged(run_id, file.sha256), data)
+        files.append(file)
+    account.check()
+    return account, files
+
+
+def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
+    """Put a staged file where readers look."""
+    if storage.size(file.path) == file.bytes:
+        return
+    data = storage.read(_staged(run_id, file.sha256))
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise StorageError(f"{storage.uri(_staged(run_id, file.sha256))} is damaged: restore it and run again")
+    if not storage.create(file.path, data) and storage.read(file.path) != data:
+        raise StorageError(f"{storage.uri(file.path)} holds something else: published tables are never overwritten")
+
+
+def _staged(run_id: str, sha256: str) -> str:
+    return run_path(run_id, f"publish/{sha256}.parquet")

@@ -1,0 +1,1 @@
+"""What one slot does: trains groups of concepts, renders batches, writes the objects."""
