@@ -31,12 +31,12 @@ bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | pl
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, hurt 36 times; make test holds a small share
-	@$(BIN)/python tests/chaos.py $(ARGS)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 stores: .venv/ready  ## storage on Azure's and Google's emulators, beside the S3 server of make test; needs Node
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[azure,gcs]' gcp-storage-emulator==2026.7.19
 	@npm install --silent --prefix .venv/azurite azurite@3.37.0
-	@$(BIN)/python -m pytest tests/pipeline/test_object_stores.py
+	@$(BIN)/python -m pytest tests/behaviour/test_object_stores.py
 
 quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality
 	@$(BIN)/python -m perfusion_ops.mini.quality --out .bench/quality $(ARGS)

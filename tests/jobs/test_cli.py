@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import small_scorers
 
 from jobs import cli
 from jobs.commands.run import run
@@ -26,6 +25,7 @@ from pipeline.run import Engine
 from pipeline.runs.lease import acquire
 from pipeline.runs.status import read_status
 from pipeline.storage.objects import Storage
+from tests.support import scorer_folders as small_scorers
 
 COMMANDS = (
     "demo", "catalog", "validate", "plan", "run", "rerender", "retry", "status", "query", "score", "report", "schema",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import naive_edit, random_metric
 
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
+from tests.support.tiny_base import naive_edit, random_metric
 
 D, R, N = 12, 20, 5
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small import small_base
 
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base
@@ -19,6 +18,7 @@ from perfusion_ops.metric import (
 )
 from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.world import grammar
+from tests.support.tiny_base import small_base
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from small import small_parts
 from torch import nn
 
 from perfusion_ops.projection import install
+from tests.support.tiny_base import small_parts
 
 
 def pipeline(parts):

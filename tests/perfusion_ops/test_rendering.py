@@ -3,12 +3,12 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from small import naive_edit, random_metric, small_base, small_parts
 
 from perfusion_ops.concept import Concept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, encode, substitute, tokenize
+from tests.support.tiny_base import naive_edit, random_metric, small_base, small_parts
 
 SAMPLER = Sampler(16, 16, 4, 4.0, "ddim")
 

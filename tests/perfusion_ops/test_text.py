@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from small import small_base
 
 from perfusion_ops.text import PromptTooLongError, encode, pieces, substitute, tokenize, words
+from tests.support.tiny_base import small_base
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from small import random_metric, small_base
 
 from perfusion_ops.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import encode, tokenize
 from perfusion_ops.training import Example, Trainer, loss_masks, start
+from tests.support.tiny_base import random_metric, small_base
 
 
 @pytest.fixture(scope="module")

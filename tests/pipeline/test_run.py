@@ -10,20 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import (
-    METRIC,
-    TROUBLES,
-    Engines,
-    Silent,
-    Trouble,
-    check_same_picture,
-    check_same_weights,
-    keep_metric,
-    photo,
-    run_settings,
-    troubled,
-)
-from small_shop import CONCEPTS, PROMPTS, PhotosVanish, check_accounts, go, open_shop, stock, tables
 
 from pipeline.clock import SystemClock
 from pipeline.contract.errors import Code, ManifestError
@@ -36,6 +22,20 @@ from pipeline.run import execute
 from pipeline.runs.lease import LeaseHeld, Owner
 from pipeline.runs.status import read_status
 from pipeline.storage.objects import Storage, StorageError
+from tests.support.runs import (
+    METRIC,
+    TROUBLES,
+    Engines,
+    Silent,
+    Trouble,
+    check_same_picture,
+    check_same_weights,
+    keep_metric,
+    photo,
+    run_settings,
+    troubled,
+)
+from tests.support.shop import CONCEPTS, PROMPTS, PhotosVanish, check_accounts, go, open_shop, stock, tables
 
 # Between two runs that come to the same these may differ; pixels, by one part in 255 with the batch they were in.
 PASSING = {"accelerator_s", "worker", "attempts", "finished_at", "batch", "sha256", "bytes"}

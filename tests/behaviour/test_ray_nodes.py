@@ -1,0 +1,105 @@
+"""Machines of a real Ray cluster that vanish: nothing is lost, and no row is blamed for it."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import ray
+from ray._private import ray_constants
+from ray.cluster_utils import Cluster
+
+from cluster.ray_executor import RayExecutor, SlotResources
+from pipeline.contract.errors import Status
+from tests.support.ray_pool import Worker, go
+
+NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 500}
+ACCELERATOR = SlotResources(num_cpus=0, num_gpus=1, threads=1)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head that can run nothing; machines with an accelerator are for the test to add. All of it on the loopback."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    handler = signal.getsignal(signal.SIGTERM)
+    running = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "_system_config": QUICK})
+    ray.init(address=running.address, log_to_driver=False)
+    yield running
+    ray.shutdown()
+    running.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # nodes leave their own
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def executor(slots):
+        folder = str(tmp_path)
+        made.append(RayExecutor(lambda: Worker(folder), slots=slots, resources=ACCELERATOR))
+        return made[-1]
+
+    yield executor
+    for each in made:
+        each.close()
+
+
+def add(cluster):
+    return cluster.add_node(num_gpus=1, **NODE)
+
+
+def under(node, pid):
+    """Whether a process belongs to a node."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    return raylet in {parent.pid for parent in psutil.Process(pid).parents()}
+
+
+@pytest.fixture
+def background():
+    """Runs go here: Ray starts machines from the main thread alone."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def when_written(path):
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+def test_machine_that_vanishes_in_the_middle_of_a_unit_is_an_outage_and_blames_no_row(
+    cluster, make, tmp_path, background
+):
+    nodes = [add(cluster), add(cluster)]
+    executor = make(2)
+    while executor.slots() != (0, 1):
+        executor.wait(10)
+    run = background.submit(go, executor, ["ok", "ok", "ok", "hang once", *["ok"] * 8])
+    pid = when_written(tmp_path / "r3")
+    (gone,) = (node for node in nodes if under(node, pid))
+    cluster.remove_node(gone, allow_graceful=False)
+    outcomes, summary = run.result()
+    assert len(outcomes) == 12
+    assert {(row.status, row.attempts) for row in outcomes.values()} == {(Status.OK, 1)}
+    assert (summary.deaths, summary.completed, summary.failed) == (0, 12, 0)
+    assert summary.outages >= 1
+
+
+def test_run_waits_for_a_machine_while_there_is_none(cluster, make, tmp_path, background):
+    node = add(cluster)
+    executor = make(1)
+    run = background.submit(go, executor, ["ok", "hang once", "ok", "ok"])
+    when_written(tmp_path / "r1")
+    cluster.remove_node(node, allow_graceful=False)
+    while executor.slots():
+        time.sleep(0.05)
+    assert not run.done()
+    add(cluster)
+    outcomes, summary = run.result()
+    assert len(outcomes) == 4
+    assert {(row.status, row.attempts) for row in outcomes.values()} == {(Status.OK, 1)}
+    assert (summary.deaths, summary.outages) == (0, 1)
+    assert len(list(tmp_path.glob("setup-*"))) == 2

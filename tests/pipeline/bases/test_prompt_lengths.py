@@ -1,0 +1,229 @@
+"""Prompts that are too long are found while they are planned: the very ones that the renderer would refuse."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfusion_ops.base.folder import BaseError, describe
+from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
+from perfusion_ops.config import SamplingConfig
+from perfusion_ops.mini import base_folder
+from perfusion_ops.text import PromptTooLongError, substitute, tokenize
+from pipeline.bases.superclasses import superclass_check
+from pipeline.contract.errors import Code, RowError
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from tests.support.plans import TRAINING, concept, fill, requests
+from tests.support.tokenizer_folders import small_clip
+
+TOKENIZERS = {"mini": load_tokenizer(describe(base_folder())), "clip": small_clip(40)}
+MINI = TokenCounter(TOKENIZERS["mini"])
+CONCEPTS = [
+    concept("mug-1"),
+    concept("hat-1", superclass="wide brimmed hat"),
+    concept("twin-1"),
+    concept("bear-1", superclass="teddy bear", train='{"lock": "trained"}'),
+]
+SUPERCLASS = {row["concept_id"]: row["superclass"] for row in CONCEPTS}
+
+
+def plan(prompts, counter=MINI, concepts=CONCEPTS, schedule=None, **sampling):
+    db = PlanDB(memory_limit="512MB", threads=2)
+    fill(db, "concepts", concepts)
+    fill(db, "prompts", prompts)
+    plan_concepts(db, base_digest="base", metric_key="metric", training=TRAINING)
+    plan_requests(
+        db, base_digest="base", sampling=SamplingConfig(**sampling), seed=0, counter=counter, schedule=schedule
+    )
+    return db
+
+
+def test_a_prompt_that_is_too_long_for_every_concept_is_one_bad_row():
+    words = "very " * 40
+    prompts = [
+        {"prompt": f"a {words}{{product}}", "num_images": 3},
+        {"prompt": "a {product}", "negative_prompt": f"a {words}"},
+        {"prompt": f"{{mug-1}} {words}"},
+        {"prompt": "a {product}"},
+    ]
+    with plan(prompts) as db:
+        rows = requests(db, "prompt_row", "code", "column_name", "message", "render_key IS NULL")
+        assert pending(db).renders.invalid == 3
+    bad = {row[0]: row[1:] for row in rows if row[1]}
+    assert len(rows) == 3 + len(CONCEPTS)
+    code, column, message, keyless = bad[1]
+    assert (code, column, keyless) == (Code.PROMPT_TOO_LONG, "prompt", True)
+    count = tokenize_count("mini", f"a {words}{{0}}")
+    shown = f"a {words}{{product}}"[:197]
+    assert message == f"prompt has {count} tokens with start and end, the base model reads 32: shorten '{shown}...'"
+    assert bad[2][:2] == (Code.PROMPT_TOO_LONG, "negative_prompt")
+    assert bad[3][:2] == (Code.PROMPT_TOO_LONG, "prompt")
+    assert "{mug-1} very" in bad[3][2]
+
+
+def tokenize_count(name, text):
+    """What the renderer counts, from its own message or its own tokens."""
+    try:
+        return tokenize(TOKENIZERS[name], text).length
+    except PromptTooLongError as error:
+        return int(str(error).split()[3])
+
+
+def test_global_locking_is_too_long_for_some_concepts_alone():
+    # With the one token of 'mug' the prompt has exactly the 32 tokens that the base model reads.
+    edge = "{product} " + "a " * 29
+    prompts = [
+        {"prompt": edge, "lock": "global", "num_images": 2},
+        {"prompt": edge, "lock": "local"},
+        {"prompt": "a {product}", "negative_prompt": edge, "lock": "global"},
+        {"prompt": "{product} " + "a " * 28 + "{hat-1}", "lock": "global", "where_expr": "concept_id = 'mug-1'"},
+    ]
+    with plan(prompts) as db:
+        found = requests(db, "prompt_row", "concept_ids[1]", "code", "column_name", "render_key IS NULL", "message")
+    for row, name, code, column, keyless, message in found:
+        long = row != 2 and (name in {"hat-1", "bear-1"} or row == 4)
+        assert (code, keyless) == ((Code.PROMPT_TOO_LONG, True) if long else (None, False)), (row, name)
+        if long:
+            assert column == ("negative_prompt" if row == 3 else "prompt")
+            assert f"'{name}'" in message
+            assert "{0}" not in message
+            assert "{product}" in message
+            assert "the base model reads 32 tokens" in message
+    counts = [row[0] for row in found]
+    assert [counts.count(row) for row in (1, 2, 3)] == [8, 4, 4]
+    hat = next(row[-1] for row in found if row[:2] == (1, "hat-1"))
+    assert hat.startswith("prompt has 41 tokens with start and end for concept 'hat-1': lock 'global' reads")
+
+
+PARTS = st.lists(
+    st.sampled_from(
+        ["{product}", "{mug-1}", "{hat-1}", "{twin-1}", "a", "on the beach", "submarine", "杯", "{bear-1}"]
+    ),
+    max_size=14,
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"prompt": PARTS, "negative_prompt": PARTS, "lock": st.sampled_from(["local", "global", "trained", None])}
+    ),
+    min_size=4,
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+@settings(deadline=None, max_examples=15)
+@given(ROWS, st.sampled_from([" ", ""]))
+def test_the_plan_refuses_what_the_renderer_would(name, rows, glue):
+    prompts = [
+        {
+            "prompt": glue.join([*row["prompt"], "{product}"]),
+            "negative_prompt": glue.join(row["negative_prompt"]),
+            "lock": row["lock"],
+        }
+        for row in rows
+    ]
+    with plan(prompts, TokenCounter(TOKENIZERS[name])) as db:
+        found = requests(db, "prompt_row", "concept_ids", "code", "column_name", "lock", "message")
+    expected = [
+        (number, *_verdict(name, row, product))
+        for number, row in enumerate(prompts, 1)
+        for product in ([None] if _too_long_alone(name, row) else SUPERCLASS)
+    ]
+    assert sorted((row, code or "", column or "") for row, _, code, column, _, _ in found) == sorted(expected)
+    assert not [message for *_, message in found if message and "{0}" in message]
+
+
+def _too_long_alone(name, row):
+    return any(
+        tokenize_count(name, _numbered(row[column])[0]) > _limit(name) for column in ("prompt", "negative_prompt")
+    )
+
+
+def _limit(name):
+    return TOKENIZERS[name].model_max_length
+
+
+def _numbered(text, product="mug-1"):
+    """A prompt with its ids by number, each placeholder with one of its own."""
+    parts = text.replace("{product}", f"{{{product}}}").split("{")
+    names = [part.split("}")[0] for part in parts[1:]]
+    rest = [part.split("}")[1] for part in parts[1:]]
+    return parts[0] + "".join(f"{{{number}}}{after}" for number, after in enumerate(rest)), names
+
+
+def _verdict(name, row, product):
+    """What becomes of a picture when it is asked of the code that renders it."""
+    both = [(column, *_numbered(row[column], product or "mug-1")) for column in ("prompt", "negative_prompt")]
+    for column, text, _ in both:
+        if tokenize_count(name, text) > _limit(name):
+            return Code.PROMPT_TOO_LONG, column
+    if row["lock"] == "trained" and {*both[0][2], *both[1][2]} - {"bear-1"}:
+        return Code.OUT_OF_RANGE, "lock"
+    for column, text, names in both:
+        try:
+            if row["lock"] == "global":
+                substitute(TOKENIZERS[name], text, [SUPERCLASS[each] for each in names])
+        except PromptTooLongError:
+            return Code.PROMPT_TOO_LONG, column
+    return "", ""
+
+
+def test_a_negative_prompt_of_the_spec_is_named_as_such():
+    with plan([{"prompt": "a {product}"}], negative_prompt="ugly " * 40) as db:
+        [(message,)] = requests(db, "message")
+    assert message.endswith(", which is render.negative_prompt of the spec")
+
+
+def test_keys_that_nobody_trains_are_told_before_anything_is_trained():
+    prompts = [{"prompt": "a {product}", "lock": "trained"}, {"prompt": "a {bear-1} and a {mug-1}", "lock": "trained"}]
+    with plan(prompts) as db:
+        found = requests(db, "prompt_row", "concept_ids[1]", "code", "column_name", "message")
+    bad = [row for row in found if row[2]]
+    assert [row[:4] for row in bad] == [
+        *((1, name, Code.OUT_OF_RANGE, "lock") for name in ("hat-1", "mug-1", "twin-1")),
+        (2, "bear-1", Code.OUT_OF_RANGE, "lock"),
+    ]
+    assert "concept 'hat-1' learns no keys of its own" in bad[0][4]
+    assert "concept 'mug-1'" in bad[3][4]
+
+
+def test_a_sampler_that_the_base_cannot_follow_is_told_at_once():
+    prompts = [{"prompt": "a {product}", "steps": steps} for steps in (999, 1000)]
+    prompts.append({"prompt": "a {product}", "scheduler": "pndm"})
+    schedule = {"num_train_timesteps": 1000, "steps_offset": 1, "prediction_type": "epsilon"}
+    with plan(prompts, schedule=schedule) as db:
+        found = {row: rest for row, *rest in requests(db, "prompt_row", "code", "column_name", "message")}
+    assert [found[1][0], found[2][:2], found[3][0]] == [None, [Code.OUT_OF_RANGE, "steps"], None]
+    assert "steps is 1000: scheduler 'ddim'" in found[2][2]
+    with plan(prompts, schedule={**schedule, "prediction_type": "sample"}) as db:
+        found = {row: rest for row, *rest in requests(db, "prompt_row", "code", "column_name")}
+    assert found[3] == [Code.OUT_OF_RANGE, "scheduler"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("mug", None),
+        ("wide brimmed hat", None),
+        ("mug 😀", None),
+        ("😀", Code.EMPTY_SUPERCLASS),
+        ("杯子", Code.EMPTY_SUPERCLASS),
+        ("<|endoftext|>", Code.EMPTY_SUPERCLASS),
+        ("a " * 26, None),
+        ("a " * 27, Code.TEXT_TOO_LONG),
+    ],
+)
+def test_a_superclass_must_have_a_word_and_fit_the_training_prompts(words, code):
+    check = superclass_check(MINI, ["a photo of a {}", "{}"])
+    if code is None:
+        assert check(" ".join(words.split())) is None
+        return
+    with pytest.raises(RowError) as error:
+        check(" ".join(words.split()))
+    assert error.value.code == code
+    assert "superclass" in str(error.value)
+
+
+def test_training_prompts_without_room_are_the_bases_fault():
+    with pytest.raises(BaseError, match="shorten the templates"):
+        superclass_check(MINI, ["a " * 30 + "{}"])

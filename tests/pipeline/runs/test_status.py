@@ -1,0 +1,128 @@
+"""How runs stand, from storage alone: finished, running or interrupted, wherever one asks from."""
+
+import json
+
+import pytest
+
+from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.layout import run_path
+from pipeline.contract.units import Outcome
+from pipeline.runs.lease import EXPIRY_S, Owner, acquire
+from pipeline.runs.status import RunStatus, read_status
+from pipeline.storage.objects import Storage, StorageError
+from pipeline.tables.parts import PartWriter
+from tests.support.fake_clock import FakeClock
+
+PLAN = {"concepts": {"rows": 3, "keys": 3}, "renders": {"rows": 9, "keys": 8}}
+ELSEWHERE = Owner("gpu-7", "", 4711, None)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request, tmp_path):
+    if request.param == "local":
+        yield Storage(str(tmp_path / "root"))
+    else:
+        yield (found := Storage(f"memory://status-{tmp_path.name}"))
+        if found.filesystem.exists(f"/status-{tmp_path.name}"):
+            found.filesystem.rm(f"/status-{tmp_path.name}", recursive=True)
+
+
+def begin(storage, run_id, began_at="2024-02-01T01:02:03Z"):
+    spec = {"run_id": run_id, "run_date": began_at[:10], "began_at": began_at}
+    storage.write(run_path(run_id, "spec.json"), json.dumps(spec).encode())
+    storage.write(run_path(run_id, "plan.json"), json.dumps(PLAN).encode())
+
+
+def finish(storage, run_id, statuses):
+    storage.write(run_path(run_id, "published.json"), json.dumps({"statuses": statuses}).encode())
+
+
+def ended(kind, key, status=Status.OK):
+    if status == Status.OK:
+        return Outcome(kind, key, status, origin=Origin.RENDERED)
+    return Outcome(kind, key, status, Code.INTERNAL, "it broke")
+
+
+def test_nothing_there_is_no_runs(storage, clock):
+    assert read_status(storage, clock) == []
+
+
+def test_a_finished_run_tells_what_it_published(storage, clock):
+    begin(storage, "r1")
+    with acquire(storage, "r1", clock=clock):
+        finish(storage, "r1", {"concepts": {"ok": 3}, "renders": {"ok": 8, "failed": 1}})
+        assert read_status(storage, clock)[0].state == "finished"
+    assert read_status(storage, clock) == [
+        RunStatus(
+            "r1",
+            "2024-02-01",
+            "2024-02-01T01:02:03Z",
+            "finished",
+            "",
+            {"concepts": 3, "renders": 9},
+            {"concepts": {"ok": 3}, "renders": {"ok": 8, "failed": 1}},
+        )
+    ]
+
+
+def test_a_run_is_running_while_its_lease_lives_and_interrupted_after(storage, clock):
+    begin(storage, "r1")
+    with acquire(storage, "r1", clock=clock):
+        [status] = read_status(storage, clock)
+        assert status.state == "running"
+        assert "last sign of life 0 s ago" in status.holder
+    [status] = read_status(storage, clock)
+    assert (status.state, status.holder) == ("interrupted", "")
+
+
+def test_a_machine_that_fell_silent_is_interrupted_once_its_lease_has_lapsed(storage, clock):
+    begin(storage, "r1")
+    lease = acquire(storage, "r1", clock=clock, owner=ELSEWHERE, heartbeat_s=3600)
+    clock.now += EXPIRY_S - 1
+    [status] = read_status(storage, clock)
+    assert (status.state, status.holder) == ("running", "process 4711 on gpu-7, last sign of life 59 s ago")
+    clock.now += 2
+    assert [each.state for each in read_status(storage, clock)] == ["interrupted"]
+    lease.release()
+
+
+def test_what_is_staged_so_far_counts_each_key_once(storage, clock):
+    begin(storage, "r1")
+    first = PartWriter(storage, "r1", 1, clock=clock.monotonic)
+    first.add([ended("concept", "a"), ended("concept", "b", Status.FAILED), ended("render", "x", Status.FAILED)])
+    first.flush()
+    second = PartWriter(storage, "r1", 2, clock=clock.monotonic)
+    second.add([ended("concept", "b"), ended("render", "x", Status.FILTERED), ended("render", "y")])
+    second.flush()
+    [status] = read_status(storage, clock)
+    assert status.statuses == {"concepts": {"ok": 2}, "renders": {"filtered": 1, "ok": 1}}
+    assert status.planned == {"concepts": 3, "renders": 9}
+
+
+def test_runs_come_oldest_first_and_one_can_be_asked_for(storage, clock):
+    for run_id, time in (("r2", "12:00:01"), ("r3", "12:00:00"), ("r1", "12:00:01")):
+        begin(storage, run_id, f"2024-02-02T{time}Z")
+    storage.write("runs/no-run-of-ours/notes.txt", b"x")
+    assert [each.run_id for each in read_status(storage, clock)] == ["r3", "r1", "r2"]
+    assert [each.run_id for each in read_status(storage, clock, "r1")] == ["r1"]
+    assert read_status(storage, clock, "r") == []
+    assert read_status(storage, clock, "no-run-of-ours") == []
+
+
+def test_a_run_that_has_not_planned_yet(storage, clock):
+    begin(storage, "r1")
+    storage.delete(run_path("r1", "plan.json"))
+    [status] = read_status(storage, clock)
+    assert (status.state, status.planned, status.statuses) == ("interrupted", {}, {"concepts": {}, "renders": {}})
+
+
+def test_a_run_s_file_that_is_damaged_is_a_sentence(storage, clock):
+    begin(storage, "r1")
+    storage.write(run_path("r1", "spec.json"), b"{")
+    with pytest.raises(StorageError, match=r"runs/r1/spec\.json is damaged .*: restore it, or delete the folder"):
+        read_status(storage, clock)
