@@ -5,17 +5,14 @@ from itertools import islice
 
 import fsspec
 
+from perfusion_ops.api.metrics import HELD_OUT, built_in_captions
 from perfusion_ops.base_model import Base
-from perfusion_ops.captions import general_captions, vocabulary_words
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import Metric, MetricError, estimate, read_metric
-from perfusion_ops.mini.world import grammar
 from pipeline.contract.layout import metric_path
 from pipeline.storage.objects import Storage
 
-_HELD_OUT = 1000
 _LEAST = 1000  # fewer captions than are held out would test the metric better than they estimate it
-_CAPTION_SEED = 0
 
 
 def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) -> Metric:
@@ -46,13 +43,10 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
 def _captions(base: Base, config: MetricConfig) -> tuple[list[str], Iterator[str]]:
     """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
     if config.captions_uri is not None:
-        source = _lines(config.captions_uri, config.captions + _HELD_OUT)
-    elif base.folder.settings.captions == "mini":
-        source = grammar.captions(config.captions + _HELD_OUT, _CAPTION_SEED)
+        source = _lines(config.captions_uri, config.captions + HELD_OUT)
     else:
-        words = vocabulary_words(base.tokenizer)
-        source = general_captions(config.captions + _HELD_OUT, seed=_CAPTION_SEED, vocabulary=words)
-    return list(islice(source, _HELD_OUT)), source
+        source = built_in_captions(base, config.captions + HELD_OUT)
+    return list(islice(source, HELD_OUT)), source
 
 
 def _lines(uri: str, most: int) -> Iterator[str]:
@@ -65,8 +59,8 @@ def _lines(uri: str, most: int) -> Iterator[str]:
                 yield line
     except (OSError, ImportError, ValueError) as error:
         raise MetricError(f"the captions file {uri} cannot be read as UTF-8 text: {error}") from error
-    if count < min(most, _HELD_OUT + _LEAST):
+    if count < min(most, HELD_OUT + _LEAST):
         raise MetricError(
-            f"the captions file {uri} has {count:,} captions: give at least {_HELD_OUT + _LEAST:,}, one a line, "
-            f"of which {_HELD_OUT:,} only test the metric"
+            f"the captions file {uri} has {count:,} captions: give at least {HELD_OUT + _LEAST:,}, one a line, "
+            f"of which {HELD_OUT:,} only test the metric"
         )

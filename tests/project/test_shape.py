@@ -49,6 +49,7 @@ ROOMS = {
         "scoring": {"", "base", "config"},
         "mini.world": set(),
         "mini": {"mini.world", "scoring"},
+        "api": {"", "base", "config", "mini", "mini.world"},
         "mini.build": {"", "base", "config", "mini", "mini.world", "scoring"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
     },
