@@ -28,7 +28,6 @@ from pipeline.contract.layout import run_path
 from pipeline.contract.units import Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import RunSummary
 from pipeline.engine.scheduler import run as schedule
 from pipeline.inputs.cache import InputCache
@@ -249,7 +248,6 @@ def execute(
     observer: Observer,
     selection: Selection | None = None,
     explain: bool = False,
-    policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
     """Run, resume or reuse.
@@ -260,7 +258,6 @@ def execute(
         observer: told of progress.
         selection: a part of the plan; all of it when absent.
         explain: whether to find out why each thing is to be done.
-        policy: how hard to try.
         clock: times.
 
     Raises:
@@ -307,9 +304,7 @@ def execute(
                     observer.stage("start", f"run {run_id}")
                     with make_engine(checked.worker) as engine:
                         stop = _stop(engine, settings.engine, clock, began)
-                        summary = schedule(
-                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=stop
-                        )
+                        summary = schedule(queue, engine.executor, sink, policy=settings.policy, clock=clock, stop=stop)
             finally:
                 _fence(lease, run_id, patience)
                 writer.flush()
@@ -339,8 +334,8 @@ def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> C
     def stop(spent_s: float) -> str | None:
         if engine.stop():
             return "it was asked to end"
-        if caps.deadline_s is not None and clock.monotonic() - began >= caps.deadline_s:
-            return f"its engine.deadline_s of {caps.deadline_s:g} s is over"
+        if caps.stop_after_s is not None and clock.monotonic() - began >= caps.stop_after_s:
+            return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
         if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
             return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
         return None
