@@ -25,7 +25,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
 from pipeline.contract.layout import run_path
-from pipeline.contract.units import Outcome
+from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
 from pipeline.engine.scheduler import RunSummary
@@ -62,6 +62,13 @@ class Observer(Protocol):
 
     def planned(self, work: Pending) -> None:
         """The plan stands."""
+        ...
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
+
+        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
+        """
         ...
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -121,10 +128,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers, and whether someone asked the run to end."""
+    """Workers, whether someone asked the run to end, and what the workers are doing (for display)."""
 
     executor: Executor
     stop: Callable[[], bool]
+    activities: Callable[[], Sequence[Activity]] = tuple
 
 
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
@@ -303,7 +311,7 @@ def execute(
                 if queue.unfinished():
                     observer.stage("start", f"run {run_id}")
                     with make_engine(checked.worker) as engine:
-                        stop = _stop(engine, settings.engine, clock, began)
+                        stop = _heartbeat(engine, observer, _stop(engine, settings.engine, clock, began))
                         summary = schedule(queue, engine.executor, sink, policy=settings.policy, clock=clock, stop=stop)
             finally:
                 _fence(lease, run_id, patience)
@@ -341,6 +349,18 @@ def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> C
         return None
 
     return stop
+
+
+def _heartbeat(
+    engine: Engine, observer: Observer, stop: Callable[[float], str | None]
+) -> Callable[[float], str | None]:
+    """`stop` for the scheduler, which asks it regularly; each time the observer learns what workers do."""
+
+    def beat(spent_s: float) -> str | None:
+        observer.working(engine.activities())
+        return stop(spent_s)
+
+    return beat
 
 
 @dataclass(frozen=True)

@@ -239,12 +239,16 @@ class Silent:
     def __init__(self):
         self.seen = []
         self.stages = []
+        self.activities = []
 
     def stage(self, name, detail):
         self.stages.append(name)
 
     def planned(self, work):
         self.work = work
+
+    def working(self, activities):
+        self.activities += activities
 
     def outcomes(self, outcomes):
         self.seen += outcomes
