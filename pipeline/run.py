@@ -25,10 +25,9 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
 from pipeline.contract.layout import run_path
-from pipeline.contract.units import Outcome
+from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import RunSummary
 from pipeline.engine.scheduler import run as schedule
 from pipeline.inputs.cache import InputCache
@@ -63,6 +62,13 @@ class Observer(Protocol):
 
     def planned(self, work: Pending) -> None:
         """The plan stands."""
+        ...
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
+
+        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
+        """
         ...
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -122,10 +128,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers, and whether someone asked the run to end."""
+    """Workers, whether someone asked the run to end, and what the workers are doing (for display)."""
 
     executor: Executor
     stop: Callable[[], bool]
+    activities: Callable[[], Sequence[Activity]] = tuple
 
 
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
@@ -249,7 +256,6 @@ def execute(
     observer: Observer,
     selection: Selection | None = None,
     explain: bool = False,
-    policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
     """Run, resume or reuse.
@@ -260,7 +266,6 @@ def execute(
         observer: told of progress.
         selection: a part of the plan; all of it when absent.
         explain: whether to find out why each thing is to be done.
-        policy: how hard to try.
         clock: times.
 
     Raises:
@@ -306,10 +311,8 @@ def execute(
                 if queue.unfinished():
                     observer.stage("start", f"run {run_id}")
                     with make_engine(checked.worker) as engine:
-                        stop = _stop(engine, settings.engine, clock, began)
-                        summary = schedule(
-                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=stop
-                        )
+                        stop = _heartbeat(engine, observer, _stop(engine, settings.engine, clock, began))
+                        summary = schedule(queue, engine.executor, sink, policy=settings.policy, clock=clock, stop=stop)
             finally:
                 _fence(lease, run_id, patience)
                 writer.flush()
@@ -339,13 +342,25 @@ def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> C
     def stop(spent_s: float) -> str | None:
         if engine.stop():
             return "it was asked to end"
-        if caps.deadline_s is not None and clock.monotonic() - began >= caps.deadline_s:
-            return f"its engine.deadline_s of {caps.deadline_s:g} s is over"
+        if caps.stop_after_s is not None and clock.monotonic() - began >= caps.stop_after_s:
+            return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
         if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
             return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
         return None
 
     return stop
+
+
+def _heartbeat(
+    engine: Engine, observer: Observer, stop: Callable[[float], str | None]
+) -> Callable[[float], str | None]:
+    """`stop` for the scheduler, which asks it regularly; each time the observer learns what workers do."""
+
+    def beat(spent_s: float) -> str | None:
+        observer.working(engine.activities())
+        return stop(spent_s)
+
+    return beat
 
 
 @dataclass(frozen=True)
