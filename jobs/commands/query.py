@@ -21,7 +21,6 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
 
     from jobs.result_csv import write_csv
     from jobs.result_values import result_rows
-    from pipeline.database.memory import outage
     from pipeline.tables.views import connect
 
     if json and csv:
@@ -45,8 +44,6 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
             else:
                 table(relation.columns, rows)
     except duckdb.Error as error:
-        if outage(error):
-            raise
         refuse(f"the query cannot be run: {str(error).strip()}")
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import duckdb
-
 from pipeline.clock import Clock
 from pipeline.contract.layout import run_path
+from pipeline.database.memory import in_memory
 from pipeline.runs.lease import describe_holder
 from pipeline.storage.objects import Storage, StorageError
 from pipeline.tables.parts import read_parts
@@ -82,7 +81,7 @@ def _json(storage: Storage, path: str) -> dict[str, Any]:
 
 def _staged(storage: Storage, run_id: str) -> dict[str, dict[str, int]]:
     statuses: dict[str, dict[str, int]] = {"concepts": {}, "renders": {}}
-    with duckdb.connect() as connection:
+    with in_memory() as connection:
         read_parts(connection, storage, run_id)
         rows = connection.execute("SELECT kind || 's', status, count(*) FROM outcomes GROUP BY ALL").fetchall()
     for kind, status, count in rows:

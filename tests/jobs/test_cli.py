@@ -232,7 +232,7 @@ def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
     monkeypatch.setattr("jobs.commands.plan.check", control_c)
     code, out, err = perfusion("plan", shop.spec("good"))
     assert (code, out) == (130, "")
-    assert err == "perfusion: stopped; the same command goes on where it stopped\n"
+    assert err == "perfusion: stopped; run the same command again to resume\n"
 
 
 def test_a_reader_that_goes_away_is_no_crash(shop):
