@@ -1,14 +1,14 @@
 """`perfusion run`: from a spec to published tables; again resumes, and again reuses."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import typer
 
+from jobs.engine import local_engine
 from jobs.output import (
     FAILED_ROWS,
     OK,
@@ -24,17 +24,14 @@ from jobs.output import (
 )
 from jobs.progress import Progress
 from jobs.spec import load_spec
-from jobs.spec_file import SpecError
 from pipeline.contract.errors import MEANING, Code
 from pipeline.contract.layout import TABLES, table_path
-from pipeline.engine.executor import Worker
 from pipeline.plan.changes import Changes
 from pipeline.plan.selection import Selection
-from pipeline.run import Engine, MakeEngine, RunResult, execute
+from pipeline.run import MakeEngine, RunResult, execute
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
 from pipeline.tables.publish import Published
-from pipeline.worker.settings import WorkerSettings
 
 Spec = Annotated[str, typer.Argument(help="spec file: .yaml, .toml or .json", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="override one setting of the spec")]
@@ -79,7 +76,7 @@ def run(
     make_engine: MakeEngine | None = None,
 ) -> int:
     """Execute and report one run, on a local Ray unless there is another engine; returns the exit code."""
-    make_engine = make_engine or partial(_engine, settings)
+    make_engine = make_engine or partial(local_engine, settings)
     # Ray tells of dead workers on stdout, where a result is expected and nothing else.
     with redirect_stdout(sys.stderr), Progress() as progress:
         result = execute(settings, make_engine=make_engine, observer=progress, selection=selection, explain=explain)
@@ -152,30 +149,3 @@ def tell_changes(changes: Changes | None) -> None:
 
 def _all_ok(statuses: dict[str, dict[str, int]]) -> bool:
     return all(status == "ok" for counts in statuses.values() for status, count in counts.items() if count)
-
-
-@contextmanager
-def _engine(settings: RunSettings, worker: WorkerSettings) -> Iterator[Engine]:
-    from cluster.local import start_local
-    from cluster.ray_executor import RayExecutor, SlotResources
-
-    if worker.root.startswith("memory://"):
-        raise SpecError("root is memory://, which every process has for itself: give a folder or an object store")
-    with start_local(slots=settings.engine.slots) as local:
-        executor = RayExecutor(
-            partial(_make_worker, worker),
-            slots=local.slots,
-            resources=SlotResources(local.num_cpus, local.num_gpus, local.threads),
-            # Threads that spin long for each other slow a busy machine down many times over; libgomp alone listens.
-            env_vars={"GOMP_SPINCOUNT": "1000"},
-        )
-        try:
-            yield Engine(executor, local.stop)
-        finally:
-            executor.close()
-
-
-def _make_worker(settings: WorkerSettings) -> Worker:
-    from pipeline.worker.perfusion_worker import PerfusionWorker
-
-    return PerfusionWorker(settings)
