@@ -5,21 +5,37 @@ before the end, 130 interrupted before the work began. Those of errors are in `p
 """
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status
-from jobs.output import INTERRUPTED, complain
+from jobs.output import INTERRUPTED, OK, complain, say
 from perfusion_ops.errors import PerfusionError
 
 app = typer.Typer(
     name="perfusion",
-    help="Personalised product pictures in bulk: manifests in, tiny concepts, pictures and tables out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"perfusion {version('perfusion-pipeline')}")
+        raise typer.Exit(OK)
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")]
+
+
+@app.callback()
+def _perfusion(_: Version = False) -> None:
+    """Bulk personalisation of product photos: manifests in, concepts, renders and tables out."""
+
+
 app.command("demo")(demo.command)
 app.command("catalog")(catalog.command)
 app.command("validate")(plan.validate)

@@ -20,6 +20,7 @@
         ├── BaseError               2
         ├── CatalogError            2
         ├── ManifestError           2
+        ├── NoFinishedRunError      2
         ├── ScorerError             2
         └── SpecError               2
 

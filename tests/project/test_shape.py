@@ -53,7 +53,7 @@ ROOMS = {
         "mini.build": {"", "base", "config", "mini", "mini.world", "scoring"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
     },
-    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}},
+    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }
 FOLDERS = {*MAY_IMPORT, "tests", "benchmarks", "docs"}
 FILES = {
