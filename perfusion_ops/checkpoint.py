@@ -7,12 +7,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.training import ConceptState
 
 _FORMAT = "perfusion-checkpoint-1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PerfusionError, ValueError):
     """The checkpoint cannot be used; training starts from the beginning instead."""
 
 

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.projection import KeyValueStack
 
 FORMAT = "perfusion-concept-1"
@@ -22,7 +23,7 @@ FORMAT = "perfusion-concept-1"
 _MAX_HEADER_BYTES = 1 << 20
 
 
-class ConceptFileError(ValueError):
+class ConceptFileError(PerfusionError, ValueError):
     """The file is not a concept that may be used here; the sentence says why."""
 
 

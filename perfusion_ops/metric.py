@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from perfusion_ops.config import MetricConfig
+from perfusion_ops.errors import PerfusionError
 
 _BATCH = 256
 _SORTED_WINDOW = 32 * _BATCH
@@ -25,7 +26,7 @@ _SORTED_WINDOW = 32 * _BATCH
 _VALID = (0.5, 1.5)
 
 
-class MetricError(ValueError):
+class MetricError(PerfusionError, ValueError):
     """The metric cannot be used with this base model or these captions."""
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.clock import Clock
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.units import Outcome, RenderUnit
@@ -64,7 +65,7 @@ class RunSummary:
     stopped: str = ""
 
 
-class EngineError(Exception):
+class EngineError(PerfusionError):
     """Nothing can go on; the message names the last cause and the remedy, `summary` what was done until then."""
 
     def __init__(self, message: str, summary: RunSummary) -> None:

@@ -23,6 +23,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import verdict
 from pipeline.contract.layout import run_path, scores_path
 from pipeline.contract.schemas import METADATA, RUN_ID, SCORES
+from pipeline.database.memory import in_memory
 from pipeline.database.query import rows
 from pipeline.inputs.fetch import InputLimits
 from pipeline.scores.pictures import PictureSource, TrainingMeans
@@ -173,7 +174,7 @@ def _encoded(table: pa.Table) -> bytes:
 
 def _summary(storage: Storage, path: str, choice: ScorerChoice, run_id: str, *, added: bool) -> ScoreSummary:
     """Counted from the file, so that who finds it there and who made it say the same."""
-    with duckdb.connect() as connection:
+    with in_memory() as connection:
         connection.register("scores", pq.read_table(io.BytesIO(storage.read(path))))
         figures = rows(connection, _FIGURES)[0]
         errors = connection.execute(_ERRORS).fetchall()
