@@ -81,7 +81,7 @@ KINDS = {
 @pytest.mark.parametrize(
     ("make", "sha256"),
     [
-        # Earlier versions wrote the metadata of metrics and checkpoints in a random order; these digests are of this order.
+        # Earlier versions wrote metrics and checkpoints with metadata in a random order; the digests are of this one.
         (
             lambda: write_concept(concept(), key=KEY),
             "0493f3a7984c19487d1390270257d69f284ae37fe45e02d81c7dc542d80fcaf9",
