@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.config import TrainingConfig
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.training import Example
 
 _ENCODE_BATCH = 8
 
 
-class EmptyMaskError(ValueError):
+class EmptyMaskError(PerfusionError, ValueError):
     """A mask is zero everywhere at the size of the latents."""
 
 

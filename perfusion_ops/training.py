@@ -20,13 +20,14 @@ from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import Tokens, encode, tokenize, words
 
 _LOSS_WINDOW = 50
 
 
-class TrainingDivergedError(ValueError):
+class TrainingDivergedError(PerfusionError, ValueError):
     """The loss of a concept, or its gradient, is not finite."""
 
 
