@@ -15,8 +15,10 @@ from torch import Tensor
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 1 << 20  # the headers of this project take under 4 KB
 
+from perfusion_ops.errors import PerfusionError
 
-class TensorFileError(ValueError):
+
+class TensorFileError(PerfusionError, ValueError):
     """The bytes are not a safetensors file of the expected format; the message completes "the file ..."."""
 
 
