@@ -12,10 +12,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from perfusion_ops.errors import PerfusionError
+
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 1 << 20  # the headers of this project take under 4 KB
-
-from perfusion_ops.errors import PerfusionError
 
 
 class TensorFileError(PerfusionError, ValueError):
