@@ -16,6 +16,7 @@
     ├── ScratchFullError            1
     ├── StorageError                1
     │   └── MissingObjectError      1
+    ├── TensorFileError             1
     ├── TrainingDivergedError       1
     ├── UnaccountedError            1
     └── UsageError                  2
