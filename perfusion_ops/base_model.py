@@ -1,6 +1,6 @@
-"""A loaded base model: frozen text encoder, denoiser with its key/value stack taken out, VAE and noise schedule.
+"""A loaded base model: frozen text encoder, denoiser with replaced key/value projections, VAE and noise schedule.
 
-The text encoder stays in float32 whatever the denoiser's type: the edit is sensitive to it and its cost is small.
+The text encoder is in float32 whatever the denoiser's type: the edit is sensitive to rounding, and the cost is small.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from perfusion_ops.projection import KeyValueStack, install
 
 @dataclass(frozen=True)
 class Base:
-    """Everything the method needs of a base model.
+    """Everything that the method needs of a base model.
 
     Attributes:
-        folder: where it came from, with its digest and settings.
+        folder: its folder, with digest and settings.
         tokenizer: CLIPTokenizer.
         text_encoder: CLIPTextModel, float32, frozen.
         unet: UNet2DConditionModel whose cross-attention takes pre-projected conditioning (B, N, R), frozen.
         vae: AutoencoderKL, frozen.
-        scheduler: the scheduler the folder came with; its config is the noise schedule.
+        scheduler: the folder's scheduler; its config is the noise schedule.
         stack: the stacked key/value projections.
     """
 
@@ -39,7 +39,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser lies."""
+        """The denoiser's device."""
         return self.stack.weight.device
 
     @property

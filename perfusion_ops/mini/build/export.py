@@ -1,4 +1,4 @@
-"""The trained parts as one diffusers folder in fp16, with the defaults that suit it and the log of its making."""
+"""The trained parts as one diffusers folder in fp16, with its defaults and its training log."""
 
 import json
 import shutil
