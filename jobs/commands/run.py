@@ -26,14 +26,15 @@ from jobs.progress import Progress
 from jobs.spec import load_spec
 from jobs.spec_file import SpecError
 from pipeline.contract.errors import MEANING, Code
-from pipeline.contract.layout import TABLES, table_path
+from pipeline.contract.kinds import RESULTS
+from pipeline.contract.layout import table_path
 from pipeline.engine.executor import Worker
 from pipeline.plan.changes import Changes
 from pipeline.plan.selection import Selection
 from pipeline.run import Engine, MakeEngine, RunResult, execute
+from pipeline.runs.record import Published
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
-from pipeline.tables.publish import Published
 from pipeline.worker.settings import WorkerSettings
 
 Spec = Annotated[str, typer.Argument(help="spec file: .yaml, .toml or .json", show_default=False)]
@@ -126,17 +127,17 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
         say(f"run {result.run_id} of {published.run_date} holds all of it, found out in {took}")
     else:
         say(f"run {result.run_id}{' (resumed)' if result.resumed else ''} finished in {took}")
-    for name, each in (("concepts", work.concepts), ("renders", work.renders)):
-        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
-        say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")
+    for table, each in work.items():
+        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[table.name].items()))
+        say(f"  {table.name:9} {counts or 'none'}; {each.reused:,} of them reused")
     tell_changes(result.planned.changes)
     for left_out in result.planned.missing.reasons:
         say(f"  {left_out.sentence}")
     if not work.concepts.keys_to_do and not work.renders.keys_to_do:
         say("  nothing was left to do: all that can be made was there already")
-    for name in TABLES:
-        for code, count in sorted(published.codes[name].items()):
-            say(f"  {name:9} {count:,} {code}: {MEANING[Code(code)]}")
+    for table in RESULTS:
+        for code, count in sorted(published.codes[table.name].items()):
+            say(f"  {table.name:9} {count:,} {code}: {MEANING[Code(code)]}")
     folder = PurePosixPath(table_path("*", published.run_date, published.run_id)).parent
     say(f"  tables    {location(f'{storage.root}/{folder}')}")
     if result.report:
@@ -145,9 +146,9 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
 
 def tell_changes(changes: Changes | None) -> None:
     """Why things are to be done, or were."""
-    for name in TABLES if changes else ():
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in getattr(changes, name).items())
-        say(f"  {name:9} to do because of: {reasons or 'nothing'}")
+    for table, counts in changes.items() if changes else ():
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        say(f"  {table.name:9} to do because of: {reasons or 'nothing'}")
 
 
 def _all_ok(statuses: dict[str, dict[str, int]]) -> bool:
