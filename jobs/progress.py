@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from jobs.output import location
 from jobs.tally import Tally
+from pipeline.contract.kinds import PlanCounts
 from pipeline.contract.units import Activity, Outcome
-from pipeline.plan.expand import Pending
 
 if TYPE_CHECKING:  # rich is slow to load
     from rich.live import Live
@@ -57,7 +57,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._is_live = self._console.is_terminal
         self._clock = clock
         self._beat_s = beat_s
-        self._work: Pending | None = None
+        self._work: PlanCounts | None = None
         self._tally: Tally | None = None
         self._shown_at = 0.0
         self._news = False
@@ -83,7 +83,7 @@ class Progress(AbstractContextManager["Progress"]):
         if name == "start":
             self._start_beating()
 
-    def planned(self, work: Pending) -> None:
+    def planned(self, work: PlanCounts) -> None:
         """Learn what the plan comes to."""
         self._work = work
 
