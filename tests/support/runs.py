@@ -193,9 +193,9 @@ class InProcess:
         try:
             outcomes = tuple(self.workers[slot].run(unit))
         except torch.OutOfMemoryError as error:
-            return [Completion(call, slot, unit, failure=Failure("out_of_memory", str(error)))]
+            return [Completion(call, slot, failure=Failure("out_of_memory", str(error)))]
         self.units.append(unit)
-        return [Completion(call, slot, unit, outcomes)]
+        return [Completion(call, slot, outcomes)]
 
     def retire(self, slot):
         self.workers.pop(slot, None)
