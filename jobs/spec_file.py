@@ -11,10 +11,12 @@ from typing import Any
 
 import yaml
 
+from perfusion_ops.errors import UsageError
+
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
 
-class SpecError(ValueError):
+class SpecError(UsageError, ValueError):
     """The spec cannot be used; each line of the message is one problem with its remedy."""
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from perfusion_ops.base.tokenizer import pieces, words
+from perfusion_ops.errors import PerfusionError
 
 __all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "substitute", "tokenize", "words"]
 
 
-class PromptTooLongError(ValueError):
+class PromptTooLongError(PerfusionError, ValueError):
     """The prompt has more tokens than the text encoder takes; cutting it would drop words silently."""
 
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases.captions import captions_digest
 from pipeline.bases.find import find_base
 from pipeline.bases.superclasses import superclass_check
 from pipeline.clock import Clock, SystemClock
@@ -43,7 +42,7 @@ from pipeline.plan.workqueue import Remaining, WorkQueue
 from pipeline.report.page import write_report
 from pipeline.runs.lease import Lease, LeaseHeld, acquire
 from pipeline.settings import EngineSettings, RunSettings
-from pipeline.storage.objects import Storage, StorageError, mistyped_uri
+from pipeline.storage.objects import Storage
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.tables.columns import carried_columns
 from pipeline.tables.parts import PartWriter
@@ -147,7 +146,7 @@ def check(
         BaseError, ManifestError, StorageError: nothing can start, with the sentence for the user.
     """
     observer.stage("base", settings.base)
-    base = find_base(settings.base)
+    base = find_base(settings.base, settings.storage_options)
     counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
     observer.stage("validate", settings.concepts)
@@ -163,7 +162,9 @@ def check(
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
-    key = metric_key(base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings))
+    key = metric_key(
+        base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
+    )
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     meaning = [
@@ -423,20 +424,6 @@ def _report(storage: Storage, run_id: str) -> str:
     """Where a published run's report is; it is written where a crash came before it."""
     path = run_path(run_id, "report/index.html")
     return storage.uri(path) if storage.exists(path) else write_report(storage, run_id)
-
-
-def _captions_digest(settings: RunSettings) -> str | None:
-    uri = settings.metric.captions_uri
-    if uri is None:
-        return None
-    if mistyped := mistyped_uri(uri):
-        raise StorageError(f"metric.captions_uri: {mistyped}")
-    try:
-        opened: Any = fsspec.open(uri, "rb")
-        with opened as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ImportError, ValueError) as error:
-        raise StorageError(f"the captions file {uri} (metric.captions_uri) cannot be read: {error}") from error
 
 
 def _inputs_shown(db: PlanDB) -> bytes:

@@ -7,6 +7,7 @@ add, never rename.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from perfusion_ops.errors import PerfusionError, UsageError
 from pipeline.contract.messages import storable
 
 _MAX_MESSAGE = 2_000  # characters
@@ -90,7 +91,7 @@ class RowProblem:
     message: str
 
 
-class RowError(Exception):
+class RowError(PerfusionError):
     """Ends the row it concerns and nothing else; `status` tells whether the input or the work is at fault."""
 
     def __init__(self, code: Code, message: str, *, column: str | None = None, status: Status = Status.INVALID) -> None:
@@ -115,7 +116,7 @@ def verdict(problems: list[RowProblem]) -> dict[str, str | None]:
     return {"code": problems[0].code.value, "column_name": problems[0].column, "message": storable(message)}
 
 
-class ManifestError(Exception):
+class ManifestError(UsageError):
     """The manifest as a whole cannot be used (absent, unreadable, a column missing or clashing): nothing starts."""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.errors import Status
 from pipeline.contract.units import Outcome
 
@@ -39,7 +40,7 @@ class RunSummary:
     stopped: str = ""
 
 
-class EngineError(Exception):
+class EngineError(PerfusionError):
     """No progress is possible. The message names the last cause and the remedy; `summary` counts what was done."""
 
     def __init__(self, message: str, summary: RunSummary) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.clock import Clock
 from pipeline.contract.layout import lease_path, run_path
 from pipeline.storage.objects import Storage, StorageError
@@ -35,7 +36,7 @@ _LEASE_NAME = re.compile(r"lease/([1-9][0-9]{0,8})\.json$")
 _log = logging.getLogger(__name__)
 
 
-class LeaseHeld(Exception):  # noqa: N818 (it is not a fault, but an answer)
+class LeaseHeld(PerfusionError):  # noqa: N818 (it is not a fault, but an answer)
     """Someone else works on the run; the message says who, since when, and what to do."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.layout import TABLES, run_path, table_path
 from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.database.memory import retried
@@ -37,7 +38,7 @@ _FILE_BYTES = 2**28  # a file is in memory until it is whole
 _NAMED_KEYS = 5
 
 
-class UnaccountedError(RuntimeError):
+class UnaccountedError(PerfusionError, RuntimeError):
     """Some rows have no outcome: the run is not over, and publishing it would lose them."""
 
 

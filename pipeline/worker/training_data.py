@@ -1,7 +1,5 @@
 """A concept task's pictures, from storage to the latents and masks that training takes."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -9,17 +7,15 @@ from torch import Tensor
 
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.training import Example, loss_masks
-from pipeline.contract.errors import Code, RowError, Status
-from pipeline.contract.keys import digest
+from pipeline.contract.errors import Code, RowError
 from pipeline.contract.units import ConceptTask, InputImage
-from pipeline.inputs.fetch import InputLimits, decode, decode_mask, fetch, redact
+from pipeline.inputs.pictures import decode, decode_mask
+from pipeline.inputs.store import InputStore
 
 _ENCODE_BATCH = 8
 
 
-def load_example(
-    base: Base, task: ConceptTask, limits: InputLimits, storage_options: Mapping[str, object] | None
-) -> Example:
+def load_example(base: Base, task: ConceptTask, inputs: InputStore) -> Example:
     """Fetch, check, decode, square and encode one concept's pictures.
 
     Raises:
@@ -28,11 +24,11 @@ def load_example(
     side, config = base.resolution, task.training
     pictures, masks = [], []
     for index, image in enumerate(task.images):
-        picture = decode(_fetch(image, "images", limits, storage_options), limits)
+        picture = decode(_read(inputs, image, "images"), inputs.limits)
         mask = Image.new("L", picture.size, 255)
         if task.masks:
-            drawn = _fetch(task.masks[index], "masks", limits, storage_options)
-            mask = decode_mask(drawn, limits).resize(picture.size)
+            drawn = _read(inputs, task.masks[index], "masks")
+            mask = decode_mask(drawn, inputs.limits).resize(picture.size)
         pictures.append(_pixels(square(picture, side, config.fit), scale=127.5, offset=-1.0))
         masks.append(_pixels(square(mask, side, config.fit), scale=255.0, offset=0.0))
     batch, weights = torch.stack(pictures), torch.stack(masks)
@@ -65,13 +61,6 @@ def _pixels(picture: Image.Image, *, scale: float, offset: float) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def _fetch(image: InputImage, column: str, limits: InputLimits, storage_options: Mapping[str, object] | None) -> bytes:
-    data = fetch(image.uri, limits, storage_options)
-    if digest(data) != image.sha256:
-        raise RowError(
-            Code.IMAGE_CHANGED,
-            f"{redact(image.uri)} was replaced during the run: run again to train on the new picture",
-            column=column,
-            status=Status.FAILED,
-        )
-    return data
+def _read(inputs: InputStore, image: InputImage, column: str) -> bytes:
+    remedy = "it was replaced during the run; run again to train on the new picture"
+    return inputs.read(image.uri, sha256=image.sha256, remedy=remedy, column=column)

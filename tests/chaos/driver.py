@@ -12,9 +12,9 @@ import ray
 
 from cluster.local import stop_on_signals
 from cluster.ray_executor import RayExecutor, SlotResources
-from jobs.commands.run import run
 from jobs.engine import WORKER_ENVIRONMENT, make_worker
 from jobs.output import complain
+from jobs.run import run
 from jobs.spec import load_spec
 from pipeline.engine.figures import EngineError
 from pipeline.run import Engine

@@ -35,7 +35,7 @@ ROOMS = {
         "manifest": {"contract", "storage", "database", "inputs", "files"},
         "bases": {"contract", "storage"},
         "tables": {"contract", "storage", "database"},
-        "runs": {"contract", "clock", "storage", "tables"},
+        "runs": {"contract", "clock", "storage", "database", "tables"},
         "plan": {"contract", "storage", "database", "bases", "tables"},
         "worker": {"contract", "storage", "inputs", "bases"},
         "report": {"contract", "storage", "database", "inputs"},
@@ -43,16 +43,17 @@ ROOMS = {
         "run": None,  # the story at the top tells of every room
     },
     "perfusion_ops": {
+        "errors": set(),
         "config": set(),
-        "base": {"config"},
-        "": {"config", "base"},
-        "scoring": {"", "base", "config"},
+        "base": {"errors", "config"},
+        "": {"errors", "config", "base"},
+        "scoring": {"errors", "", "base", "config"},
         "mini.world": set(),
-        "mini": {"mini.world", "scoring"},
+        "mini": {"errors", "mini.world", "scoring"},
         "mini.build": {"", "base", "config", "mini", "mini.world", "scoring"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
     },
-    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}},
+    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }
 FOLDERS = {*MAY_IMPORT, "tests", "benchmarks", "docs"}
 FILES = {

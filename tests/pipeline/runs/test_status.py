@@ -8,7 +8,7 @@ from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.layout import run_path
 from pipeline.contract.units import Outcome
 from pipeline.runs.lease import EXPIRY_S, Owner, acquire
-from pipeline.runs.status import RunStatus, read_status
+from pipeline.runs.status import NoFinishedRunError, RunStatus, finished_run, read_status
 from pipeline.storage.objects import Storage, StorageError
 from pipeline.tables.parts import PartWriter
 from tests.support.fake_clock import FakeClock
@@ -126,3 +126,24 @@ def test_a_run_s_file_that_is_damaged_is_a_sentence(storage, clock):
     storage.write(run_path("r1", "spec.json"), b"{")
     with pytest.raises(StorageError, match=r"runs/r1/spec\.json is damaged .*: restore it, or delete the folder"):
         read_status(storage, clock)
+
+
+def test_the_finished_run_is_the_newest_one_or_the_named_one(storage, clock):
+    for run_id, time in (("r2", "12:00:01"), ("r3", "12:00:00"), ("r1", "12:00:02"), ("r4", "12:00:03")):
+        begin(storage, run_id, f"2024-02-02T{time}Z")
+    for run_id in ("r1", "r2", "r3"):
+        finish(storage, run_id, {"concepts": {"ok": 3}, "renders": {"ok": 9}})
+    assert finished_run(storage) == "r1"
+    assert finished_run(storage, "r3") == "r3"
+
+
+def test_a_run_that_is_not_finished_is_refused_with_the_remedy(storage, clock):
+    with pytest.raises(NoFinishedRunError, match=r"no finished run under .*: see `perfusion status "):
+        finished_run(storage)
+    begin(storage, "r1")
+    with pytest.raises(NoFinishedRunError, match=r"no finished run under "):
+        finished_run(storage)
+    with pytest.raises(NoFinishedRunError, match=r"run r1 is not finished: run the command that started it again"):
+        finished_run(storage, "r1")
+    with pytest.raises(NoFinishedRunError, match=r"no finished run 'r2' under "):
+        finished_run(storage, "r2")
