@@ -166,7 +166,8 @@ class RayExecutor:
         if slots < 1:
             raise ValueError(f"slots is {slots}: use 1 or more")
         threads = str(resources.threads)
-        actor_class: Any = ray.remote(concurrency_groups={_WATCH: 1})(_Actor)
+        remote: Any = ray.remote
+        actor_class = remote(concurrency_groups={_WATCH: 1})(_Actor)
         self._actor_class = actor_class.options(
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus,

@@ -11,7 +11,7 @@ from perfusion_ops.config import Lock, Scheduler, TrainingConfig
 from pipeline.contract.errors import Code, Origin, Status
 
 Kind = Literal["concept", "render"]
-MESSAGE_BYTES = 512  # of an outcome's message in UTF-8
+MESSAGE_BYTES = 500  # of an outcome's message in UTF-8
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ ROOMS = {
         "tables": {"contract", "storage", "database"},
         "runs": {"contract", "clock", "storage", "database", "tables"},
         "plan": {"contract", "storage", "database", "bases", "tables"},
-        "worker": {"contract", "storage", "inputs", "bases"},
+        "worker": {"contract", "clock", "storage", "inputs", "bases"},
         "report": {"contract", "storage", "database", "inputs"},
         "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables"},
         "run": None,  # the story at the top tells of every room

@@ -147,7 +147,7 @@ def keep_metric(storage):
 
 def limit_rows(worker, most):
     """Give the worker's denoiser an accelerator on which more than `most` rows at once do not fit."""
-    unet = worker._base.unet
+    unet = worker.models.base.unet
     base = next(each for each in type(unet).__mro__ if not hasattr(each, "most_rows"))
 
     class Limited(base):
