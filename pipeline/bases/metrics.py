@@ -4,18 +4,15 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
+from perfusion_ops.api.metrics import HELD_OUT, built_in_captions
 from perfusion_ops.base_model import Base
-from perfusion_ops.captions import general_captions, vocabulary_words
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import Metric, MetricError, estimate, read_metric
-from perfusion_ops.mini.world import grammar
 from pipeline.bases.captions import open_captions
 from pipeline.contract.layout import metric_path
 from pipeline.storage.objects import Storage, StorageError
 
-_HELD_OUT = 1000
 _LEAST = 1000  # to estimate from: as many as are held out
-_CAPTION_SEED = 0
 
 
 def load_metric(
@@ -70,13 +67,10 @@ def _captions(
 ) -> tuple[list[str], Iterator[str]]:
     """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
     if config.captions_uri is not None:
-        source = _lines(config.captions_uri, options, config.captions + _HELD_OUT)
-    elif base.folder.settings.captions == "mini":
-        source = grammar.captions(config.captions + _HELD_OUT, _CAPTION_SEED)
+        source = _lines(config.captions_uri, options, config.captions + HELD_OUT)
     else:
-        words = vocabulary_words(base.tokenizer)
-        source = general_captions(config.captions + _HELD_OUT, seed=_CAPTION_SEED, vocabulary=words)
-    return list(islice(source, _HELD_OUT)), source
+        source = built_in_captions(base, config.captions + HELD_OUT)
+    return list(islice(source, HELD_OUT)), source
 
 
 def _lines(uri: str, options: Mapping[str, object] | None, most: int) -> Iterator[str]:
@@ -89,8 +83,8 @@ def _lines(uri: str, options: Mapping[str, object] | None, most: int) -> Iterato
                 yield line
     except StorageError as error:
         raise MetricError(str(error)) from error
-    if count < min(most, _HELD_OUT + _LEAST):
+    if count < min(most, HELD_OUT + _LEAST):
         raise MetricError(
-            f"the captions file {uri} has {count:,} captions: give at least {_HELD_OUT + _LEAST:,}, one a line; "
-            f"{_HELD_OUT:,} of them only test the metric"
+            f"the captions file {uri} has {count:,} captions: give at least {HELD_OUT + _LEAST:,}, one a line; "
+            f"{HELD_OUT:,} of them only test the metric"
         )

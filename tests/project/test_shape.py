@@ -50,6 +50,7 @@ ROOMS = {
         "scoring": {"errors", "", "base", "config"},
         "mini.world": set(),
         "mini": {"errors", "mini.world", "scoring"},
+        "api": {"errors", "", "base", "config", "mini", "mini.world"},
         "mini.build": {"", "base", "config", "mini", "mini.world", "scoring"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
     },
