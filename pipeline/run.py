@@ -26,7 +26,7 @@ from pipeline.contract.layout import INPUTS_FOLDER
 from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.scheduler import RunSummary
+from pipeline.engine.figures import RunSummary
 from pipeline.engine.scheduler import run as schedule
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts

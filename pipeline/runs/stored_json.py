@@ -9,8 +9,10 @@ T = TypeVar("T")
 
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 
+from perfusion_ops.errors import PerfusionError
 
-class StoredJsonError(ValueError):
+
+class StoredJsonError(PerfusionError, ValueError):
     """The content is not what its type says; the message names the field."""
 
 

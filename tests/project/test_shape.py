@@ -37,7 +37,7 @@ ROOMS = {
         "runs": {"contract", "clock", "storage", "database", "inputs", "settings"},
         "tables": {"contract", "storage", "database", "runs"},
         "plan": {"contract", "storage", "database", "bases", "tables", "runs"},
-        "worker": {"contract", "storage", "inputs", "bases"},
+        "worker": {"contract", "clock", "storage", "inputs", "bases"},
         "report": {"contract", "storage", "database", "inputs", "runs"},
         "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables", "runs"},
         "run": None,  # the story at the top tells of every room
