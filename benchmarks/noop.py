@@ -53,6 +53,9 @@ class _Stages:
     def planned(self, work: Pending) -> None:
         pass
 
+    def working(self, activities: object) -> None:
+        pass
+
     def outcomes(self, outcomes: object) -> None:
         pass
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from jobs.output import location
 from jobs.tally import Tally
-from pipeline.contract.units import Outcome
+from pipeline.contract.units import Activity, Outcome
 from pipeline.plan.expand import Pending
 
 if TYPE_CHECKING:  # rich is slow to load
@@ -86,6 +86,9 @@ class Progress(AbstractContextManager["Progress"]):
     def planned(self, work: Pending) -> None:
         """Learn what the plan comes to."""
         self._work = work
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; not shown yet."""
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Count what ended."""

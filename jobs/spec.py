@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from jobs.output import complain
 from jobs.spec_file import SpecError, parse_yaml, read_spec_file
-from pipeline.settings import RunSettings
+from pipeline.settings import RunSettings, old_names
 from pipeline.storage.objects import mistyped_uri
 
 _PATHS = ("root", "concepts", "prompts")
@@ -34,6 +35,8 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:
     for override in overrides:
         _override(values, override)
     _resolve_paths(values, Path(path).parent)
+    for notice in old_names(values):
+        complain(f"{path}: {notice}")
     return _checked(values, path)
 
 

@@ -5,6 +5,7 @@
     ├── ClusterError                1
     ├── ConceptFileError            1
     ├── DepthError                  1
+    ├── EmptyMaskError              1
     ├── EngineError                 1
     ├── LeaseHeld                   1
     ├── MemoryFullError             1
@@ -15,6 +16,8 @@
     ├── ScratchFullError            1
     ├── StorageError                1
     │   └── MissingObjectError      1
+    ├── TensorFileError             1
+    ├── TrainingDivergedError       1
     ├── UnaccountedError            1
     └── UsageError                  2
         ├── BaseError               2

@@ -13,22 +13,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases.captions import captions_digest
 from pipeline.bases.find import find_base
 from pipeline.bases.superclasses import superclass_check
 from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
 from pipeline.contract.layout import run_path
-from pipeline.contract.units import Outcome
+from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import RunSummary
 from pipeline.engine.scheduler import run as schedule
 from pipeline.inputs.cache import InputCache
@@ -44,7 +42,7 @@ from pipeline.plan.workqueue import Remaining, WorkQueue
 from pipeline.report.page import write_report
 from pipeline.runs.lease import Lease, LeaseHeld, acquire
 from pipeline.settings import EngineSettings, RunSettings
-from pipeline.storage.objects import Storage, StorageError, mistyped_uri
+from pipeline.storage.objects import Storage
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.tables.columns import carried_columns
 from pipeline.tables.parts import PartWriter
@@ -63,6 +61,13 @@ class Observer(Protocol):
 
     def planned(self, work: Pending) -> None:
         """The plan stands."""
+        ...
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
+
+        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
+        """
         ...
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -122,10 +127,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers, and whether someone asked the run to end."""
+    """Workers, whether someone asked the run to end, and what the workers are doing (for display)."""
 
     executor: Executor
     stop: Callable[[], bool]
+    activities: Callable[[], Sequence[Activity]] = tuple
 
 
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
@@ -140,7 +146,7 @@ def check(
         BaseError, ManifestError, StorageError: nothing can start, with the sentence for the user.
     """
     observer.stage("base", settings.base)
-    base = find_base(settings.base)
+    base = find_base(settings.base, settings.storage_options)
     counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
     observer.stage("validate", settings.concepts)
@@ -156,7 +162,9 @@ def check(
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
-    key = metric_key(base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings))
+    key = metric_key(
+        base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
+    )
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     meaning = [
@@ -249,7 +257,6 @@ def execute(
     observer: Observer,
     selection: Selection | None = None,
     explain: bool = False,
-    policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
     """Run, resume or reuse.
@@ -260,7 +267,6 @@ def execute(
         observer: told of progress.
         selection: a part of the plan; all of it when absent.
         explain: whether to find out why each thing is to be done.
-        policy: how hard to try.
         clock: times.
 
     Raises:
@@ -306,10 +312,8 @@ def execute(
                 if queue.unfinished():
                     observer.stage("start", f"run {run_id}")
                     with make_engine(checked.worker) as engine:
-                        stop = _stop(engine, settings.engine, clock, began)
-                        summary = schedule(
-                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=stop
-                        )
+                        stop = _heartbeat(engine, observer, _stop(engine, settings.engine, clock, began))
+                        summary = schedule(queue, engine.executor, sink, policy=settings.policy, clock=clock, stop=stop)
             finally:
                 _fence(lease, run_id, patience)
                 writer.flush()
@@ -339,13 +343,25 @@ def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> C
     def stop(spent_s: float) -> str | None:
         if engine.stop():
             return "it was asked to end"
-        if caps.deadline_s is not None and clock.monotonic() - began >= caps.deadline_s:
-            return f"its engine.deadline_s of {caps.deadline_s:g} s is over"
+        if caps.stop_after_s is not None and clock.monotonic() - began >= caps.stop_after_s:
+            return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
         if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
             return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
         return None
 
     return stop
+
+
+def _heartbeat(
+    engine: Engine, observer: Observer, stop: Callable[[float], str | None]
+) -> Callable[[float], str | None]:
+    """`stop` for the scheduler, which asks it regularly; each time the observer learns what workers do."""
+
+    def beat(spent_s: float) -> str | None:
+        observer.working(engine.activities())
+        return stop(spent_s)
+
+    return beat
 
 
 @dataclass(frozen=True)
@@ -408,20 +424,6 @@ def _report(storage: Storage, run_id: str) -> str:
     """Where a published run's report is; it is written where a crash came before it."""
     path = run_path(run_id, "report/index.html")
     return storage.uri(path) if storage.exists(path) else write_report(storage, run_id)
-
-
-def _captions_digest(settings: RunSettings) -> str | None:
-    uri = settings.metric.captions_uri
-    if uri is None:
-        return None
-    if mistyped := mistyped_uri(uri):
-        raise StorageError(f"metric.captions_uri: {mistyped}")
-    try:
-        opened: Any = fsspec.open(uri, "rb")
-        with opened as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ImportError, ValueError) as error:
-        raise StorageError(f"the captions file {uri} (metric.captions_uri) cannot be read: {error}") from error
 
 
 def _inputs_shown(db: PlanDB) -> bytes:

@@ -163,7 +163,7 @@ MEANING: dict[Code, str] = {
     Code.RENDER_NOT_FINITE: "The picture came out as invalid numbers and was not stored: run again in full precision.",
     Code.OUT_OF_MEMORY: "The work did not fit in the accelerator's memory even on its own: ask for a smaller size.",
     Code.WORKER_DIED: "The row ended its worker more than once, alone: look into the run's log before running again.",
-    Code.TIMED_OUT: "The work took longer than it may: run again, or allow more time.",
+    Code.TIMED_OUT: "The work took longer than allowed: raise the setting of `policy` that the message names.",
     Code.STORAGE: "The storage refused to read or write for long: check it, then run again.",
     Code.INTERNAL: "An error in this software: please report it with the message.",
 }

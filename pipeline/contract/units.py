@@ -92,6 +92,23 @@ Unit = TrainUnit | RenderUnit
 
 
 @dataclass(frozen=True)
+class Activity:
+    """What a worker is doing at this moment; for display only.
+
+    Attributes:
+        doing: `metric` while the metric is estimated, `training` while concepts are trained.
+        done: captions encoded, or optimiser steps taken by the concept that has taken the fewest.
+        total: captions, or steps, in all.
+        concepts: concepts trained together; 0 for the metric.
+    """
+
+    doing: Literal["metric", "training"]
+    done: int
+    total: int
+    concepts: int = 0
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How one task ended; `key` is its concept or render key. Object fields are set exactly when `status` is ok."""
 

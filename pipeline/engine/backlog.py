@@ -23,13 +23,6 @@ from pipeline.engine.policy import Policy
 
 _CAUSE_CHARACTERS = 400  # an outcome stays under 1 KB
 
-_REMEDY = {
-    Code.WORKER_DIED: "It did so every time it ran alone: give the workers more memory, or leave this row out.",
-    Code.TIMED_OUT: "Raise the deadline, or make the row cheaper: fewer steps or a smaller size.",
-    Code.OUT_OF_MEMORY: "It does not fit even alone: ask for a smaller size, or use an accelerator with more memory.",
-    Code.INTERNAL: "This is a fault of the program, not of the row: please report it with this message.",
-}
-
 
 class WorkSource(Protocol):
     """Where units come from; the driver's memory must not grow with what is behind it."""
@@ -89,6 +82,23 @@ def _memory_class(unit: Unit) -> tuple[object, ...]:
     if isinstance(unit, TrainUnit):
         return ("concept", unit.tasks[0].training.batch)
     return ("render", unit.tasks[0].shape.width, unit.tasks[0].shape.height)
+
+
+def _remedy(code: Code, kind: Kind) -> str:
+    """What a user can do about a task that failed on its own."""
+    match code, kind:
+        case Code.WORKER_DIED, _:
+            return "It did so each time it ran alone: give each worker more memory (fewer engine.slots), or remove it."
+        case Code.TIMED_OUT, "concept":
+            return "Raise that setting, or lower train.steps."
+        case Code.TIMED_OUT, _:
+            return "Raise that setting, or ask for fewer steps or a smaller size."
+        case Code.OUT_OF_MEMORY, "concept":
+            return "It does not fit even alone: use a machine with more memory."
+        case Code.OUT_OF_MEMORY, _:
+            return "It does not fit even alone: ask for a smaller size, or use a machine with more memory."
+        case _:
+            return "This is a bug in perfusion, not in the row: report it with this message."
 
 
 class Backlog:
@@ -193,7 +203,7 @@ class Backlog:
             key=job.unit.tasks[0].key,
             status=Status.FAILED,
             code=code,
-            message=f"{message[:_CAUSE_CHARACTERS].rstrip('. ')}. {_REMEDY[code]}",
+            message=f"{message[:_CAUSE_CHARACTERS].rstrip('. ')}. {_remedy(code, kind_of(job.unit))}",
             attempts=job.attempts,
             worker=f"slot-{slot}",
             finished_at=self._clock.wall(),

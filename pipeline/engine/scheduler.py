@@ -403,13 +403,14 @@ class _Run:
         now = self._clock.monotonic()
         for slot in self._slots.values():
             if slot.calls:
-                deadline_s = self._watchdog.deadline_s(slot.calls[0].job.unit, warm=slot.warm)
-                if now >= slot.calls[0].since + deadline_s:
-                    self._death(slot, Code.TIMED_OUT, f"no result after {deadline_s:g} s, so the worker was killed")
+                deadline = self._watchdog.deadline(slot.calls[0].job.unit, warm=slot.warm)
+                if now >= slot.calls[0].since + deadline.seconds:
+                    message = f"no result after {deadline.seconds:g} s, the limit set by policy.{deadline.setting}"
+                    self._death(slot, Code.TIMED_OUT, message)
             elif slot.starting_since is not None and now >= slot.starting_since + self._policy.setup_deadline_s:
                 message = (
-                    f"not ready after {self._policy.setup_deadline_s:g} s: no machine has the resources it asks for, "
-                    "or loading the model hangs"
+                    f"not ready after {self._policy.setup_deadline_s:g} s (policy.setup_deadline_s): no machine has "
+                    "the resources it asks for, or loading the model hangs"
                 )
                 self._not_started(slot, Failure("died", message))
 
@@ -422,8 +423,8 @@ class _Run:
             if slot.replace_at is not None and drain_until is None:
                 moments.append(slot.replace_at)
             if slot.calls:
-                deadline_s = self._watchdog.deadline_s(slot.calls[0].job.unit, warm=slot.warm)
-                moments.append(slot.calls[0].since + deadline_s)
+                deadline = self._watchdog.deadline(slot.calls[0].job.unit, warm=slot.warm)
+                moments.append(slot.calls[0].since + deadline.seconds)
             elif slot.starting_since is not None:
                 moments.append(slot.starting_since + self._policy.setup_deadline_s)
         return max(0.0, min(moments) - now)

@@ -25,7 +25,8 @@ from pipeline.contract.layout import run_path, scores_path
 from pipeline.contract.schemas import METADATA, RUN_ID, SCORES
 from pipeline.database.memory import in_memory
 from pipeline.database.query import rows
-from pipeline.inputs.fetch import InputLimits
+from pipeline.inputs.pictures import InputLimits
+from pipeline.inputs.store import InputStore
 from pipeline.scores.pictures import PictureSource, TrainingMeans
 from pipeline.scores.rows import Render, RowScorer, Score
 from pipeline.scores.training_pictures import recorded_settings, training_pictures
@@ -130,12 +131,12 @@ def _scores(
         if scorers.image:
             wanted = {name for (name,) in connection.execute(_NAMED).fetchall()}
             limits = settings.inputs.allowing(storage.uri("inputs"))
-            source = PictureSource(pool, limits, options, patience)
+            source = PictureSource(pool, InputStore(limits, options), patience)
             training = TrainingMeans(scorers.image, source, training_pictures(storage, run_id, settings, wanted))
         scorer = RowScorer(
             scorers,
             superclasses=dict(connection.execute(_SUPERCLASSES, {"run_id": run_id}).fetchall()),
-            source=PictureSource(pool, _RENDER_LIMITS, options, patience),
+            source=PictureSource(pool, InputStore(_RENDER_LIMITS, options), patience),
             training=training,
         )
         renders, done = _renders(connection), 0

@@ -39,6 +39,7 @@ from pipeline.contract.keys import digest
 from pipeline.contract.layout import checkpoint_path, image_path, weights_path
 from pipeline.contract.messages import reason
 from pipeline.contract.units import ConceptTask, Kind, Outcome, RenderShape, RenderTask, TrainUnit, Unit
+from pipeline.inputs.store import InputStore
 from pipeline.storage.objects import MissingObjectError, StorageError
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.worker.provenance import answers, encode_picture
@@ -68,6 +69,7 @@ class PerfusionWorker:
         self._clock = clock
         self._patience = Patience(sleep)
         self._storage = PatientStorage(settings.root, settings.storage_options, self._patience)
+        self._inputs = InputStore(settings.limits, settings.storage_options)
         self._concepts: OrderedDict[str, tuple[Concept, str]] = OrderedDict()
         self._micro_batch = settings.micro_batch
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -82,7 +84,7 @@ class PerfusionWorker:
             RuntimeError: this machine's copy of the base model is not the one that was planned with.
         """
         settings = self._settings
-        folder = find_base(settings.base)
+        folder = find_base(settings.base, settings.storage_options)
         if folder.digest != settings.base_digest:
             raise RuntimeError(
                 f"the base model {settings.base!r} on {socket.gethostname()} digests to {folder.digest[:12]}..., "
@@ -145,7 +147,7 @@ class PerfusionWorker:
 
     def _example(self, task: ConceptTask) -> Example:
         self._check_superclass(task.superclass)
-        return load_example(self._base, task, self._settings.limits, self._settings.storage_options)
+        return load_example(self._base, task, self._inputs)
 
     def _run_training(self, keys: list[str], examples: list[Example]) -> Trainer:
         """Train from the checkpoints there are; out of memory halves the micro-batch, which changes no result."""

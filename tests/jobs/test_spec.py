@@ -179,6 +179,13 @@ def test_overrides_that_cannot_be(tmp_path):
     assert refusal(tmp_path, FULL, "train.steps=") == ["train.steps is empty: give it a value, or leave it out"]
 
 
+def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
+    assert load_spec(spec(tmp_path, {**REQUIRED, "engine": {"deadline_s": 60}})).engine.stop_after_s == 60
+    assert "engine.deadline_s is now called engine.stop_after_s" in capsys.readouterr().err
+    assert load_spec(spec(tmp_path, REQUIRED), ("engine.stop_after_s=5",)).engine.stop_after_s == 5
+    assert capsys.readouterr().err == ""
+
+
 # Sentences
 
 

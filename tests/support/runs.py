@@ -171,6 +171,7 @@ class InProcess:
         self.calls = deque()
         self.numbers = itertools.count()
         self.units = []
+        self.most_calls = 0
         for slot in range(slots):
             self.replace(slot)
 
@@ -182,6 +183,7 @@ class InProcess:
 
     def submit(self, slot, unit):
         self.calls.append((next(self.numbers), slot, unit))
+        self.most_calls = max(self.most_calls, len(self.calls))
         return self.calls[-1][0]
 
     def wait(self, timeout_s):
@@ -237,12 +239,16 @@ class Silent:
     def __init__(self):
         self.seen = []
         self.stages = []
+        self.activities = []
 
     def stage(self, name, detail):
         self.stages.append(name)
 
     def planned(self, work):
         self.work = work
+
+    def working(self, activities):
+        self.activities += activities
 
     def outcomes(self, outcomes):
         self.seen += outcomes

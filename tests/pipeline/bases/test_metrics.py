@@ -80,10 +80,14 @@ def test_captions_file_that_cannot_be_used_is_a_sentence_and_leaves_nothing(base
     short = captions_file(tmp_path / "short.txt", 1300)
     (tmp_path / "latin.txt").write_bytes("ein Becher für Tee\n".encode("latin-1") * 3000)
     cases = {
-        short: r"has 1,300 captions: give at least 2,000, one a line, of which 1,000 only test the metric",
+        short: r"has 1,300 captions: give at least 2,000, one a line; 1,000 of them only test the metric",
         captions_file(tmp_path / "tiny.txt", 10): r"has 10 captions: give at least 2,000",
-        str(tmp_path / "latin.txt"): r"latin.txt cannot be read as UTF-8 text",
-        str(tmp_path / "absent.txt"): r"absent.txt cannot be read as UTF-8 text",
+        str(
+            tmp_path / "latin.txt"
+        ): r"latin.txt \(metric.captions_uri\) cannot be read as UTF-8 text .*: save it as UTF-8",
+        str(
+            tmp_path / "absent.txt"
+        ): r"absent.txt \(metric.captions_uri\) cannot be read: it does not exist; correct the address",
     }
     for uri, words in cases.items():
         with pytest.raises(MetricError, match=words):

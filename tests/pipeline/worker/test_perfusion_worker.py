@@ -379,7 +379,7 @@ def test_training_that_runs_away_fails_alone(worker, tmp_path, value, training, 
 
 
 def about_to_diverge(worker, task, value):
-    example = load_example(worker._base, task, worker._settings.limits, None)
+    example = load_example(worker._base, task, worker._inputs)
     state = start(worker._base, example)
     with torch.no_grad():
         state.value_target.fill_(value)
