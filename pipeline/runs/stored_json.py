@@ -5,11 +5,11 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from perfusion_ops.errors import PerfusionError
+
 T = TypeVar("T")
 
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
-
-from perfusion_ops.errors import PerfusionError
 
 
 class StoredJsonError(PerfusionError, ValueError):

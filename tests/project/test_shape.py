@@ -67,6 +67,7 @@ FILES = {
     "NOTICE",
     "README.md",
     "SECURITY.md",
+    "constraints.txt",
     "pyproject.toml",
 }
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
