@@ -28,8 +28,8 @@ from pipeline.database.plandb import PlanDB
 from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import run as schedule
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import PartWriter
 
 # The bar: the share of the slots' time that is work, with units that take a tenth of their time on a GPU.
 BUSY = 0.97
