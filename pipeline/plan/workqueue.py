@@ -9,13 +9,13 @@ whose concept was not made ends as CONCEPT_FAILED at the moment its concept does
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.keys import normalise_superclass
+from pipeline.contract.kinds import PerKind
 from pipeline.contract.messages import clip
 from pipeline.contract.units import (
     MESSAGE_BYTES,
@@ -33,14 +33,6 @@ from pipeline.database.plandb import PlanDB
 
 _PAGE = 4096  # tasks, a few MB: one query per page, not per unit
 _MOST_WAITING = 20_000  # renders in memory whose shape has no full batch yet; beyond that, smaller batches go out
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """Tasks without a final outcome."""
-
-    concepts: int
-    renders: int
 
 
 class WorkQueue:
@@ -107,9 +99,9 @@ class WorkQueue:
         """Number of tasks without a final outcome, those that are out included."""
         return self._concepts_left + self._renders_left
 
-    def remaining(self) -> Remaining:
+    def remaining(self) -> PerKind[int]:
         """How many tasks have no final outcome yet, those that are out included."""
-        return Remaining(self._concepts_left, self._renders_left)
+        return PerKind(self._concepts_left, self._renders_left)
 
     def _next_training(self) -> TrainUnit | None:
         if not self._trainings and self._next_concept < self._concept_rows:

@@ -208,13 +208,13 @@ except SystemExit as end:
         (("report", "nowhere"), 2, "there is no folder nowhere"),
         (("run", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read: No such file or directory"),
         (("status", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read"),
-        (("run", "nowhere.txt"), 2, "nowhere.txt is no spec: its name must end in .yaml"),
+        (("run", "nowhere.txt"), 2, "nowhere.txt is not a spec: its name must end in .yaml"),
         (("plan", "SPEC", "--set", "concepts=gone.parquet"), 2, "gone.parquet"),
         (("plan", "SPEC", "--set", "root=s3:/bucket/x"), 2, "write s3://bucket/x"),
         (("plan", "SPEC", "--set", "base=file:models/sd"), 2, "lacks the '://' of a URI"),
         (("status", "file:results"), 2, "lacks the '://' of a URI"),
         (("plan", "SPEC", "--set", "base=gone"), 2, "there is no base model 'gone'"),
-        (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is no setting; did you mean 'train'?"),
+        (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is not a setting; did you mean 'train'?"),
         (("run", "SPEC", "--set", "root=good.yaml/inside"), 1, "good.yaml/inside"),
         (("status", "SPEC", "run-1"), 2, "there is no run 'run-1' under SPEC: `perfusion status SPEC` lists them"),
         (("report", "SPEC"), 2, "there is no finished run under SPEC"),
@@ -257,7 +257,7 @@ def test_a_run_that_someone_works_on_is_1(perfusion, shop):
     with acquire(Storage(str(shop.folder / "results")), status.run_id, clock=SystemClock()):
         code, out, err = perfusion("run", spec)
     assert (code, out) == (1, "")
-    assert f"run {status.run_id!r} has been worked on by process {os.getpid()}" in err.splitlines()[-1]
+    assert f"run {status.run_id!r} is held by process {os.getpid()}" in err.splitlines()[-1]
 
 
 def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
