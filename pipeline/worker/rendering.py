@@ -23,7 +23,7 @@ from pipeline.storage.objects import MissingObjectError, Storage, StorageError
 from pipeline.worker.concept_files import ConceptFiles
 from pipeline.worker.models import Models
 from pipeline.worker.outcomes import failed, ok
-from pipeline.worker.provenance import answers, encode_picture
+from pipeline.worker.provenance import answers, encode_render
 
 
 class Rendering:
@@ -125,7 +125,7 @@ class Rendering:
                 raise RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)
             weights = [self._files.load(key)[1] for key in task.concepts]
             base_digest = self._models.base.folder.digest
-            data = encode_picture(pixels, render_key=task.key, weights=weights, base_digest=base_digest)
+            data = encode_render(pixels, render_key=task.key, weights=weights, base_digest=base_digest)
             self._storage.write(path, data)
         except (RowError, StorageError) as error:
             return failed("render", task.key, error)
