@@ -15,7 +15,7 @@ from perfusion_ops.concept import Concept
 from perfusion_ops.config import Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import Tokens, encode, pieces, substitute, tokenize
+from perfusion_ops.text import Tokens, encode, pieces, renumber, substitute, tokenize
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def prompt_row(
     bias: float,
     temperature: float,
     lock: Lock,
-    everywhere: bool = False,
+    everywhere: Sequence[Concept] = (),
 ) -> PromptRow:
-    """The row of a text that names some of the concepts by number.
+    """The row of a text with the concepts that it names by number; other concepts do not act in it.
 
     Args:
         text: a prompt or a negative prompt with `{0}`, `{1}`, ... for the concepts that it names.
@@ -54,17 +54,17 @@ def prompt_row(
         bias: of every concept of the row; see `PromptRow`.
         temperature: of every concept.
         lock: see `PromptRow`.
-        everywhere: whether concepts that the text does not name act in it as well.
+        everywhere: concepts that act in the row whether the text names them or not.
+
+    Raises:
+        ValueError: the text names a concept number that is absent.
     """
-    texts, numbers = pieces(text)
+    prompt, numbers = renumber(text)
     if max(numbers, default=-1) >= len(concepts):
         raise ValueError(f"{text!r} names the concept {{{max(numbers)}}}, but there are {len(concepts)} concepts")
-    place = {number: index for index, number in enumerate(dict.fromkeys(numbers))}
-    renumbered = "".join([texts[0], *(f"{{{place[n]}}}{after}" for n, after in zip(numbers, texts[1:], strict=True))])
-    named = [concepts[number] for number in place]
-    others = [concept for concept in concepts if not any(concept is each for each in named)] if everywhere else []
-    acting = (*named, *others)
-    return PromptRow(renumbered, acting, (bias,) * len(acting), (temperature,) * len(acting), lock)
+    named = [concepts[number] for number in numbers]
+    acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
+    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock)
 
 
 @dataclass(frozen=True)

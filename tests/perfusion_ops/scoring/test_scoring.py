@@ -240,7 +240,7 @@ def not_finite(folder):
     ("name", "spoil", "sentence"),
     [
         ("dual", shutil.rmtree, "there is no folder .*: give 'mini' or a local folder"),
-        ("dual", remove("config.json"), "there is no config.json; give a folder that save_pretrained wrote"),
+        ("dual", remove("config.json"), "it has no config.json; give a folder that save_pretrained wrote"),
         (
             "dual",
             lambda folder: (folder / "config.json").write_text("[1]"),
