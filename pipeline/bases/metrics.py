@@ -1,25 +1,27 @@
-"""The metric of a base model, kept under the root: estimated once, by the first worker that needs it."""
+"""The metric of a base model, kept under the root: from the package, or estimated once by the first worker."""
 
 import io
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
+from perfusion_ops import tensor_file
 from perfusion_ops.base_model import Base
-from perfusion_ops.captions import general_captions, vocabulary_words
+from perfusion_ops.captions import HELD_OUT, SEED, general_captions, held_out_first, vocabulary_words
 from perfusion_ops.config import MetricConfig
-from perfusion_ops.metric import Metric, MetricError, estimate, read_metric
+from perfusion_ops.metric import FORMAT, Metric, MetricError, estimate, read_metric
+from perfusion_ops.mini import metric_file
 from perfusion_ops.mini.world import grammar
 from pipeline.bases.captions import open_captions
 from pipeline.contract.layout import metric_path
 from pipeline.storage.objects import Storage, StorageError
 
-_HELD_OUT = 1000
-_LEAST = 1000  # to estimate from: as many as are held out
-_CAPTION_SEED = 0
+_LEAST = HELD_OUT  # captions to estimate from
 
 
 def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) -> Metric:
-    """Read the metric, or estimate and store it; of two that do so at once, both use the first one stored.
+    """Read the metric under the root; without one, store the package's own or an estimate first.
+
+    Of several workers that store one at the same time, all use the first one stored.
 
     Args:
         storage: the root; its options also open the captions file.
@@ -33,20 +35,32 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
     """
     path = metric_path(key)
     if not storage.exists(path):
-        held_out, captions = _captions(base, config, storage.options)
-        metric = estimate(
-            base.text_encoder,
-            base.tokenizer,
-            captions,
-            held_out=held_out,
-            config=config,
-            base_digest=base.folder.digest,
-        )
-        storage.create(path, metric.to_bytes())
+        storage.create(path, _shipped(base, config) or _estimated(base, config, storage.options))
     try:
         return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
     except MetricError as error:
         raise MetricError(f"{storage.uri(path)}: {error}") from error
+
+
+def _shipped(base: Base, config: MetricConfig) -> bytes | None:
+    """The file that comes with the package, if it is of this base model and these settings."""
+    data = metric_file().read_bytes()
+    metadata, _ = tensor_file.read(data, FORMAT)
+    theirs = MetricConfig.model_validate_json(metadata["settings"])
+    return data if (metadata["base_digest"], theirs) == (base.folder.digest, config) else None
+
+
+def _estimated(base: Base, config: MetricConfig, options: Mapping[str, object] | None) -> bytes:
+    held_out, captions = _captions(base, config, options)
+    metric = estimate(
+        base.text_encoder,
+        base.tokenizer,
+        captions,
+        held_out=held_out,
+        config=config,
+        base_digest=base.folder.digest,
+    )
+    return metric.to_bytes()
 
 
 def _captions(
@@ -54,13 +68,13 @@ def _captions(
 ) -> tuple[list[str], Iterator[str]]:
     """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
     if config.captions_uri is not None:
-        source = _lines(config.captions_uri, options, config.captions + _HELD_OUT)
+        source = _lines(config.captions_uri, options, config.captions + HELD_OUT)
     elif base.folder.settings.captions == "mini":
-        source = grammar.captions(config.captions + _HELD_OUT, _CAPTION_SEED)
+        source = grammar.captions(config.captions + HELD_OUT, SEED)
     else:
         words = vocabulary_words(base.tokenizer)
-        source = general_captions(config.captions + _HELD_OUT, seed=_CAPTION_SEED, vocabulary=words)
-    return list(islice(source, _HELD_OUT)), source
+        source = general_captions(config.captions + HELD_OUT, seed=SEED, vocabulary=words)
+    return held_out_first(source)
 
 
 def _lines(uri: str, options: Mapping[str, object] | None, most: int) -> Iterator[str]:
@@ -73,8 +87,8 @@ def _lines(uri: str, options: Mapping[str, object] | None, most: int) -> Iterato
                 yield line
     except StorageError as error:
         raise MetricError(str(error)) from error
-    if count < min(most, _HELD_OUT + _LEAST):
+    if count < min(most, HELD_OUT + _LEAST):
         raise MetricError(
-            f"the captions file {uri} has {count:,} captions: give at least {_HELD_OUT + _LEAST:,}, one a line; "
-            f"{_HELD_OUT:,} of them only test the metric"
+            f"the captions file {uri} has {count:,} captions: give at least {HELD_OUT + _LEAST:,}, one a line; "
+            f"{HELD_OUT:,} of them only test the metric"
         )

@@ -212,9 +212,7 @@ def test_storage_options_reach_base_captions_and_photos(server, shop, monkeypatc
 
     nowhere = {"s3": {"endpoint_url": "http://127.0.0.1:1", "config_kwargs": {"retries": {"max_attempts": 0}}}}
     monkeypatch.setenv("PERFUSION_CACHE", str(shop / "other cache"))
-    with pytest.raises(
-        BaseError, match=r"s3://shop/inputs/base cannot be copied: cannot read .*connect"
-    ):
+    with pytest.raises(BaseError, match=r"s3://shop/inputs/base cannot be copied: cannot read .*connect"):
         execute(settings.model_copy(update={"storage_options": nowhere}), make_engine=Engines(), observer=Silent())
     with pytest.raises(StorageError, match=r"cannot read the captions file s3://shop/inputs/captions.txt .*connect"):
         captions_digest(settings.metric, nowhere)
