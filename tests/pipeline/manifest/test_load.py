@@ -552,7 +552,7 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
         "twice.csv": "more than once",
         "nameless.csv": "column 1 of .* has no name and does not count",
         "middle.csv": "column 2 of .* has the name ''",
-        "manifest.xlsx": "no manifest by its name",
+        "manifest.xlsx": "has no extension of a manifest",
         "missing.jsonl": "has no column 'prompt'",
         "clash.parquet": "'status'.*rename it",
         "case.parquet": "only by case",
