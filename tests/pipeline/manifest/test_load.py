@@ -324,7 +324,7 @@ def test_every_kind_of_bad_prompt_has_its_code_and_the_good_ones_stay_good(db, t
     ranges = {row["column_name"]: row["message"] for row in found if row["code"] == "out_of_range"}
     assert "between -1 and 2" in ranges["bias"]
     assert "above 0 and at most 10" in ranges["temperature"]
-    assert "between 8 and 4096 that 8 divides" in ranges["height"]
+    assert "between 8 and 4096 and be a multiple of 8" in ranges["height"]
     assert "ddim, dpm++, euler" in ranges["scheduler"]
 
 
