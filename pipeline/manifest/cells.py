@@ -85,7 +85,8 @@ def text(limit: int = MAX_TEXT) -> Check:
         if found := _CONTROL.search(value):
             raise RowError(
                 Code.BAD_CHARACTER,
-                f"{column} holds U+{ord(found[0]):04X}, a control character, at position {found.start() + 1}: remove it",
+                f"{column} holds the control character U+{ord(found[0]):04X} at position {found.start() + 1}: "
+                "remove it",
             )
         if len(value) > limit:
             raise RowError(Code.TEXT_TOO_LONG, f"{column} has {len(value):,} characters: shorten it to {limit:,}")
