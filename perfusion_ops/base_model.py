@@ -65,12 +65,12 @@ class Base:
 
     @property
     def resolution(self) -> int:
-        """Side of the model's own pictures in pixels."""
+        """Side in pixels of the pictures that the model was trained on."""
         return self.folder.settings.resolution or int(self.unet.config.sample_size) * self.latent_factor
 
 
 def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
-    """Load a base model from local disk for rendering and training.
+    """Load a base model from a local folder, for training and rendering.
 
     Args:
         folder: a described diffusers folder (StableDiffusionPipeline).
