@@ -75,7 +75,7 @@ def test_a_second_call_trains_nothing_and_exports_the_same(built):
 def test_a_build_that_runs_out_of_time_leaves_a_checkpoint_and_no_folder(built, tmp_path, capsys):
     arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--size", "tiny", "--only", "base"]
     build.main([*arguments, "--processes", "1", "--minutes", "0"])
-    assert "goes on from here" in capsys.readouterr().out
+    assert "run the same command again to resume" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     build.main([*arguments, "--processes", "1"])
     for stage in ("unet", "vae", "text_encoder"):
