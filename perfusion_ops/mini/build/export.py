@@ -56,7 +56,7 @@ def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
         )
         shutil.rmtree(into, ignore_errors=True)
         pipe.to(dtype=torch.float16).save_pretrained(into)
-    # A tokenizer that was read from a folder saves that fact and leaves out the classic pair of files: copy the originals.
+    # A tokenizer that was read from a folder leaves out the classic pair of files: copy the originals.
     shutil.copytree(folder / "tokenizer", into / "tokenizer", dirs_exist_ok=True)
     (into / "perfusion.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.copyfile(folder / "log.jsonl", into / "log.jsonl")
