@@ -52,8 +52,8 @@ def estimate_metric(
     return estimate(
         base.text_encoder,
         base.tokenizer,
-        rest,
         held_out=held_out,
+        captions=rest,
         config=MetricConfig(tokens=tokens, ridge=ridge),
         base_digest=base.folder.digest,
     ).to(base.device)

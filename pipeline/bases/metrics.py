@@ -50,6 +50,12 @@ def load_metric(
         raise MetricError(f"{storage.uri(path)}: {error}") from error
 
 
+def _counted(captions: Iterator[str], total: int, progress: Callable[[int, int], None]) -> Iterator[str]:
+    for done, caption in enumerate(captions):
+        progress(done, total)
+        yield caption
+
+
 def _shipped(base: Base, config: MetricConfig) -> bytes | None:
     """The file that comes with the package, if it is of this base model and these settings."""
     data = metric_file().read_bytes()
@@ -76,12 +82,6 @@ def _estimated(
         base_digest=base.folder.digest,
     )
     return metric.to_bytes()
-
-
-def _counted(captions: Iterator[str], total: int, progress: Callable[[int, int], None]) -> Iterator[str]:
-    for done, caption in enumerate(captions):
-        progress(done, total)
-        yield caption
 
 
 def _captions(

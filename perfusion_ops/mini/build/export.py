@@ -1,4 +1,4 @@
-"""Exports: the trained parts as one diffusers folder in fp16, and the metric of this base model."""
+"""The trained parts as one diffusers folder in fp16 with its default settings, and the metric that ships with it."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
         )
         shutil.rmtree(into, ignore_errors=True)
         pipe.to(dtype=torch.float16).save_pretrained(into)
-    # Saved by a tokenizer that was read from a folder, its files would tell so, and lack the classic pair.
+    # A tokenizer that was read from a folder leaves out the classic pair of files: copy the originals.
     shutil.copytree(folder / "tokenizer", into / "tokenizer", dirs_exist_ok=True)
     (into / "perfusion.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.copyfile(folder / "log.jsonl", into / "log.jsonl")

@@ -234,7 +234,7 @@ def test_every_bar_decides(run):
 
 def test_a_bad_folder_ends_with_a_message(run, tmp_path, capsys):
     _, home, _ = run
-    for arguments, sentence in (
+    for arguments, message in (
         (["--base", str(tmp_path), "--scorers", str(home)], "is not a base model"),
         (["--base", str(base_folder()), "--scorers", str(tmp_path)], "there is no folder"),
         (["--base", str(base_folder()), "--scorers", str(home), "--prompts", "5"], "take 24 or more"),
@@ -242,5 +242,5 @@ def test_a_bad_folder_ends_with_a_message(run, tmp_path, capsys):
         with pytest.raises(SystemExit) as exit_:
             command.main([*arguments, "--out", str(tmp_path / "out")])
         assert exit_.value.code == 2
-        assert sentence in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

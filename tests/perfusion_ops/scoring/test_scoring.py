@@ -237,7 +237,7 @@ def not_finite(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "sentence"),
+    ("name", "spoil", "message"),
     [
         ("dual", shutil.rmtree, "there is no folder .*: give 'mini' or a local folder"),
         ("dual", remove("config.json"), "it has no config.json; give a folder that save_pretrained wrote"),
@@ -265,15 +265,15 @@ def not_finite(folder):
         ("reader", lambda folder: edit(folder / "config.json", id2label=None), "a classifier without labels"),
     ],
 )
-def test_a_folder_that_is_not_a_scorer_is_refused_with_a_message(copy, name, spoil, sentence):
+def test_a_folder_that_is_not_a_scorer_is_refused_with_a_message(copy, name, spoil, message):
     folder = copy(name)
     spoil(folder)
-    with pytest.raises(ScorerError, match=sentence):
+    with pytest.raises(ScorerError, match=message):
         describe_scorer(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "sentence"),
+    ("name", "spoil", "message"),
     [
         ("identity", damaged, "cannot be used as a scorer"),
         ("identity", uncropped, "leaves pictures at different sizes: let it crop"),
@@ -292,12 +292,12 @@ def test_a_folder_that_is_not_a_scorer_is_refused_with_a_message(copy, name, spo
         ("reader", labelled("class:mug", "class:bag"), "cannot be used as a scorer"),
     ],
 )
-def test_a_folder_that_cannot_score_is_refused_when_it_loads(copy, name, spoil, sentence):
+def test_a_folder_that_cannot_score_is_refused_when_it_loads(copy, name, spoil, message):
     folder = copy(name)
     spoil(folder)
     purpose = {"identity": "image", "dual": "text", "reader": "reader"}[name]
     choice = choose_scorers(**{purpose: str(folder)})
-    with pytest.raises(ScorerError, match=sentence):
+    with pytest.raises(ScorerError, match=message):
         load_scorers(choice, device="cpu")
 
 
@@ -330,7 +330,7 @@ def test_chosen_scorers_have_documented_names(home):
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("given", "message"),
     [
         ({"scorer": "mini", "text": "dual"}, "the scorer 'mini' is for all purposes"),
         ({"text": "identity"}, "cannot be the text scorer: give a folder that compares pictures with texts"),
@@ -338,9 +338,9 @@ def test_chosen_scorers_have_documented_names(home):
         ({"reader": "dual"}, "cannot be the reader scorer: give a folder that labels pictures"),
     ],
 )
-def test_a_folder_is_not_taken_for_what_it_is_not(home, given, sentence):
+def test_a_folder_is_not_taken_for_what_it_is_not(home, given, message):
     given = {name: value if value == "mini" else str(home / value) for name, value in given.items()}
-    with pytest.raises(ScorerError, match=sentence):
+    with pytest.raises(ScorerError, match=message):
         choose_scorers(**given)
 
 
