@@ -57,7 +57,7 @@ class Tally:
         kinds: dict[Kind, _Kind] = {"concept": self._concepts, "render": self._renders}
         for outcome in outcomes:
             kinds[outcome.kind].add(outcome, now)
-            self._failed += outcome.status not in (Status.OK, Status.FILTERED)
+            self._failed += outcome.status != Status.OK
 
     def line(self, now: float) -> str:
         """Counts, failures, rate, time; once all has ended, time stands still."""

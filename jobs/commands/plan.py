@@ -20,9 +20,10 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="bad rows to show")]
 
 _BAD_ROWS = """
 SELECT * FROM (
-    SELECT 'concepts' AS manifest, row, column_name, code, message FROM concepts WHERE code IS NOT NULL
+    SELECT 'concepts' AS manifest, row, error_column AS column_name, error_code AS code, error_message AS message
+    FROM concepts WHERE error_code IS NOT NULL
     UNION ALL
-    SELECT 'prompts', prompt_row, column_name, code, message FROM requests WHERE code IS NOT NULL
+    SELECT 'prompts', prompt_row, error_column, error_code, error_message FROM requests WHERE error_code IS NOT NULL
 ) ORDER BY manifest, row, column_name LIMIT {limit}
 """
 

@@ -18,7 +18,6 @@ class Status(StrEnum):
     OK = "ok"
     INVALID = "invalid"  # the input is at fault: it will fail again until it is changed
     FAILED = "failed"  # the work went wrong: it may succeed when it is run again
-    FILTERED = "filtered"  # made, but withheld by a policy
 
 
 class Origin(StrEnum):
@@ -83,11 +82,11 @@ class Code(StrEnum):
 
 @dataclass(frozen=True)
 class RowProblem:
-    """What is wrong with one row: its code, the column and a sentence with the value and the remedy."""
+    """What is wrong with one row: the code, the column if one is at fault, and a message with value and remedy."""
 
-    code: Code
-    column: str | None
-    message: str
+    error_code: Code
+    error_column: str | None
+    error_message: str
 
 
 class RowError(Exception):
@@ -106,13 +105,18 @@ class RowError(Exception):
 
 
 def verdict(problems: list[RowProblem]) -> dict[str, str | None]:
-    """The three columns that tell what is wrong with a row: the first problem's, all sentences in `message`."""
+    """The error columns of a row: code and column of its first problem, and the messages of all of them."""
     if not problems:
-        return {"code": None, "column_name": None, "message": None}
-    message = "; also: ".join(problem.message for problem in problems)
+        return {"error_code": None, "error_column": None, "error_message": None}
+    message = "; also: ".join(problem.error_message for problem in problems)
     if len(message) > _MAX_MESSAGE:
         message = f"{message[: _MAX_MESSAGE - 40]}... ({len(problems)} problems in all)"
-    return {"code": problems[0].code.value, "column_name": problems[0].column, "message": storable(message)}
+    first = problems[0]
+    return {
+        "error_code": first.error_code.value,
+        "error_column": first.error_column,
+        "error_message": storable(message),
+    }
 
 
 class ManifestError(Exception):

@@ -16,7 +16,8 @@ RUN_ID = b"perfusion.run_id"  # a published file's metadata say which run's it i
 
 _TIME = pa.timestamp("us", tz="UTC")
 
-# The fields of `pipeline.contract.units.Outcome`, one row per finished task.
+# One row per finished task: the fields of `pipeline.contract.units.Outcome`, three of them under an older name.
+PART_NAMES = {"error_code": "code", "error_message": "message", "error_column": "column_name"}
 PART = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),

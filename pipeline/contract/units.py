@@ -93,13 +93,34 @@ Unit = TrainUnit | RenderUnit
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one task ended; `key` is its concept or render key. Object fields are set exactly when `status` is ok."""
+    """How one task ended.
+
+    The error fields are set if `status` is not ok; `origin`, `uri`, `sha256` and `bytes` are set if it is.
+
+    Attributes:
+        kind: concept or render.
+        key: its content key, 64 hex digits.
+        status: ok, invalid or failed.
+        error_code: why it is not ok.
+        error_message: what is wrong and what to do.
+        attempts: how often the task was tried.
+        origin: whether the object was made or reused.
+        uri: of the object.
+        sha256: hex digest of the object's bytes.
+        bytes: size of the object.
+        accelerator_s: the task's share of the accelerator time of its unit, in seconds.
+        batch: tasks in its unit.
+        worker: name of the worker.
+        finished_at: seconds since 1970.
+        loss: of a trained concept.
+        error_column: column of the manifest that is at fault, if one is.
+    """
 
     kind: Kind
     key: str
     status: Status
-    code: Code | None = None
-    message: str | None = None
+    error_code: Code | None = None
+    error_message: str | None = None
     attempts: int = 1
     origin: Origin | None = None
     uri: str | None = None
@@ -110,4 +131,4 @@ class Outcome:
     worker: str | None = None
     finished_at: float = 0.0
     loss: float | None = None
-    column_name: str | None = None
+    error_column: str | None = None

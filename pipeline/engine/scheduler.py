@@ -40,7 +40,7 @@ class RunSummary:
     """What a run came to.
 
     Attributes:
-        completed: tasks made (ok or filtered).
+        completed: tasks made.
         failed: tasks that ended otherwise, dependants that could not run included.
         retries: calls that ran and whose tasks had to run again.
         deaths: workers that died or were killed for hanging, also while they started; machines taken away not counted.
@@ -326,7 +326,7 @@ class _Run:
         if dependants:
             self._sink(dependants)
         for outcome in (*outcomes, *dependants):
-            if outcome.status in (Status.OK, Status.FILTERED):
+            if outcome.status == Status.OK:
                 self._add(completed=self._summary.completed + 1)
             else:
                 self._add(failed=self._summary.failed + 1)

@@ -21,7 +21,7 @@ from pipeline.contract.errors import Code, ManifestError, RowError
 from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCounts, ResultTable
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.memory import retried
-from pipeline.database.plandb import PlanDB, extra_columns
+from pipeline.database.plandb import PlanDB, Stage, extra_columns
 from pipeline.plan.where import Sandbox
 
 _PROMPTS_PER_CHUNK = 100_000
@@ -52,11 +52,13 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
     keys.install(connection)
     connection.execute("DELETE FROM concept_keys")
     twice = connection.execute(
-        "SELECT concept_id FROM concepts WHERE code IS NULL GROUP BY concept_id HAVING count(*) > 1 LIMIT 1"
+        "SELECT concept_id FROM concepts WHERE error_code IS NULL GROUP BY concept_id HAVING count(*) > 1 LIMIT 1"
     ).fetchone()
     if twice:
         raise ManifestError(f"concept_id {twice[0]!r} stands in two rows of the concepts manifest: rename one of them")
-    distinct = connection.execute("SELECT DISTINCT coalesce(train, '{}') FROM concepts WHERE code IS NULL").fetchall()
+    distinct = connection.execute(
+        "SELECT DISTINCT coalesce(train, '{}') FROM concepts WHERE error_code IS NULL"
+    ).fetchall()
     trains = [train for (train,) in distinct]
     settings = [keys.settings_json(_overridden(training, json.loads(train))) for train in trains]
     connection.register("settings_rows", pa.table({"train": trains, "training": settings}, schema=_SETTINGS))
@@ -70,11 +72,12 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
             list_transform(c.images, lambda image: key_picture(image.sha256, image.reading)),
             list_transform(c.masks, lambda mask: key_picture(mask.sha256, mask.reading))
         ) AS concept_key
-        FROM concepts c JOIN settings s ON s.train = coalesce(c.train, '{}') WHERE c.code IS NULL
+        FROM concepts c JOIN settings s ON s.train = coalesce(c.train, '{}') WHERE c.error_code IS NULL
         """,
         {"base_digest": base_digest, "metric_key": metric_key},
     )
     connection.execute("DROP TABLE settings")
+    db.mark_filled(Stage.CONCEPT_KEYS)
 
 
 @retried
@@ -87,10 +90,10 @@ def plan_requests(
     counter: TokenCounter | None = None,
     schedule: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fill `requests` from `prompts`; `concept_keys` must be filled.
+    """Fill `requests` from `prompts`.
 
     Args:
-        db: the plan.
+        db: with `concept_keys` filled.
         base_digest: digest of the base model.
         sampling: what a row's empty cells mean.
         seed: the run's base seed, from which rows without a seed derive theirs.
@@ -100,6 +103,7 @@ def plan_requests(
     Raises:
         ManifestError: an extra column clashes with a result column or stands in both manifests.
     """
+    db.require(Stage.CONCEPT_KEYS)
     connection = db.connection
     check_extra_columns(extra_columns(connection, "concepts"), extra_columns(connection, "prompts"))
     keys.install(connection)
@@ -111,7 +115,7 @@ def plan_requests(
     defaults = sampling.model_dump(mode="json")
     edit_unconditional = defaults.pop("edit_unconditional")
     [(locked,)] = connection.execute(
-        "SELECT EXISTS (FROM prompts WHERE code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
+        "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
     ).fetchall()
     measure_concepts(connection, counter, locked=locked)
     _find_bad_samplers(db, schedule, sampling)
@@ -139,7 +143,8 @@ def plan_requests(
     [(lost,)] = connection.execute(
         "SELECT count(*) FROM prompts p ANTI JOIN requests r ON r.prompt_row = p.row"
     ).fetchall()
-    assert lost == 0, f"{lost} prompts rows were planned as nothing"
+    assert lost == 0, f"{lost} prompts rows have no request"
+    db.mark_filled(Stage.REQUESTS)
 
 
 @retried
@@ -147,8 +152,9 @@ def count_plan(db: PlanDB) -> PlanCounts:
     """Count a plan; keys in `done` count as reused.
 
     Args:
-        db: with `requests` filled; `done` may be empty.
+        db: with `requests` filled; without `done` nothing is reused.
     """
+    db.require(Stage.REQUESTS)
 
     # Sixteen bytes of each key's digest: the keys themselves, of 64 characters, would not fit into memory.
     def counted(rows: str, table: ResultTable) -> Counts:
@@ -156,12 +162,12 @@ def count_plan(db: PlanDB) -> PlanCounts:
             *db.connection.execute(f"""
             WITH planned AS (
                 SELECT md5_number({table.key_column}) AS id, count(*) AS rows
-                FROM {rows} WHERE code IS NULL GROUP BY id
+                FROM {rows} WHERE error_code IS NULL GROUP BY id
             ),
             compared AS (
                 SELECT rows, id IN (SELECT md5_number(key) FROM done WHERE kind = '{table.kind}') AS there FROM planned
             ),
-            bad AS (SELECT count(*) AS rows FROM {rows} WHERE code IS NOT NULL)
+            bad AS (SELECT count(*) AS rows FROM {rows} WHERE error_code IS NOT NULL)
             SELECT coalesce(sum(rows), 0) + (SELECT rows FROM bad), (SELECT rows FROM bad),
                 coalesce(sum(rows) FILTER (there), 0), coalesce(sum(rows) FILTER (NOT there), 0),
                 count(*), count(*) FILTER (NOT there)
@@ -169,7 +175,7 @@ def count_plan(db: PlanDB) -> PlanCounts:
             """).fetchall()[0]
         )
 
-    concepts = "(SELECT k.concept_key, c.code FROM concepts c LEFT JOIN concept_keys k USING (row))"
+    concepts = "(SELECT k.concept_key, c.error_code FROM concepts c LEFT JOIN concept_keys k USING (row))"
     return PerKind(counted(concepts, CONCEPTS), counted(RENDERS.planned, RENDERS))
 
 
@@ -181,9 +187,9 @@ def _match_where(db: PlanDB) -> None:
     """Fill `matches` and `refusals`: each distinct expression is evaluated once."""
     connection = db.connection
     connection.execute("CREATE OR REPLACE TEMP TABLE matches (where_expr VARCHAR, concept_id VARCHAR)")
-    connection.execute("CREATE OR REPLACE TEMP TABLE refusals (where_expr VARCHAR, message VARCHAR)")
+    connection.execute("CREATE OR REPLACE TEMP TABLE refusals (where_expr VARCHAR, error_message VARCHAR)")
     distinct = connection.execute(
-        "SELECT DISTINCT trim(where_expr) FROM prompts WHERE code IS NULL AND trim(where_expr) <> '' ORDER BY 1"
+        "SELECT DISTINCT trim(where_expr) FROM prompts WHERE error_code IS NULL AND trim(where_expr) <> '' ORDER BY 1"
     ).fetchall()
     if not distinct:
         return
@@ -203,10 +209,10 @@ def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling:
     connection = db.connection
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE bad_samplers "
-        "(scheduler VARCHAR, steps INTEGER, column_name VARCHAR, message VARCHAR)"
+        "(scheduler VARCHAR, steps INTEGER, error_column VARCHAR, error_message VARCHAR)"
     )
     asked = connection.execute(
-        "SELECT DISTINCT coalesce(scheduler, ?), coalesce(steps, ?) FROM prompts WHERE code IS NULL",
+        "SELECT DISTINCT coalesce(scheduler, ?), coalesce(steps, ?) FROM prompts WHERE error_code IS NULL",
         [sampling.scheduler, sampling.steps],
     ).fetchall()
     for scheduler, steps in asked:
@@ -218,15 +224,15 @@ def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling:
 
 _BAD_CONCEPTS = """
 CREATE OR REPLACE TEMP TABLE bad_concepts AS
-SELECT concept_id, min(row) AS row, arg_min(message, row) AS message
-FROM concepts WHERE code IS NOT NULL AND concept_id IS NOT NULL GROUP BY concept_id
+SELECT concept_id, min(row) AS row, arg_min(error_message, row) AS error_message
+FROM concepts WHERE error_code IS NOT NULL AND concept_id IS NOT NULL GROUP BY concept_id
 """
 
 _BAD_PROMPTS = """
 INSERT INTO requests BY NAME
 SELECT row AS prompt_row, 0 AS image_index, prompt, negative_prompt, seed, bias, temperature, lock,
-    width, height, steps, guidance, scheduler, code, column_name, message
-FROM prompts WHERE code IS NOT NULL
+    width, height, steps, guidance, scheduler, error_code, error_column, error_message
+FROM prompts WHERE error_code IS NOT NULL
 """
 
 # The good prompts of a chunk: text between placeholders, and the names in them, those of `prompt` first.
@@ -247,7 +253,7 @@ FROM (
         coalesce(width, $width) AS width, coalesce(height, $height) AS height, coalesce(steps, $steps) AS steps,
         coalesce(guidance, $guidance::DOUBLE) AS guidance, coalesce(scheduler, $scheduler) AS scheduler
     )
-    FROM prompts WHERE row >= $start AND row < $stop AND code IS NULL
+    FROM prompts WHERE row >= $start AND row < $stop AND error_code IS NULL
 )
 """
 
@@ -255,7 +261,7 @@ FROM (
 _NAMES = """
 CREATE OR REPLACE TEMP TABLE names AS
 SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.trained,
-    b.row AS bad_row, b.message AS bad_message
+    b.row AS bad_row, b.error_message AS bad_message
 FROM (
     SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
         position < len(texts) AS in_prompt
@@ -282,18 +288,18 @@ _PROBLEMS = f"""
 CREATE OR REPLACE TEMP TABLE problems AS
 WITH matched AS (SELECT DISTINCT where_expr FROM matches),
 found AS (
-    SELECT row, position AS rank, CASE WHEN in_prompt THEN 'prompt' ELSE 'negative_prompt' END AS column_name,
-        CASE WHEN bad_row IS NULL THEN '{Code.UNKNOWN_CONCEPT}' ELSE '{Code.CONCEPT_INVALID}' END AS code,
-        column_name || ' names concept ''' || name || ''', ' || CASE WHEN bad_row IS NULL
+    SELECT row, position AS rank, CASE WHEN in_prompt THEN 'prompt' ELSE 'negative_prompt' END AS error_column,
+        CASE WHEN bad_row IS NULL THEN '{Code.UNKNOWN_CONCEPT}' ELSE '{Code.CONCEPT_INVALID}' END AS error_code,
+        error_column || ' names concept ''' || name || ''', ' || CASE WHEN bad_row IS NULL
             THEN 'which the concepts manifest does not have: '
                 || coalesce('write ''' || nearest || ''' if that is meant, or ', '') || 'add a row with this concept_id'
             ELSE 'whose row ' || bad_row || ' of the concepts manifest is invalid (' || coalesce(bad_message, '')
-                || '): correct that row' END AS message
+                || '): correct that row' END AS error_message
     FROM names LEFT JOIN hints USING (name) WHERE name <> 'product' AND concept_key IS NULL
     UNION ALL
     {LONG_TEXTS}
     UNION ALL
-    SELECT row, 900001, column_name, '{Code.OUT_OF_RANGE}', message
+    SELECT row, 900001, error_column, '{Code.OUT_OF_RANGE}', error_message
     FROM chunk JOIN bad_samplers USING (scheduler, steps)
     UNION ALL
     SELECT row, 1000000, 'where', '{Code.BAD_WHERE}',
@@ -301,7 +307,7 @@ found AS (
         || 'write it in the prompt or leave where empty'
     FROM chunk WHERE where_expr IS NOT NULL AND NOT crossed
     UNION ALL
-    SELECT row, 1000001, 'where', '{Code.BAD_WHERE}', message FROM chunk JOIN refusals USING (where_expr)
+    SELECT row, 1000001, 'where', '{Code.BAD_WHERE}', error_message FROM chunk JOIN refusals USING (where_expr)
     UNION ALL
     SELECT row, 1000002, 'seed', '{Code.OUT_OF_RANGE}',
         'seed ' || seed || ' with ' || num_images || ' images goes past the largest seed, {_MAX_SEED}: '
@@ -324,7 +330,7 @@ INSERT INTO requests BY NAME
 SELECT c.row AS prompt_row, 0 AS image_index, nullif(list_filter(
         c.names, lambda name, i: name <> 'product' AND list_position(c.names, name) = i), []) AS concept_ids,
     c.prompt, c.negative_prompt, c.seed, c.bias, c.temperature, c.lock, c.width, c.height, c.steps, c.guidance,
-    c.scheduler, p.code, p.column_name, p.message
+    c.scheduler, p.error_code, p.error_column, p.error_message
 FROM chunk c JOIN problems p USING (row)
 """
 

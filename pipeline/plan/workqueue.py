@@ -27,7 +27,7 @@ from pipeline.contract.units import (
     TrainUnit,
     Unit,
 )
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 
 _PAGE = 4096  # tasks, a few MB: one query per page, not per unit
 _MOST_WAITING = 20_000  # renders in memory whose shape has no full batch yet; beyond that, smaller batches go out
@@ -41,10 +41,11 @@ class WorkQueue:
         """Find out what is left: keys without an object in `done`.
 
         Args:
-            db: planned, with `done` loaded.
+            db: with `requests` and `done` filled.
             group_size: concepts trained together.
             render_batch: pictures rendered together.
         """
+        db.require(Stage.REQUESTS, Stage.DONE)
         self._connection = db.connection
         self._group_size, self._render_batch = group_size, render_batch
         for statement in _TABLES:
@@ -163,13 +164,13 @@ class WorkQueue:
 
 def _dependant(key: str, concept: Outcome, concept_id: str) -> Outcome:
     """How a render ends whose concept was not made."""
-    reason = f"concept {concept_id!r} was not made: {concept.message or concept.code}"
+    reason = f"concept {concept_id!r} was not made: {concept.error_message or concept.error_code}"
     return Outcome(
         kind="render",
         key=key,
         status=Status.FAILED,
-        code=Code.CONCEPT_FAILED,
-        message=reason[:_MESSAGE_CHARACTERS],
+        error_code=Code.CONCEPT_FAILED,
+        error_message=reason[:_MESSAGE_CHARACTERS],
         attempts=0,
         finished_at=concept.finished_at,
     )
@@ -228,7 +229,7 @@ _TABLES = [
     FROM requests
     WHERE rowid IN (
         SELECT min(rid) FROM (
-            SELECT rowid AS rid, md5_number(render_key) AS id FROM requests WHERE code IS NULL
+            SELECT rowid AS rid, md5_number(render_key) AS id FROM requests WHERE error_code IS NULL
         ) ANTI JOIN (SELECT md5_number(key) AS id FROM done WHERE kind = 'render') USING (id)
         GROUP BY id
     )

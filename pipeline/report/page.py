@@ -288,8 +288,6 @@ def _failures(connection: duckdb.DuckDBPyConnection) -> list[Row]:
 def _meaning(code: str) -> str:
     if code in MEANING:
         return MEANING[Code(code)]
-    if code == Status.FILTERED:
-        return "The picture was made, but a policy withholds it."
     return "A code that this version does not know: a newer version wrote the table."
 
 

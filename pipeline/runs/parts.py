@@ -8,13 +8,14 @@ Where a key stands in several parts, ok wins over anything else, then the later 
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract.layout import is_part, part_path, parts_folder
-from pipeline.contract.schemas import PART
+from pipeline.contract.schemas import PART, PART_NAMES
 from pipeline.contract.units import Outcome
 from pipeline.database.parquet import gathered, read_tables
 from pipeline.storage.objects import Storage, StorageError
@@ -94,7 +95,7 @@ class PartWriter:
 
 
 def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str, known: Iterable[str] = ()) -> None:
-    """Fill the table `outcomes`: one row per key that the run has finished, columns as in `schemas.PART`.
+    """Fill the table `outcomes`: one row per key that the run has finished, columns as in `Outcome`.
 
     Args:
         connection: where.
@@ -120,6 +121,8 @@ def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: 
     connection.unregister("rows_read")
     _keep_the_best(connection)
     connection.execute("ALTER TABLE outcomes DROP COLUMN age")
+    for name, in_file in PART_NAMES.items():
+        connection.execute(f"ALTER TABLE outcomes RENAME COLUMN {in_file} TO {name}")
 
 
 def _keep_the_best(connection: duckdb.DuckDBPyConnection) -> None:
@@ -132,9 +135,13 @@ def _keep_the_best(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("DROP TABLE ranked")
 
 
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {PART_NAMES.get(name, name): value for name, value in values.items()}
+
+
 def _encode(outcomes: Sequence[Outcome]) -> bytes:
     sink = io.BytesIO()
-    table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=PART)
+    table = pa.Table.from_pylist([_renamed(asdict(outcome)) for outcome in outcomes], schema=PART)
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 

@@ -160,8 +160,8 @@ def _row(score: Score) -> dict[str, Any]:
         "text_similarity": score.text_similarity,
         "image_similarity": score.image_similarity,
         "context_correct": score.context_correct,
-        "error_code": found["code"],
-        "error_message": found["message"],
+        "error_code": found["error_code"],
+        "error_message": found["error_message"],
     }
 
 

@@ -44,7 +44,7 @@ def training_pictures(
             threads=settings.engine.threads,
         )
         cursor = db.connection.execute(
-            "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts WHERE code IS NULL"
+            "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts WHERE error_code IS NULL"
         )
         while row := cursor.fetchone():
             if row[0] in wanted:

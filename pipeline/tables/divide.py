@@ -182,20 +182,22 @@ def _add_some(  # noqa: PLR0917 - rows, where they are and where they go
 
 
 _TEXT_BYTES = {
-    "concepts": "coalesce(strlen(superclass), 0) + coalesce(strlen(message), 0)",
-    "renders": "coalesce(strlen(prompt), 0) + coalesce(strlen(negative_prompt), 0) + coalesce(strlen(message), 0)",
+    "concepts": "coalesce(strlen(superclass), 0) + coalesce(strlen(error_message), 0)",
+    "renders": (
+        "coalesce(strlen(prompt), 0) + coalesce(strlen(negative_prompt), 0) + coalesce(strlen(error_message), 0)"
+    ),
 }
 _ROWS = {
     "concepts": """
 SELECT c.row AS nth, c.row AS manifest_row, 0 AS image_index, c.concept_id, k.concept_key, c.superclass,
-    CAST(len(c.images) AS INTEGER) AS images, c.code, c.column_name, c.message, create_sort_key(
+    CAST(len(c.images) AS INTEGER) AS images, c.error_code, c.error_column, c.error_message, create_sort_key(
         c.concept_id, 'ASC NULLS LAST', k.concept_key, 'ASC NULLS LAST', c.row, 'ASC NULLS LAST') AS sort_key
 FROM (FROM concepts WHERE {where}) c LEFT JOIN (FROM concept_keys WHERE {where}) k ON k.row = c.row
 """,
     "renders": """
 SELECT rowid AS nth, prompt_row AS manifest_row, image_index, concept_ids[1] AS concept_id, concept_ids, concept_keys,
     render_key, prompt, negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler,
-    code, column_name, message, create_sort_key(
+    error_code, error_column, error_message, create_sort_key(
         concept_ids[1], 'ASC NULLS LAST', render_key, 'ASC NULLS LAST', prompt_row, 'ASC NULLS LAST',
         image_index, 'ASC NULLS LAST') AS sort_key
 FROM requests WHERE {where}
@@ -204,12 +206,13 @@ FROM requests WHERE {where}
 # What this run made is preferred to what was there before, and that to how this run failed.
 _RESULTS = {
     "outcomes": """
-o.key, o.status, o.code, o.message, o.attempts, o.origin, o.uri, o.sha256, o.bytes, o.accelerator_s, o.batch, o.worker,
-o.finished_at, o.loss, o.column_name, CASE o.status WHEN 'ok' THEN 2 ELSE 0 END AS preference, 2 * nth AS source_row
+o.key, o.status, o.error_code, o.error_message, o.attempts, o.origin, o.uri, o.sha256, o.bytes, o.accelerator_s,
+o.batch, o.worker, o.finished_at, o.loss, o.error_column,
+CASE o.status WHEN 'ok' THEN 2 ELSE 0 END AS preference, 2 * nth AS source_row
 """,
     "done": """
-o.key, 'ok' AS status, NULL::VARCHAR AS code, NULL::VARCHAR AS message, 0 AS attempts, 'reused' AS origin, o.uri,
-o.sha256, o.bytes, 0.0::DOUBLE AS accelerator_s, NULL::INTEGER AS batch, NULL::VARCHAR AS worker,
-NULL::DOUBLE AS finished_at, o.loss, NULL::VARCHAR AS column_name, 1 AS preference, 2 * nth + 1 AS source_row
+o.key, 'ok' AS status, NULL::VARCHAR AS error_code, NULL::VARCHAR AS error_message, 0 AS attempts, 'reused' AS origin,
+o.uri, o.sha256, o.bytes, 0.0::DOUBLE AS accelerator_s, NULL::INTEGER AS batch, NULL::VARCHAR AS worker,
+NULL::DOUBLE AS finished_at, o.loss, NULL::VARCHAR AS error_column, 1 AS preference, 2 * nth + 1 AS source_row
 """,
 }

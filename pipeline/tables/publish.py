@@ -27,7 +27,7 @@ from pipeline.contract.kinds import RESULTS, ResultTable
 from pipeline.contract.layout import staged_table_path, table_path
 from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.database.memory import retried
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 from pipeline.runs.parts import read_parts
 from pipeline.runs.record import Published, PublishedFile, RunRecord
 from pipeline.storage.objects import Storage, StorageError
@@ -62,7 +62,7 @@ def publish(
     """Publish a run whose work is over; a run that is published already is only read back.
 
     Args:
-        db: planned, with the `done` that the run started from.
+        db: with `requests` filled, and `done` as it was when the work began.
         storage: where the run's parts lie and the tables go.
         run_id: the run.
         run_date: YYYY-MM-DD, the partition.
@@ -81,6 +81,7 @@ def publish(
     if record.is_published():
         return record.published()
     if not record.is_decided():
+        db.require(Stage.REQUESTS, Stage.DONE)
         read_parts(db.connection, storage, run_id, parts)
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []

@@ -111,9 +111,9 @@ WHERE source_row IN (SELECT arg_max(source_row, preference) FROM piece_results G
 
 # Of equal rows the first is the one that was worked for.
 _RESULT_COLUMNS = """
-    CASE WHEN q.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
-    coalesce(q.code, r.code) AS error_code, coalesce(q.column_name, r.column_name) AS error_column,
-    coalesce(q.message, r.message) AS error_message,
+    CASE WHEN q.error_code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
+    coalesce(q.error_code, r.error_code) AS error_code, coalesce(q.error_column, r.error_column) AS error_column,
+    coalesce(q.error_message, r.error_message) AS error_message,
     CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
     CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
     CASE WHEN p.nth IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s

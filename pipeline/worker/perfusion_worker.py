@@ -390,5 +390,5 @@ def _ok(kind: Kind, key: str, uri: str, data: bytes, origin: Origin, *, loss: fl
 def _failed(kind: Kind, key: str, error: RowError | StorageError) -> Outcome:
     message = str(error)[:_MAX_MESSAGE]
     if isinstance(error, RowError):
-        return Outcome(kind, key, error.status, error.code, message, column_name=error.column)
+        return Outcome(kind, key, error.status, error.code, message, error_column=error.column)
     return Outcome(kind, key, Status.FAILED, Code.STORAGE, message)

@@ -46,7 +46,7 @@ def test_outcomes_come_back_from_every_slot_and_the_first_is_set_up_alone(pool, 
         assert executor.wait(10) == []
     outcomes, summary = go(executor, ["ok"] * 12)
     assert len(outcomes) == summary.completed == 12
-    assert {row.message for row in outcomes.values()} == {"3!"}  # threads and the extra variable
+    assert {row.error_message for row in outcomes.values()} == {"3!"}  # threads and the extra variable
     assert {row.worker for row in outcomes.values()} == {str(executor.pid(0)), str(executor.pid(1))}
     first, second = (
         [float(moment) for moment in (tmp_path / f"setup-{executor.pid(slot)}").read_text().split()] for slot in (0, 1)
@@ -76,13 +76,13 @@ def test_worker_killed_in_the_middle_of_a_unit_costs_nothing(pool, tmp_path):
 
 def test_failing_rows_are_told_apart(pool):
     outcomes, summary = go(pool(slots=2), ["ok", "memory", "raise", "ok", "exit", "ok", "ok", "ok"], batch=4)
-    codes = {key: row.code for key, row in outcomes.items() if row.code}
+    codes = {key: row.error_code for key, row in outcomes.items() if row.error_code}
     assert codes == {"r1": Code.OUT_OF_MEMORY, "r2": Code.INTERNAL, "r4": Code.WORKER_DIED}
-    assert "no room for 12 GB" in outcomes["r1"].message
-    assert "KeyError: 'colour'" in outcomes["r2"].message
-    assert "ray_pool.py:" in outcomes["r2"].message
+    assert "no room for 12 GB" in outcomes["r1"].error_message
+    assert "KeyError: 'colour'" in outcomes["r2"].error_message
+    assert "ray_pool.py:" in outcomes["r2"].error_message
     assert summary.deaths >= 2
-    assert all(len(row.message) < 900 for row in outcomes.values() if row.code)
+    assert all(len(row.error_message) < 900 for row in outcomes.values() if row.error_code)
 
 
 def test_unit_that_hangs_is_replaced(pool, tmp_path):

@@ -166,35 +166,35 @@ def test_every_kind_of_bad_concept_has_its_code_and_the_good_ones_stay_good(db, 
     summary = concepts(db, write_jsonl(tmp_path / "c.jsonl", table), tmp_path)
     found = rows(db, "concepts")
     assert [row["row"] for row in found] == list(range(1, len(table) + 1))
-    assert [(row["row"], row["code"]) for row in found] == list(enumerate(expected, 1))
+    assert [(row["row"], row["error_code"]) for row in found] == list(enumerate(expected, 1))
     assert (summary.rows, summary.good) == (len(table), len(BAD_CONCEPTS) + 1)
     assert sum(summary.bad.values()) == len(BAD_CONCEPTS)
     assert summary.bad["bad_id"] == 6
     for row in found:
-        if row["code"] is None:
-            assert (row["message"], row["column_name"]) == (None, None)
+        if row["error_code"] is None:
+            assert (row["error_message"], row["error_column"]) == (None, None)
             assert [Path(image["uri"].removeprefix("file://")).name for image in row["images"]] == [
                 "0.png",
                 "1.jpg",
                 "2.webp",
             ]
         else:
-            assert row["column_name"] in row["message"]
-            assert len(row["message"]) > 20
-            assert "hunter2" not in row["message"]
-            assert "secret@" not in row["message"]
-    duplicate = next(row for row in found if row["code"] == "duplicate_id")
-    assert "row 1 already" in duplicate["message"]
+            assert row["error_column"] in row["error_message"]
+            assert len(row["error_message"]) > 20
+            assert "hunter2" not in row["error_message"]
+            assert "secret@" not in row["error_message"]
+    duplicate = next(row for row in found if row["error_code"] == "duplicate_id")
+    assert "row 1 already" in duplicate["error_message"]
 
 
 def test_all_problems_of_a_row_are_told_and_the_first_gives_the_code(db, photos, tmp_path):
     row = {"concept_id": "a b", "superclass": " ", "images": ["photos/none.png", "photos/0.png", "photos/text.jpg"]}
     concepts(db, write_jsonl(tmp_path / "c.jsonl", [row]), tmp_path)
     (found,) = rows(db, "concepts")
-    assert (found["code"], found["column_name"], found["concept_id"]) == ("bad_id", "concept_id", "a b")
+    assert (found["error_code"], found["error_column"], found["concept_id"]) == ("bad_id", "concept_id", "a b")
     for word in ("letters, digits", "superclass", "number 1", "none.png", "number 3", "text.jpg", "plain text"):
-        assert word in found["message"]
-    assert "number 2" not in found["message"]
+        assert word in found["error_message"]
+    assert "number 2" not in found["error_message"]
 
 
 def test_duplicates_name_the_first_row_and_keep_their_other_problems(db, photos, tmp_path):
@@ -207,10 +207,10 @@ def test_duplicates_name_the_first_row_and_keep_their_other_problems(db, photos,
     ]
     concepts(db, write_jsonl(tmp_path / "c.jsonl", table), tmp_path)
     found = rows(db, "concepts")
-    assert [row["code"] for row in found] == ["no_images", "duplicate_id", "duplicate_id", "bad_id", "bad_id"]
-    assert "row 1" in found[1]["message"]
-    assert "row 1" in found[2]["message"]
-    assert "superclass is empty" in found[2]["message"]
+    assert [row["error_code"] for row in found] == ["no_images", "duplicate_id", "duplicate_id", "bad_id", "bad_id"]
+    assert "row 1" in found[1]["error_message"]
+    assert "row 1" in found[2]["error_message"]
+    assert "superclass is empty" in found[2]["error_message"]
 
 
 def test_pictures_as_bytes_are_stored_once(db, tmp_path):
@@ -230,7 +230,7 @@ def test_pictures_as_bytes_are_stored_once(db, tmp_path):
     assert [storage.read(input_path(image["sha256"])) for image in first["images"]] == [one, two]
     assert second["images"][0] == first["images"][0]
     assert second["images"][0]["uri"] == storage.uri(input_path(second["images"][0]["sha256"]))
-    assert third["code"] == "image_format"
+    assert third["error_code"] == "image_format"
     assert len(list(storage.list("inputs"))) == 3
 
 
@@ -256,10 +256,10 @@ def test_a_second_plan_reads_no_picture_that_did_not_change(photos, tmp_path):
     assert after[0]["images"][0] == before[0]["images"][0]
     assert after[0]["images"][1] != before[0]["images"][1]
     assert after[0]["images"][2] == before[0]["images"][2]
-    assert (before[1]["code"], after[1]["code"]) == ("image_format", None)
+    assert (before[1]["error_code"], after[1]["error_code"]) == ("image_format", None)
     with PlanDB() as db:
         concepts(db, manifest, tmp_path, cache=InputCache(storage), limits=InputLimits(max_pixels=300))
-        assert rows(db, "concepts")[0]["code"] == "image_too_many_pixels"
+        assert rows(db, "concepts")[0]["error_code"] == "image_too_many_pixels"
 
 
 P = {"prompt": "a photo of a {product}"}
@@ -311,15 +311,19 @@ def test_every_kind_of_bad_prompt_has_its_code_and_the_good_ones_stay_good(db, t
         expected += [code.value, None]
     summary = load_prompts(db, str(write_jsonl(tmp_path / "p.jsonl", table)))
     found = rows(db, "prompts")
-    assert [(row["row"], row["code"]) for row in found] == list(enumerate(expected, 1))
+    assert [(row["row"], row["error_code"]) for row in found] == list(enumerate(expected, 1))
     assert summary.good == len(BAD_PROMPTS)
     for row in found:
-        if row["code"] is None:
+        if row["error_code"] is None:
             assert (row["seed"], row["bias"], row["width"], row["scheduler"]) == (5, 0.5, 512, "dpm++")
             assert row["num_images"] == 1
         else:
-            assert row["column_name"] in row["message"] or "placeholder" in row["message"] or "brace" in row["message"]
-    ranges = {row["column_name"]: row["message"] for row in found if row["code"] == "out_of_range"}
+            assert (
+                row["error_column"] in row["error_message"]
+                or "placeholder" in row["error_message"]
+                or "brace" in row["error_message"]
+            )
+    ranges = {row["error_column"]: row["error_message"] for row in found if row["error_code"] == "out_of_range"}
     assert "between -1 and 2" in ranges["bias"]
     assert "above 0 and at most 10" in ranges["temperature"]
     assert "between 8 and 4096 that 8 divides" in ranges["height"]
@@ -331,8 +335,8 @@ def test_lines_that_cannot_be_read_are_rows_too(db, tmp_path):
     path.write_text('{"prompt": "a {product}"}\n\n{"prompt": \n[1]\n{"prompt": "b {product}", "brand": "x"}\n')
     load_prompts(db, str(path))
     found = rows(db, "prompts")
-    assert [row["code"] for row in found] == [None, "wrong_type", "wrong_type", None]
-    assert "line 3 of" in found[1]["message"]
+    assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", None]
+    assert "line 3 of" in found[1]["error_message"]
     assert rows(db, "prompts_extra") == [{"row": n, "brand": "x" if n == 4 else None} for n in (1, 2, 3, 4)]
 
 
@@ -341,9 +345,9 @@ def test_csv_rows_of_another_length_are_rows_too(db, tmp_path):
     path.write_text("prompt,seed,sku\na {product},1,007\na {product}, or two,2,008\nb {product}\n\nc {product},x,010\n")
     load_prompts(db, str(path))
     found = rows(db, "prompts")
-    assert [row["code"] for row in found] == [None, "wrong_type", "wrong_type", "wrong_type"]
-    assert "has 4 cells, the header 3" in found[1]["message"]
-    assert "seed is 'x'" in found[3]["message"]
+    assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", "wrong_type"]
+    assert "has 4 cells, the header 3" in found[1]["error_message"]
+    assert "seed is 'x'" in found[3]["error_message"]
     assert [row["sku"] for row in rows(db, "prompts_extra")] == ["007", "2", None, "010"]
 
 
@@ -424,7 +428,7 @@ def test_parquet_csv_and_jsonl_mean_the_same(table, cut, tmp_path_factory):
     for checked, extra in results:
         for row in checked:
             # The repr of a number may differ between formats; nothing else may.
-            row["message"] = row["message"] and row["message"].partition(" is ")[0]
+            row["error_message"] = row["error_message"] and row["error_message"].partition(" is ")[0]
         assert checked == results[0][0]
         assert extra == results[0][1]
 
@@ -442,7 +446,7 @@ def test_csv_concepts_list_pictures_with_semicolons(db, photos, tmp_path):
     )
     concepts(db, tmp_path / "c.csv", tmp_path)
     first, second = rows(db, "concepts")
-    assert (first["code"], second["code"]) == (None, None)
+    assert (first["error_code"], second["error_code"]) == (None, None)
     assert (first["superclass"], len(first["images"]), first["train"]) == ("coffee mug", 2, '{"steps": 7}')
     assert (len(second["images"]), second["train"], second["masks"]) == (1, None, None)
     assert [row["season"] for row in rows(db, "concepts_extra")] == ["SS26", None]
@@ -463,7 +467,7 @@ def test_train_as_a_struct_and_columns_of_any_type_are_carried_through(db, photo
     pq.write_table(table, tmp_path / "c.parquet")
     concepts(db, tmp_path / "c.parquet", tmp_path)
     found = rows(db, "concepts")
-    assert [(row["code"], row["train"]) for row in found] == [(None, '{"steps": 5}'), (None, None)]
+    assert [(row["error_code"], row["train"]) for row in found] == [(None, '{"steps": 5}'), (None, None)]
     assert rows(db, "concepts_extra") == [
         {"row": 1, "tags": ["x", "y"], "price": 1.25, 'od"d name': 1},
         {"row": 2, "tags": [], "price": None, 'od"d name': 2},
@@ -576,7 +580,7 @@ def test_a_manifest_and_its_pictures_may_lie_in_any_file_system(db, tmp_path):
         with PlanDB(threads=1) as database:
             summaries.append(concepts(database, uri, tmp_path))
             (row,) = rows(database, "concepts")
-            assert row["code"] is None
+            assert row["error_code"] is None
             assert [image["uri"] for image in row["images"]] == ["memory://shop/2026/photos/0.png"] * 2
     assert summaries[0].digest == summaries[1].digest
     memory.rm("/shop", recursive=True)
@@ -623,7 +627,7 @@ def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tm
     monkeypatch.setattr(manifests, "open_filesystem", refuse)
     assert concepts(db, tmp_path / "c.csv", tmp_path, limits=limits).bad == {"uri_not_allowed": 1}
     (row,) = rows(db, "concepts")
-    assert "number 2" in row["message"]
+    assert "number 2" in row["error_message"]
 
 
 def test_text_that_is_not_utf8_in_parquet_is_a_bad_row(db, tmp_path):
@@ -631,7 +635,7 @@ def test_text_that_is_not_utf8_in_parquet_is_a_bad_row(db, tmp_path):
     raw = pa.StringArray.from_buffers(3, *column.buffers()[1:3], column.buffers()[0])
     pq.write_table(pa.table({"prompt": raw}), tmp_path / "p.parquet")
     load_prompts(db, str(tmp_path / "p.parquet"))
-    assert [row["code"] for row in rows(db, "prompts")] == [None, "wrong_type", "missing_value"]
+    assert [row["error_code"] for row in rows(db, "prompts")] == [None, "wrong_type", "missing_value"]
 
 
 @pytest.mark.parametrize(("kind", "count"), [("parquet", 200_000), ("jsonl", 40_000)])
@@ -720,7 +724,7 @@ def test_pictures_as_hugging_face_writes_them(photos, tmp_path):
             with PlanDB() as db:
                 manifest = str(tmp_path / "c.parquet")
                 load_concepts(db, manifest, storage=storage, limits=InputLimits(), cache=InputCache(storage))
-                found = db.connection.execute("SELECT code, images FROM concepts ORDER BY row").fetchall()
+                found = db.connection.execute("SELECT error_code, images FROM concepts ORDER BY row").fetchall()
             assert [code for code, _ in found] == codes
             uris = [image["uri"] for _, images in found[:2] for image in images]
             assert uris == [storage.uri(input_path(hashlib.sha256(data).hexdigest())), f"file://{photos}/0.png"]
@@ -733,7 +737,7 @@ def test_other_structs_are_refused_without_their_values(photos, tmp_path):
     storage = Storage(str(tmp_path / "root"))
     with PlanDB() as db:
         load_concepts(db, str(tmp_path / "c.jsonl"), storage=storage, limits=InputLimits(), cache=InputCache(storage))
-        found = db.connection.execute("SELECT code, message FROM concepts ORDER BY row").fetchall()
+        found = db.connection.execute("SELECT error_code, error_message FROM concepts ORDER BY row").fetchall()
     assert [code for code, _ in found] == ["wrong_type"] * 4
     assert "hunter2" not in str(found)
 

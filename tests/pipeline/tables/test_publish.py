@@ -21,7 +21,14 @@ MANIFEST = [
     concept("a", color="red", size=1),
     concept("b", color="blue", size=2),
     concept("twin", color="green", size=3, images=concept("a")["images"]),
-    concept("bad", color="grey", size=4, code="image_missing", column_name="images", message="there is no x.png"),
+    concept(
+        "bad",
+        color="grey",
+        size=4,
+        error_code="image_missing",
+        error_column="images",
+        error_message="there is no x.png",
+    ),
 ]
 PROMPTS = [
     {"prompt": "a {product} here", "tag": "here"},

@@ -84,7 +84,7 @@ def stored(worker, task):
 def check_objects(worker, unit, outcomes):
     assert [outcome.key for outcome in outcomes] == [task.key for task in unit.tasks]
     for task, outcome in zip(unit.tasks, outcomes, strict=True):
-        assert outcome.status == Status.OK, outcome.message
+        assert outcome.status == Status.OK, outcome.error_message
         file = stored(worker, task)
         assert outcome.uri == f"file://{file}"
         assert outcome.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -226,7 +226,7 @@ def test_picture_trouble_is_its_rows_own(worker, tmp_path):
     tasks[3] = dataclasses.replace(tasks[3], images=(planned(tmp_path / "cut.png"),))
     photo(tmp_path / "mask.png", seed=5, mode="L")
     outcomes = worker.run(trainings(*tasks, masked))
-    found = [(outcome.status, outcome.code) for outcome in outcomes]
+    found = [(outcome.status, outcome.error_code) for outcome in outcomes]
     assert found == [
         (Status.OK, None),
         (Status.FAILED, Code.IMAGE_CHANGED),
@@ -235,16 +235,16 @@ def test_picture_trouble_is_its_rows_own(worker, tmp_path):
         (Status.OK, None),
         (Status.FAILED, Code.IMAGE_CHANGED),
     ]
-    assert "changed.png" in outcomes[1].message
-    assert "run again" in outcomes[1].message
-    assert "mask.png" in outcomes[5].message
+    assert "changed.png" in outcomes[1].error_message
+    assert "run again" in outcomes[1].error_message
+    assert "mask.png" in outcomes[5].error_message
 
 
 def test_trained_keys_are_asked_of_concepts_that_have_them(shared):
     bad, good = picture("no keys", "mug", lock="trained"), picture("locked", "mug")
     first, second = shared.run(renders(bad, good))
     assert (first.status, first.code) == (Status.INVALID, Code.OUT_OF_RANGE)
-    assert "learned no keys" in first.message
+    assert "learned no keys" in first.error_message
     assert second.status == Status.OK
 
 
@@ -257,9 +257,9 @@ def test_prompts_that_do_not_fit_name_their_column(shared):
     ]
     long, negative, short = shared.run(renders(*tasks))
     assert short.status == Status.OK
-    assert (long.status, long.code, long.message[:8]) == (Status.INVALID, Code.PROMPT_TOO_LONG, "prompt: ")
-    assert (negative.code, negative.message[:17]) == (Code.PROMPT_TOO_LONG, "negative_prompt: ")
-    assert len(long.message) <= 500
+    assert (long.status, long.error_code, long.error_message[:8]) == (Status.INVALID, Code.PROMPT_TOO_LONG, "prompt: ")
+    assert (negative.error_code, negative.error_message[:17]) == (Code.PROMPT_TOO_LONG, "negative_prompt: ")
+    assert len(long.error_message) <= 500
 
 
 def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
@@ -270,10 +270,10 @@ def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
     absent = replace(picture("no weights", "nobody"), concept_ids=("n-1",))
     locked = replace(picture("keys", "bag", lock="trained"), concept_ids=("b-1",))
     long, lost, keyless = shared.run(renders(task, absent, locked))
-    assert "('a {1} on a {b-1} very" in long.message
-    assert "the weights of concept 'n-1' cannot be used" in lost.message
-    assert "but concept 'b-1' learned no keys" in keyless.message
-    assert not [each for each in (long, lost, keyless) if "{0}" in each.message]
+    assert "('a {1} on a {b-1} very" in long.error_message
+    assert "the weights of concept 'n-1' cannot be used" in lost.error_message
+    assert "but concept 'b-1' learned no keys" in keyless.error_message
+    assert not [each for each in (long, lost, keyless) if "{0}" in each.error_message]
 
 
 def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
@@ -282,12 +282,12 @@ def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
     ]
     good, wordless, long = worker.run(trainings(*tasks))
     assert good.status == Status.OK
-    assert (wordless.status, wordless.code, wordless.column_name) == (
+    assert (wordless.status, wordless.error_code, wordless.error_column) == (
         Status.INVALID,
         Code.EMPTY_SUPERCLASS,
         "superclass",
     )
-    assert (long.status, long.code, long.column_name) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
+    assert (long.status, long.error_code, long.error_column) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
 
 
 def test_weights_that_are_missing_or_tampered_with_fail_their_rows_and_are_trained_anew(worker, tmp_path):
@@ -302,14 +302,14 @@ def test_weights_that_are_missing_or_tampered_with_fail_their_rows_and_are_train
     fresh = ready_worker(tmp_path / "root")  # the first one has them in memory
     rows = renders(*(picture(name, name) for name in (*BASES, "never trained")))
     outcomes = fresh.run(rows)
-    assert [(row.status, row.code) for row in outcomes] == [
+    assert [(row.status, row.error_code) for row in outcomes] == [
         (Status.FAILED, Code.WEIGHTS_INVALID),
         (Status.FAILED, Code.WEIGHTS_INVALID),
         (Status.OK, None),
         (Status.FAILED, Code.WEIGHTS_INVALID),
     ]
-    assert "another base model (eeeeeeeeeeee...," in outcomes[1].message
-    assert "there is no " in outcomes[3].message
+    assert "another base model (eeeeeeeeeeee...," in outcomes[1].error_message
+    assert "there is no " in outcomes[3].error_message
     assert not cut.exists()
     after = fresh.run(trainings(*tasks))
     assert [row.accelerator_s > 0 for row in after] == [True, True, False]
@@ -336,8 +336,8 @@ def test_settings_that_diffusers_refuses_are_named(shared):
     for outcome in shared.run(
         renders(*(picture(f"odd {n}", "mug", shape=RenderShape(12, 64, 2, 4.5, "ddim")) for n in (1, 2)))
     ):
-        assert (outcome.status, outcome.code) == (Status.INVALID, Code.OUT_OF_RANGE)
-        assert "12 x 64 pixels in 2 steps of ddim" in outcome.message
+        assert (outcome.status, outcome.error_code) == (Status.INVALID, Code.OUT_OF_RANGE)
+        assert "12 x 64 pixels in 2 steps of ddim" in outcome.error_message
 
 
 def test_picture_that_is_not_finite_is_not_stored(tmp_path):
@@ -365,8 +365,8 @@ def test_training_that_runs_away_fails_alone(worker, tmp_path, value, training, 
     )
     lost, fine = worker.run(trainings(bad, good))
     assert (lost.status, lost.code, lost.uri) == (Status.FAILED, Code.TRAINING_DIVERGED, None)
-    assert words in lost.message
-    assert "lr_value" in lost.message
+    assert words in lost.error_message
+    assert "lr_value" in lost.error_message
     assert fine.status == Status.OK
     assert not stored(worker, bad).exists()
     alone = ready_worker(tmp_path / "alone")
@@ -483,7 +483,7 @@ def test_storage_that_is_busy_for_a_while_costs_no_row(tmp_path):
             TROUBLES["busy"] = Trouble(errors=3, where=where, operations=(operation,))
             waits.clear()
             [outcome] = worker.run(unit)
-            assert outcome.status == Status.OK, outcome.message
+            assert outcome.status == Status.OK, outcome.error_message
             if TROUBLES["busy"].errors == 0:
                 assert waits[:3] == list(WAITS_S[:3])
             if unit is train:
@@ -502,7 +502,7 @@ def test_pictures_that_cannot_be_read_for_a_while_cost_no_row(tmp_path):
         worker = ready_worker(tmp_path / "root", sleep=waits.append, limits=InputLimits(allow=("http://",)))
         task = concept(tmp_path, "mug", images=[dataclasses.replace(image, uri=f"{address}/mug.png")])
         [outcome] = worker.run(trainings(task))
-    assert outcome.status == Status.OK, outcome.message
+    assert outcome.status == Status.OK, outcome.error_message
     assert waits == list(WAITS_S[:2])
 
 
@@ -535,8 +535,8 @@ def test_storage_that_stays_down_fails_the_rows_and_is_not_waited_for_once_a_row
     train = trainings(*(concept(tmp_path, f"mug-{n}") for n in range(8)))
     TROUBLES["down"] = Trouble(errors=10**6, where="/weights/")
     outcomes = worker.run(train)
-    assert {(row.status, row.code) for row in outcomes} == {(Status.FAILED, Code.STORAGE)}
-    assert "503 Slow Down" in outcomes[0].message
+    assert {(row.status, row.error_code) for row in outcomes} == {(Status.FAILED, Code.STORAGE)}
+    assert "503 Slow Down" in outcomes[0].error_message
     assert sum(WAITS_S) <= sum(waits) <= UNIT_S
     TROUBLES["down"] = Trouble()
     assert {row.status for row in worker.run(train)} == {Status.OK}
