@@ -54,6 +54,9 @@ class _Stages:
     def planned(self, work: PlanCounts) -> None:
         pass
 
+    def working(self, activities: object) -> None:
+        pass
+
     def outcomes(self, outcomes: object) -> None:
         pass
 

@@ -1,23 +1,24 @@
-"""Training state of one concept as a safetensors file: going on from it equals never having stopped."""
+"""Training state of one concept as a safetensors file: resuming from it equals never having stopped."""
 
 import json
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops import tensor_file
+from perfusion_ops.errors import PerfusionError
+from perfusion_ops.tensor_file import TensorFileError
 from perfusion_ops.training import ConceptState
 
 _FORMAT = "perfusion-checkpoint-1"
 
 
-class CheckpointError(ValueError):
-    """The checkpoint cannot be used; training starts from the beginning instead."""
+class CheckpointError(PerfusionError, ValueError):
+    """The checkpoint cannot be used; training must start from the beginning."""
 
 
 def write_checkpoint(state: ConceptState, optimizer: torch.optim.Optimizer) -> bytes:
-    """Serialise parameters, Adam moments, the running mean and the random stream, all exact."""
+    """Serialise parameters, Adam moments, the running mean and the random stream, all to the bit."""
     tensors: dict[str, Tensor] = {
         "target_input": state.target_input,
         "superclass_input": state.superclass_input,
@@ -28,7 +29,7 @@ def write_checkpoint(state: ConceptState, optimizer: torch.optim.Optimizer) -> b
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{name}.{key}"] = torch.as_tensor(value)
     metadata = {"format": _FORMAT, "step": str(state.step), "losses": json.dumps(state.losses)}
-    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    return tensor_file.write(tensors, metadata)
 
 
 def read_checkpoint(data: bytes, fresh: ConceptState) -> tuple[ConceptState, dict[str, dict[str, Tensor]]]:
@@ -38,18 +39,21 @@ def read_checkpoint(data: bytes, fresh: ConceptState) -> tuple[ConceptState, dic
         data: `write_checkpoint`'s bytes.
         fresh: a new state of the same concept; gives shapes, types and device.
 
+    Returns:
+        The state, and by parameter name what `restore_moments` takes.
+
     Raises:
-        CheckpointError: damaged, or of another shape.
+        CheckpointError: damaged, of another format, or of another shape.
     """
     try:
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        tensors = safetensors.torch.load(data)
+        metadata, tensors = tensor_file.read(data, _FORMAT)
         step, losses = int(metadata["step"]), [float(loss) for loss in json.loads(metadata["losses"])]
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"the checkpoint is damaged: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"the checkpoint's format is {metadata.get('format')!r}, expected {_FORMAT!r}")
+    except TensorFileError as error:
+        raise CheckpointError(f"the checkpoint is damaged: it {error}") from error
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"the checkpoint is damaged: its step or losses cannot be read ({error})") from error
+    if step < 0:
+        raise CheckpointError(f"the checkpoint is damaged: its step is {step}")
     wanted = {**fresh.parameters(), "target_input": fresh.target_input, "superclass_input": fresh.superclass_input}
     for name, like in wanted.items():
         stored = tensors.get(name)
@@ -76,6 +80,10 @@ def read_checkpoint(data: bytes, fresh: ConceptState) -> tuple[ConceptState, dic
         name: {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
         for name in parameters
     }
+    for name, parameter in parameters.items():
+        for key, value in moments[name].items():
+            if value.shape not in ((), parameter.shape):
+                raise CheckpointError(f"the checkpoint's {name}.{key} has the shape {tuple(value.shape)}")
     return state, moments
 
 

@@ -4,26 +4,23 @@ Stored in float16: v* (word embedding), i* (target input), i_super (superclass e
 target is W_K i_super and is recomputed; only the trained-key ablation stores its own.
 """
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from typing import Literal
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from perfusion_ops import tensor_file
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.projection import KeyValueStack
+from perfusion_ops.tensor_file import TensorFileError
 
 FORMAT = "perfusion-concept-1"
-# A real header is under 1 KB; safetensors itself would accept 100 MB.
-_MAX_HEADER_BYTES = 1 << 20
 
 
-class ConceptFileError(ValueError):
-    """The file is not a concept that may be used here; the sentence says why."""
+class ConceptFileError(PerfusionError, ValueError):
+    """The file is not a concept that can be used here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Concept:
     """One concept, float32.
 
     Attributes:
-        superclass: one or more words.
+        superclass: one or more words, such as "teddy bear".
         embedding: v*, (E,).
         target_input: i*, (D,).
         superclass_input: i_super, (D,).
@@ -62,7 +59,7 @@ class Concept:
             trained_keys: take the keys that the concept learned instead of the locked ones, W_K i_super (section 4.2).
 
         Raises:
-            ValueError: trained keys are asked of a concept that has none.
+            ValueError: `trained_keys` is set, but the concept has none.
         """
         device = stack.weight.device
         if not trained_keys:
@@ -89,17 +86,17 @@ def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch
 
     Args:
         concept: what to store.
-        key: the content key it answers, so that a file in another one's place is noticed.
+        key: the concept's content key, so that a file under another key's name is noticed.
         dtype: of the stored tensors.
 
     Raises:
-        ConceptFileError: a value does not fit the type (float16 ends at 65,504) or is not finite.
+        ConceptFileError: a value is not finite, or too large for `dtype` (float16 ends at 65,504).
     """
     stored: dict[str, Tensor] = {}
     for name, tensor in concept.tensors().items():
-        stored[name] = tensor.detach().cpu().to(dtype).contiguous()
+        stored[name] = tensor.detach().cpu().to(dtype)
         if not bool(torch.isfinite(stored[name]).all()):
-            raise ConceptFileError(f"{name} of the concept has values that {dtype} cannot hold; training went astray")
+            raise ConceptFileError(f"{name} of the concept has values that {dtype} cannot hold: training diverged")
     metadata = {
         "format": FORMAT,
         "superclass": concept.superclass,
@@ -110,15 +107,7 @@ def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch
     }
     if concept.loss is not None:
         metadata["loss"] = repr(concept.loss)
-    return _with_metadata(safetensors.torch.save(stored), metadata)
-
-
-def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
-    """Put metadata into a safetensors file in the order given; the library writes it in a random one."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + length])}, separators=(",", ":"))
-    header += " " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header.encode() + data[8 + length :]
+    return tensor_file.write(stored, metadata)
 
 
 def read_concept(
@@ -131,23 +120,33 @@ def read_concept(
     value_width: int,
     key: str | None = None,
 ) -> Concept:
-    """Read and check a concept file; nothing in it is trusted. A `key` that is given must be the one it answers.
+    """Read and check a concept file; nothing in it is trusted.
+
+    Args:
+        data: `write_concept`'s bytes.
+        base_digest: digest of the base model in use.
+        metric_digest: digest of the metric in use.
+        embedding_width: E, the width of a word embedding.
+        text_width: D, the width of a text encoding.
+        value_width: R / 2, the values of all layers.
+        key: the content key that the file must have; None accepts any.
 
     Raises:
         ConceptFileError: damaged, of another shape or type, not finite, or of another base model, metric or key.
     """
-    metadata = _metadata(data)
-    if metadata.get("format") != FORMAT:
-        raise ConceptFileError(f"not a concept file: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    try:
+        metadata, tensors = tensor_file.read(data, FORMAT)
+    except TensorFileError as error:
+        raise ConceptFileError(f"the concept file {error}") from error
     if key is not None and metadata.get("key") != key:
-        raise ConceptFileError(f"the file answers the key {metadata.get('key', '')[:12]!r}..., not {key[:12]!r}...")
+        raise ConceptFileError(f"the concept file has the key {metadata.get('key', '')[:12]!r}..., not {key[:12]!r}...")
     for name, mine in (("base_digest", base_digest), ("metric_digest", metric_digest)):
         theirs = metadata.get(name, "")
         if theirs != mine:
             what = "base model" if name == "base_digest" else "metric"
             raise ConceptFileError(
                 f"the concept was trained with another {what} ({theirs[:12]}..., this run has {mine[:12]}...): "
-                "train it again, or run with the one it belongs to"
+                f"train it again, or run with that {what}"
             )
     lock: Literal["local", "trained"] = "trained" if metadata.get("lock") == "trained" else "local"
     shapes = {
@@ -158,10 +157,6 @@ def read_concept(
     }
     if lock == "trained":
         shapes["key_target"] = value_width
-    try:
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ConceptFileError(f"the concept file is damaged: {error}") from error
     if set(tensors) != set(shapes):
         raise ConceptFileError(f"the concept file holds {sorted(tensors)}, expected {sorted(shapes)}")
     for name, width in shapes.items():
@@ -193,20 +188,4 @@ def _loss(metadata: dict[str, str]) -> float | None:
         loss = math.nan
     if loss is None or math.isfinite(loss):
         return loss
-    raise ConceptFileError(f"the file's loss is {metadata['loss']!r}, not a number; it is damaged or not a concept")
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    if len(data) < 8:
-        raise ConceptFileError(f"the concept file has {len(data)} bytes: it is empty or cut off")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise ConceptFileError(f"the concept file claims a header of {length} bytes; it is damaged or not a concept")
-    try:
-        header = json.loads(data[8 : 8 + length])
-        metadata = header["__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConceptFileError("the file has no readable header; it is damaged or not a concept") from error
-    if not isinstance(metadata, dict):
-        raise ConceptFileError("the file's metadata is not a table of texts; it is damaged or not a concept")
-    return metadata
+    raise ConceptFileError(f"the concept file's loss is {metadata['loss']!r:.80}, not a finite number: it is damaged")

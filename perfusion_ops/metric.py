@@ -6,18 +6,21 @@ stored in every concept.
 """
 
 import hashlib
-import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from perfusion_ops import tensor_file
 from perfusion_ops.config import MetricConfig
+from perfusion_ops.errors import PerfusionError
+from perfusion_ops.tensor_file import TensorFileError
+
+FORMAT = "perfusion-metric-1"
 
 _BATCH = 256
 _SORTED_WINDOW = 32 * _BATCH
@@ -25,7 +28,7 @@ _SORTED_WINDOW = 32 * _BATCH
 _VALID = (0.5, 1.5)
 
 
-class MetricError(ValueError):
+class MetricError(PerfusionError, ValueError):
     """The metric cannot be used with this base model or these captions."""
 
 
@@ -52,12 +55,12 @@ class Metric:
     def to_bytes(self) -> bytes:
         """The metric as a safetensors file."""
         metadata = {
-            "format": "perfusion-metric-1",
+            "format": FORMAT,
             "base_digest": self.base_digest,
             "ridge": repr(self.ridge),
             "held_out": repr(self.held_out),
         }
-        return safetensors.torch.save({"second_moment": self.second_moment.cpu().contiguous()}, metadata)
+        return tensor_file.write({"second_moment": self.second_moment}, metadata)
 
     def to(self, device: torch.device) -> "Metric":
         """The same metric with its tensors on another device."""
@@ -91,21 +94,29 @@ def metric_from_moment(second_moment: Tensor, *, ridge: float, base_digest: str,
 
 
 def read_metric(data: bytes, *, base_digest: str) -> Metric:
-    """Read `Metric.to_bytes`.
+    """Read and check `Metric.to_bytes`; nothing in it is trusted.
 
     Raises:
         MetricError: damaged, or of another base model.
     """
     try:
-        tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        metadata, tensors = tensor_file.read(data, FORMAT)
         moment, ridge, held_out = tensors["second_moment"], float(metadata["ridge"]), float(metadata["held_out"])
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise MetricError(f"the stored metric is damaged ({error}); delete it and it is estimated anew") from error
+    except TensorFileError as error:
+        raise _damaged(str(error)) from error
+    except (KeyError, ValueError) as error:
+        raise _damaged(f"lacks a value or holds a wrong one: {error}") from error
+    if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or not moment.is_floating_point():
+        raise _damaged(f"holds {moment.dtype} of shape {tuple(moment.shape)}, not a square matrix of real numbers")
+    if not 0.0 <= ridge < math.inf or not math.isfinite(held_out):
+        raise _damaged(f"has ridge {ridge} and held-out share {held_out}")
     if metadata.get("base_digest") != base_digest:
         raise MetricError("the stored metric belongs to another base model")
     return metric_from_moment(moment, ridge=ridge, base_digest=base_digest, held_out=held_out)
+
+
+def _damaged(reason: str) -> MetricError:
+    return MetricError(f"the stored metric is damaged (it {reason}): delete it, and the next run estimates it again")
 
 
 @torch.no_grad()

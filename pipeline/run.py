@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases.captions import captions_digest
 from pipeline.bases.find import find_base
 from pipeline.bases.superclasses import superclass_check
 from pipeline.clock import Clock, SystemClock
@@ -24,11 +23,10 @@ from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
 from pipeline.contract.kinds import RENDERS, PerKind, PlanCounts
 from pipeline.contract.layout import INPUTS_FOLDER
-from pipeline.contract.units import Outcome
+from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.policy import Policy
-from pipeline.engine.scheduler import RunSummary
+from pipeline.engine.figures import RunSummary
 from pipeline.engine.scheduler import run as schedule
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
@@ -46,7 +44,7 @@ from pipeline.runs.parts import PartWriter
 from pipeline.runs.photos import photos_to_record
 from pipeline.runs.record import Published, RunRecord, RunSpec
 from pipeline.settings import RunSettings
-from pipeline.storage.objects import Storage, StorageError, mistyped_uri
+from pipeline.storage.objects import Storage
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.tables.columns import carried_columns
 from pipeline.tables.publish import publish
@@ -62,6 +60,13 @@ class Observer(Protocol):
 
     def planned(self, work: PlanCounts) -> None:
         """The plan is complete."""
+        ...
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
+
+        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
+        """
         ...
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -138,10 +143,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers, and whether the run was asked to stop."""
+    """Workers, whether the run was asked to stop, and what the workers are doing (for display)."""
 
     executor: Executor
     stop: Callable[[], bool]
+    activities: Callable[[], Sequence[Activity]] = tuple
 
 
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
@@ -156,7 +162,7 @@ def check(
         BaseError, ManifestError, StorageError: the run cannot start; with a message for the user.
     """
     observer.stage("base", settings.base)
-    base = find_base(settings.base)
+    base = find_base(settings.base, settings.storage_options)
     counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
     observer.stage("validate", settings.concepts)
@@ -172,7 +178,9 @@ def check(
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
-    key = metric_key(base_digest=base.digest, metric=settings.metric, captions_sha256=_captions_digest(settings))
+    key = metric_key(
+        base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
+    )
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     parts = [
@@ -274,7 +282,6 @@ def execute(
     observer: Observer,
     selection: Selection | None = None,
     explain: bool = False,
-    policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
     """Run, resume or reuse.
@@ -285,7 +292,6 @@ def execute(
         observer: receives progress events.
         selection: a part of the plan; the whole plan if None.
         explain: whether to find out why each key is to be done.
-        policy: retry and deadline policy.
         clock: time source.
 
     Raises:
@@ -298,12 +304,23 @@ def execute(
         observer=observer,
         selection=selection,
         explain=explain,
-        policy=policy or Policy(),
         clock=clock,
         began=clock.monotonic(),
     )
     with PlanDB(memory_limit=settings.engine.plan_memory) as db:
         return driver.run(db)
+
+
+def _heartbeat(
+    engine: Engine, observer: Observer, stop: Callable[[float], str | None]
+) -> Callable[[float], str | None]:
+    """`stop` for the scheduler, which asks it regularly; each time the observer learns what workers do."""
+
+    def beat(spent_s: float) -> str | None:
+        observer.working(engine.activities())
+        return stop(spent_s)
+
+    return beat
 
 
 @dataclass(frozen=True)
@@ -315,7 +332,6 @@ class _Driver:
     observer: Observer
     selection: Selection | None
     explain: bool
-    policy: Policy
     clock: Clock
     began: float
 
@@ -398,8 +414,9 @@ class _Driver:
 
         self.observer.stage("start", f"run {run_id}")
         with self.make_engine(worker) as engine:
-            stop = self._stop(engine)
-            return schedule(queue, engine.executor, sink, policy=self.policy, clock=self.clock, stop=stop)
+            stop = _heartbeat(engine, self.observer, self._stop(engine))
+            policy = self.settings.policy
+            return schedule(queue, engine.executor, sink, policy=policy, clock=self.clock, stop=stop)
 
     def _published(
         self, db: PlanDB, storage: Storage, checked: Checked, spec: RunSpec, parts: Sequence[str]
@@ -437,8 +454,8 @@ class _Driver:
         def stop(spent_s: float) -> str | None:
             if engine.stop():
                 return "it was asked to end"
-            if caps.deadline_s is not None and self._seconds() >= caps.deadline_s:
-                return f"its engine.deadline_s of {caps.deadline_s:g} s is over"
+            if caps.stop_after_s is not None and self._seconds() >= caps.stop_after_s:
+                return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
             if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
                 return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
             return None
@@ -453,17 +470,3 @@ def _ensure_lease_held(lease: Lease, run_id: str, patience: Patience) -> None:
     """Raise unless this driver may still record outcomes; the new holder adopts the objects that exist."""
     if not patience(lease.still_mine):
         raise LeaseHeld(f"another driver took run {run_id!r} over: this one stops, and no result is lost")
-
-
-def _captions_digest(settings: RunSettings) -> str | None:
-    uri = settings.metric.captions_uri
-    if uri is None:
-        return None
-    if mistyped := mistyped_uri(uri):
-        raise StorageError(f"metric.captions_uri: {mistyped}")
-    try:
-        opened: Any = fsspec.open(uri, "rb")
-        with opened as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ImportError, ValueError) as error:
-        raise StorageError(f"the captions file {uri} (metric.captions_uri) cannot be read: {error}") from error

@@ -6,15 +6,16 @@ copied once into the user's cache; only safetensors and configuration files are 
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-
-import fsspec
+from typing import Any
 
 from perfusion_ops.base.folder import PARTS, BaseError, BaseFolder, describe
 from perfusion_ops.mini import base_folder
-from pipeline.storage.objects import mistyped_uri
+from pipeline.storage.objects import StorageError, absolute_uri, explain, mistyped_uri, open_location, options_for
 
 _SUFFIXES = (".json", ".txt", ".safetensors")
+_STORE_OPTIONS = ("endpoint_url", "account_name", "account_host", "connection_string")  # the same URI elsewhere
 
 
 def cache_folder() -> Path:
@@ -22,8 +23,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "perfusion")
 
 
-def find_base(source: str) -> BaseFolder:
-    """Resolve `mini`, a local folder, an fsspec URL or a hub id (`owner/name`) to a described local folder.
+def find_base(source: str, options: Mapping[str, object] | None = None) -> BaseFolder:
+    """Resolve `mini`, a local folder, a URI of an object store or a hub id (`owner/name`) to a described local folder.
+
+    Args:
+        source: where the base model is.
+        options: fsspec options, for one filesystem or grouped by scheme.
 
     Raises:
         BaseError: there is no such base, it cannot be reached, or it is not of a known family.
@@ -31,7 +36,7 @@ def find_base(source: str) -> BaseFolder:
     if source == "mini":
         return describe(base_folder())
     if "://" in source and not source.startswith("file://"):
-        return describe(_copy(source))
+        return describe(_copy(source, options))
     if mistyped := mistyped_uri(source):
         raise BaseError(f"there is no base model {source!r}: {mistyped}")
     local = Path(source.removeprefix("file://")).expanduser()
@@ -39,17 +44,17 @@ def find_base(source: str) -> BaseFolder:
         return describe(local.resolve())
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return describe(_from_hub(source))
-    raise BaseError(f"there is no base model {source!r}: give 'mini', a folder, an object-store URL or a hub id")
+    raise BaseError(f"there is no base model {source!r}: give 'mini', a folder, an object-store URI or a hub id")
 
 
-def _copy(uri: str) -> Path:
-    target = cache_folder() / "bases" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    done = target / ".complete"
-    if done.exists():
-        return target
+def _copy(uri: str, options: Mapping[str, object] | None) -> Path:
     try:
-        filesystem, root = fsspec.core.url_to_fs(uri)
-        wanted = [root + "/model_index.json", root + "/perfusion.json"]
+        target = cache_folder() / "bases" / _cache_name(uri, options)
+        done = target / ".complete"
+        if done.exists():
+            return target
+        filesystem, root = open_location(absolute_uri(uri), options)
+        wanted = [f"{root}/model_index.json", f"{root}/perfusion.json"]
         for part in PARTS:
             wanted += [file for file in filesystem.find(f"{root}/{part}") if file.endswith(_SUFFIXES)]
         for file in wanted:
@@ -60,10 +65,21 @@ def _copy(uri: str) -> Path:
             partial = local.with_name(local.name + f".{os.getpid()}.partial")
             filesystem.get_file(file, str(partial))
             partial.replace(local)
-    except (OSError, ImportError, ValueError) as error:
+        done.touch()
+    except StorageError as error:
         raise BaseError(f"the base model {uri} cannot be copied: {error}") from error
-    done.touch()
+    except Exception as error:  # cloud packages raise types of their own
+        raise BaseError(f"the base model {uri} cannot be copied: {explain(error, 'read', uri)}") from error
     return target
+
+
+def _cache_name(uri: str, options: Mapping[str, object] | None) -> str:
+    """The folder of a copy: one for each URI, and for each store where the options name one."""
+    given = options_for(uri.partition("://")[0], options)
+    client: Any = given.get("client_kwargs")
+    places = [given, client if isinstance(client, Mapping) else {}]
+    store = [str(place[name]) for place in places for name in _STORE_OPTIONS if place.get(name)]
+    return hashlib.sha256("\n".join([uri, *store]).encode()).hexdigest()[:32]
 
 
 def _from_hub(name: str) -> Path:
@@ -73,5 +89,5 @@ def _from_hub(name: str) -> Path:
         return Path(StableDiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
         raise BaseError(
-            f"the base model {name!r} is no local folder and cannot be had from the hub: {error}"
+            f"the base model {name!r} is no local folder and cannot be downloaded from the hub: {error}"
         ) from error

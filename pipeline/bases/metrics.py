@@ -1,33 +1,46 @@
-"""The metric of a base model, kept under the root: estimated once, by whoever needs it first."""
+"""The metric of a base model, kept under the root: estimated once, by the first worker that needs it."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-import fsspec
-
+from perfusion_ops.api.metrics import HELD_OUT, built_in_captions
 from perfusion_ops.base_model import Base
-from perfusion_ops.captions import general_captions, vocabulary_words
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import Metric, MetricError, estimate, read_metric
-from perfusion_ops.mini.world import grammar
+from pipeline.bases.captions import open_captions
 from pipeline.contract.layout import metric_path
-from pipeline.storage.objects import Storage
+from pipeline.storage.objects import Storage, StorageError
 
-_HELD_OUT = 1000
-_LEAST = 1000  # fewer captions than are held out would test the metric better than they estimate it
-_CAPTION_SEED = 0
+_LEAST = 1000  # to estimate from: as many as are held out
 
 
-def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) -> Metric:
-    """Read the metric, or estimate and store it; when two do so at once, both use the first one stored.
+def load_metric(
+    storage: Storage,
+    base: Base,
+    config: MetricConfig,
+    key: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Metric:
+    """Read the metric, or estimate and store it; of two that do so at once, both use the first one stored.
+
+    Args:
+        storage: the root; its options also open the captions file.
+        base: the loaded base model.
+        config: how to estimate.
+        key: the metric's content key.
+        progress: called with (captions encoded so far, captions in all) while the metric is estimated.
 
     Raises:
-        MetricError: captions and base model do not go together, or the stored file is damaged.
+        MetricError: the captions do not suit the base model, or the stored file is damaged.
         StorageError: the root cannot be read or written.
     """
     path = metric_path(key)
     if not storage.exists(path):
-        held_out, captions = _captions(base, config)
+        held_out, captions = _captions(base, config, storage.options)
+        if progress is not None:
+            captions = _counted(captions, config.captions, progress)
         metric = estimate(
             base.text_encoder,
             base.tokenizer,
@@ -43,30 +56,35 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
         raise MetricError(f"{storage.uri(path)}: {error}") from error
 
 
-def _captions(base: Base, config: MetricConfig) -> tuple[list[str], Iterator[str]]:
+def _counted(captions: Iterator[str], total: int, progress: Callable[[int, int], None]) -> Iterator[str]:
+    for done, caption in enumerate(captions):
+        progress(done, total)
+        yield caption
+
+
+def _captions(
+    base: Base, config: MetricConfig, options: Mapping[str, object] | None
+) -> tuple[list[str], Iterator[str]]:
     """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
     if config.captions_uri is not None:
-        source = _lines(config.captions_uri, config.captions + _HELD_OUT)
-    elif base.folder.settings.captions == "mini":
-        source = grammar.captions(config.captions + _HELD_OUT, _CAPTION_SEED)
+        source = _lines(config.captions_uri, options, config.captions + HELD_OUT)
     else:
-        words = vocabulary_words(base.tokenizer)
-        source = general_captions(config.captions + _HELD_OUT, seed=_CAPTION_SEED, vocabulary=words)
-    return list(islice(source, _HELD_OUT)), source
+        source = built_in_captions(base, config.captions + HELD_OUT)
+    return list(islice(source, HELD_OUT)), source
 
 
-def _lines(uri: str, most: int) -> Iterator[str]:
-    """Lines of a captions file that are not blank, `most` of them at most; too few are an error at the end."""
+def _lines(uri: str, options: Mapping[str, object] | None, most: int) -> Iterator[str]:
+    """At most `most` lines of a captions file, blank ones left out; too few are an error at the end."""
     count = 0
     try:
-        with fsspec.open(uri, "rt", encoding="utf-8") as file:
-            for line in islice(filter(None, map(str.strip, file)), most):
+        with open_captions(uri, options) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+            for line in islice(filter(None, map(str.strip, text)), most):
                 count += 1
                 yield line
-    except (OSError, ImportError, ValueError) as error:
-        raise MetricError(f"the captions file {uri} cannot be read as UTF-8 text: {error}") from error
-    if count < min(most, _HELD_OUT + _LEAST):
+    except StorageError as error:
+        raise MetricError(str(error)) from error
+    if count < min(most, HELD_OUT + _LEAST):
         raise MetricError(
-            f"the captions file {uri} has {count:,} captions: give at least {_HELD_OUT + _LEAST:,}, one a line, "
-            f"of which {_HELD_OUT:,} only test the metric"
+            f"the captions file {uri} has {count:,} captions: give at least {HELD_OUT + _LEAST:,}, one a line; "
+            f"{HELD_OUT:,} of them only test the metric"
         )

@@ -22,7 +22,7 @@ from pipeline.files.read_json import read_json_lines
 from pipeline.files.read_parquet import read_parquet
 from pipeline.files.rows import Batch, Columns, Notice, Notices, check_names
 from pipeline.files.walk import Found, find_below, find_glob, kind_of
-from pipeline.storage.objects import StorageError, absolute_uri, explain, open_filesystem
+from pipeline.storage.objects import StorageError, absolute_uri, explain, open_location
 from pipeline.storage.scratch import scratch_folder
 
 __all__ = ["Batch", "Columns", "ManifestFile", "ManifestFiles", "find_manifest", "local_copy", "read_batches"]
@@ -35,6 +35,7 @@ _EXTENSIONS = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+_WILD = re.compile(r"[*?\[]")
 _READERS = {"parquet": read_parquet, "csv": read_csv, "jsonl": read_json_lines}
 _PACKED = (".gz", ".zip", ".zst", ".bz2", ".xz")
 _SKIPPED = Notice(
@@ -79,20 +80,18 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
     """
     try:
         uri = absolute_uri(uri)
-        filesystem: Any = open_filesystem(uri, options)
+        filesystem, path = open_location(uri, options)
     except StorageError as error:
         raise ManifestError(f"the manifest {uri!r} cannot be opened: {error}") from error
     with _sentences(uri):
-        path = str(filesystem._strip_protocol(uri))
         kind = kind_of(filesystem, path)
         if kind == "directory":
-            found, folder = find_below(filesystem, path.rstrip("/")), uri
+            found, folder, top = find_below(filesystem, path.rstrip("/")), uri, path
         elif kind == "file":
-            found, folder = Found([path]), uri.rpartition("/")[0]
+            found, folder, top = Found([path]), uri.rpartition("/")[0], path.rpartition("/")[0]
         else:
-            found = find_glob(filesystem, path) if re.search(r"[*?\[]", path) else Found()
-            folder = re.split(r"[*?\[]", uri, maxsplit=1)[0].rpartition("/")[0]
-    top = str(filesystem._strip_protocol(folder))
+            found = find_glob(filesystem, path) if _WILD.search(path) else Found()
+            folder, top = (_WILD.split(name, maxsplit=1)[0].rpartition("/")[0] for name in (uri, path))
     notices = Notices(top)
     for notice, names in ((_SKIPPED, found.skipped), (_REPEATED, found.repeated)):
         for name in names:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from perfusion_ops.errors import PerfusionError
+
 Format = Literal["JPEG", "PNG", "WEBP"]
 # A rule by which a file's pixels are another than versions before 0.2 took them for; "" when none of them applied.
 Reading = Literal["", "srgb", "alpha", "scaled"]
@@ -28,7 +30,7 @@ _OTHERS = (
 )
 
 
-class DepthError(ValueError):
+class DepthError(PerfusionError, ValueError):
     """The header is sound, but its channels have more bits than any common decoder reads."""
 
 

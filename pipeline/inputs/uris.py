@@ -34,6 +34,11 @@ def redact(uri: str) -> str:
     return plain if len(plain) <= 200 else plain[:197] + "..."
 
 
+def is_web(uri: str) -> bool:
+    """Whether a URI is a web address, which has no version and no listing."""
+    return uri.partition("://")[0].lower() in _WEB
+
+
 def carries_credentials(uri: str) -> bool:
     """Whether a URI holds a password, a key or a signature; `az://container@account` does not."""
     scheme, separator, rest = uri.partition("://")
@@ -44,8 +49,8 @@ def carries_credentials(uri: str) -> bool:
 
 def is_signed(uri: str) -> bool:
     """Whether a web address holds a signature or a token in its query, and no user or password."""
-    scheme, _, rest = uri.partition("://")
-    return scheme.lower() in _WEB and bool(_SECRET.search(rest)) and "@" not in rest.partition("/")[0]
+    rest = uri.partition("://")[2]
+    return is_web(uri) and bool(_SECRET.search(rest)) and "@" not in rest.partition("/")[0]
 
 
 def locate(uri: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pipeline.contract.errors import Code, RowError, RowProblem
 from pipeline.contract.layout import input_path
 from pipeline.contract.messages import show
-from pipeline.inputs.fetch import InputCache, InputLimits, Inspected, Role, examine, inspect, locate, redact, resolve
+from pipeline.inputs.pictures import Inspected, Role, inspect
+from pipeline.inputs.store import InputStore
+from pipeline.inputs.uris import locate, redact, resolve
 from pipeline.storage.objects import Storage
 
 Picture = dict[str, str]
@@ -19,20 +21,25 @@ _ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must sho
 class ImageReader:
     """Reads the `images` and `masks` cells of rows; several threads may share it."""
 
-    def __init__(
-        self,
-        folder: str,
-        storage: Storage,
-        limits: InputLimits,
-        cache: InputCache,
-        storage_options: Mapping[str, object] | None,
-    ) -> None:
-        """Bind what all rows share; `folder` is the URI that relative paths start from."""
+    def __init__(self, folder: str, storage: Storage, inputs: InputStore) -> None:
+        """Bind what all rows share.
+
+        Args:
+            folder: the URI that relative paths start from.
+            storage: the root, for photos that the manifest carries as bytes.
+            inputs: reads all others.
+        """
         self._folder = folder
         self._storage = storage
-        self._limits = limits
-        self._cache = cache
-        self._storage_options = storage_options
+        self._inputs = inputs
+        self._limits = inputs.limits
+
+    def exists(self, address: str) -> bool:
+        """Whether there is a file at an address as the manifest has it; False after any error, which `read` reports."""
+        try:
+            return self._inputs.exists(resolve(address, self._folder))
+        except RowError:
+            return False
 
     def read(
         self, images: object, masks: object, problems: list[RowProblem]
@@ -73,7 +80,7 @@ class ImageReader:
         item = _content(item)
         if isinstance(item, str):
             uri = locate(resolve(item, self._folder, presigned=self._limits.presigned))
-            found = examine(uri, role, self._limits, self._cache, self._storage_options)
+            found = self._inputs.examine(uri, role)
         elif isinstance(item, bytes):
             found = inspect(item, self._limits, role)
             path = input_path(found.sha256)

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from perfusion_ops.config import SamplingConfig
-from pipeline.contract.errors import Code, ManifestError, RowError, RowProblem, verdict
+from pipeline.contract.errors import Code, ManifestError, RowProblem, verdict
 from pipeline.contract.messages import storable
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.plandb import PlanDB
 from pipeline.files.batches import ManifestFiles, find_manifest, local_copy, read_batches
 from pipeline.files.rows import Columns, ListText
-from pipeline.inputs.fetch import InputCache, InputLimits
-from pipeline.inputs.uris import check_allowed, resolve
+from pipeline.inputs.cache import InputCache
+from pipeline.inputs.pictures import InputLimits
+from pipeline.inputs.store import InputStore
 from pipeline.manifest.cells import (
     Check,
     RowReader,
@@ -41,7 +42,7 @@ from pipeline.manifest.cells import (
 from pipeline.manifest.extra_columns import ExtraColumns
 from pipeline.manifest.images import ImageReader
 from pipeline.manifest.list_cells import split_list
-from pipeline.storage.objects import Storage, StorageError, open_filesystem
+from pipeline.storage.objects import Storage
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -169,12 +170,11 @@ def load_concepts(
         StorageError: the root cannot be written.
     """
     manifest = find_manifest(uri, storage_options)
-    images = ImageReader(manifest.folder, storage, limits, cache, storage_options)
+    images = ImageReader(manifest.folder, storage, InputStore(limits, storage_options, cache))
     reading = _Reading(db, "concepts", manifest, _CONCEPTS)
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
-        exists = partial(_exists, folder=manifest.folder, allow=limits.allow, options=storage_options)
         check = superclass if superclass_check is None else _superclass_of_base(superclass_check)
-        checked = partial(_concept, images=images, exists=exists, superclass_check=check)
+        checked = partial(_concept, images=images, superclass_check=check)
         rows = bounded_map(pool, checked, reading.rows(), 4 * threads)
         _insert(db, "concepts", _CONCEPT_ROW, rows)
     _mark_duplicates(db)
@@ -272,7 +272,7 @@ def _superclass_of_base(check: Callable[[str], None]) -> Check:
     return checked
 
 
-def _concept(row: _Row, images: ImageReader, exists: Callable[[str], bool], superclass_check: Check) -> dict[str, Any]:
+def _concept(row: _Row, images: ImageReader, superclass_check: Check) -> dict[str, Any]:
     if row.broken:
         return {"row": row.number, "concept_id": _raw(row.cells.get("concept_id")), **_broken(row.broken)}
     reader = RowReader(row.cells)
@@ -283,7 +283,7 @@ def _concept(row: _Row, images: ImageReader, exists: Callable[[str], bool], supe
         "train": reader.read("train", optional(overrides)),
     }
     problems = reader.problems
-    photos, drawn = (_listed(row.cells.get(column), exists) for column in ("images", "masks"))
+    photos, drawn = (_listed(row.cells.get(column), images.exists) for column in ("images", "masks"))
     values["images"], values["masks"] = images.read(photos, drawn, problems)
     for column in ("concept_id", "superclass"):
         values[column] = values[column] or _raw(row.cells.get(column))
@@ -295,19 +295,6 @@ def _listed(cell: object, exists: Callable[[str], bool]) -> object:
     if isinstance(cell, ListText):
         return split_list(cell.text, exists, csv=True)
     return split_list(cell, exists, csv=False) if isinstance(cell, str) else cell
-
-
-def _exists(address: str, *, folder: str, allow: tuple[str, ...], options: Mapping[str, object] | None) -> bool:
-    """Whether there is a file of that address; what may not be read, or lies behind http, is not asked for."""
-    try:
-        uri = resolve(address, folder)
-        check_allowed(uri, allow)
-        if uri.startswith(("http:", "https:")):
-            return False
-        filesystem: Any = open_filesystem(uri, options)
-        return bool(filesystem.isfile(filesystem._strip_protocol(uri)))
-    except (RowError, StorageError, OSError, ValueError):
-        return False  # reading the picture tells why
 
 
 def _prompt(row: _Row) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.keys import normalise_superclass
 from pipeline.contract.kinds import PerKind
+from pipeline.contract.messages import clip
 from pipeline.contract.units import (
+    MESSAGE_BYTES,
     ConceptTask,
     InputImage,
     Kind,
@@ -31,7 +33,6 @@ from pipeline.database.plandb import PlanDB, Stage
 
 _PAGE = 4096  # tasks, a few MB: one query per page, not per unit
 _MOST_WAITING = 20_000  # renders in memory whose shape has no full batch yet; beyond that, smaller batches go out
-_MESSAGE_CHARACTERS = 500  # an outcome stays under 1 KB
 
 
 class WorkQueue:
@@ -170,7 +171,7 @@ def _dependant(key: str, concept: Outcome, concept_id: str) -> Outcome:
         key=key,
         status=Status.FAILED,
         error_code=Code.CONCEPT_FAILED,
-        error_message=reason[:_MESSAGE_CHARACTERS],
+        error_message=clip(reason, MESSAGE_BYTES),
         attempts=0,
         finished_at=concept.finished_at,
     )

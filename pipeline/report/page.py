@@ -28,11 +28,12 @@ from pipeline.contract.errors import MEANING, Code, Status
 from pipeline.contract.kinds import RESULTS, ResultTable
 from pipeline.contract.layout import TABLES_FOLDER, is_of_run, table_folder, table_pattern
 from pipeline.contract.schemas import PUBLISHED
+from pipeline.database.memory import in_memory
 from pipeline.database.query import Row, quoted, rows
 from pipeline.report.scores import MAX_SCORERS, extremes, scorer_figures
 from pipeline.report.sheets import PictureReader, combined_renders, concept_cards, sample_concepts
 from pipeline.runs.record import RunRecord
-from pipeline.storage.objects import Storage
+from pipeline.storage.objects import MissingObjectError, Storage
 from pipeline.storage.scratch import scratch_folder
 
 MIN_BYTES = 500_000  # the page without any picture stays below this, whatever the tables hold
@@ -107,7 +108,7 @@ def write_report(
 
     Raises:
         ValueError: `max_bytes` below MIN_BYTES, or a negative `max_concepts`.
-        FileNotFoundError: the run has published no table.
+        MissingObjectError: the run has published no table.
     """
     if max_bytes < MIN_BYTES:
         raise ValueError(
@@ -191,14 +192,14 @@ def _open_tables(storage: Storage, run_id: str, known: Iterable[str]) -> Iterato
     }
     found = [path for paths in files.values() for path in paths]
     if not found:
-        raise FileNotFoundError(
+        raise MissingObjectError(
             f"run {run_id!r} has published nothing under {storage.uri(TABLES_FOLDER)}: "
             "check the run id, or let the run finish first"
         )
     dates = re.findall(r"/run_date=([^/]+)/", "".join(found))
     with (
         scratch_folder("report") as scratch,
-        duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(scratch)}) as connection,
+        in_memory({"memory_limit": "1GB", "temp_directory": str(scratch)}) as connection,
     ):
         carried = {name: _view(connection, storage, name, paths) for name, paths in files.items()}
         yield _Tables(connection, carried["concepts"], max(dates, default=""))

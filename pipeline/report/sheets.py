@@ -14,13 +14,15 @@ from typing import Any
 
 import duckdb
 
-from pipeline.contract.errors import Status
+from pipeline.contract.errors import Code, RowError, Status
 from pipeline.database.query import Row, rows
 from pipeline.inputs.colours import to_srgb
 from pipeline.inputs.headers import picture_format, picture_size
 from pipeline.inputs.masks import eight_bits, is_deep
 from pipeline.inputs.opening import load_picture, upright
-from pipeline.storage.objects import Storage, absolute_uri, open_filesystem
+from pipeline.inputs.pictures import InputLimits
+from pipeline.inputs.store import InputStore
+from pipeline.storage.objects import Storage, StorageError, absolute_uri
 
 THUMBNAIL_PX = 256  # longest side of an inlined picture
 CRISP_PX = 128  # pictures up to this side are kept pixel for pixel and enlarged without smoothing
@@ -71,12 +73,11 @@ class Card:
 
 
 class PictureReader:
-    """Reads pictures by absolute URI, on the storage's own filesystem where the URI is of its kind."""
+    """Reads renders from a root, and photos from anywhere with the root's storage options."""
 
     def __init__(self, storage: Storage) -> None:
-        self._filesystem = storage.filesystem
-        own = storage.filesystem.protocol
-        self._own = {own} if isinstance(own, str) else set(own)
+        self._storage = storage
+        self._photos = InputStore(InputLimits(max_bytes=_MAX_BYTES), storage.options)
 
     def read(self, uri: str) -> Picture:
         """The picture at `uri`, shrunk; never raises."""
@@ -84,8 +85,11 @@ class PictureReader:
             return thumbnail(self._fetch(uri))
         except FileNotFoundError:
             return Picture(note="The picture is not there any more.")
-        except _NotShownError as reason:
+        except (_NotShownError, StorageError) as reason:
             return Picture(note=str(reason))
+        except RowError as error:
+            missing = error.code == Code.IMAGE_MISSING
+            return Picture(note="The picture is not there any more." if missing else str(error))
         except Exception as error:  # noqa: BLE001 - whatever a storage driver or a decoder raises, the page says it
             return Picture(note=f"The picture cannot be read ({type(error).__name__}).")
 
@@ -99,11 +103,8 @@ class PictureReader:
         protocol = uri.partition("://")[0]
         if protocol not in _PROTOCOLS:
             raise _NotShownError(f"Pictures behind {protocol[:20]}:// are not fetched for a report.")
-        filesystem: Any = self._filesystem if protocol in self._own else open_filesystem(uri)
-        data = bytes(filesystem.cat_file(filesystem._strip_protocol(uri), end=_MAX_BYTES + 1))
-        if len(data) > _MAX_BYTES:
-            raise _NotShownError(f"The picture has more than {_MAX_BYTES // 1_000_000} MB and is not shown.")
-        return data
+        path = uri.removeprefix(f"{self._storage.root}/")
+        return self._photos.fetch(uri) if path == uri else self._storage.read(path, max_bytes=_MAX_BYTES)
 
 
 class _NotShownError(Exception):

@@ -24,6 +24,7 @@ from typing import Self
 
 from pydantic import ConfigDict, TypeAdapter
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.clock import Clock
 from pipeline.contract.layout import lease_folder, lease_number, lease_path, run_path
 from pipeline.runs.stored_json import NewerJsonError, StoredJsonError, decode
@@ -37,7 +38,7 @@ _STRICT = ConfigDict(extra="forbid")
 _log = logging.getLogger(__name__)
 
 
-class LeaseHeld(Exception):  # noqa: N818 (it is not a fault, but an answer)
+class LeaseHeld(PerfusionError):  # noqa: N818 (it is not a fault, but an answer)
     """Another driver holds the run; the message names it and says since when it holds the run and what to do."""
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import duckdb
-
+from perfusion_ops.errors import UsageError
 from pipeline.clock import Clock
 from pipeline.contract.kinds import RESULTS
+from pipeline.database.memory import in_memory
 from pipeline.runs.find import RunFiles, list_runs
 from pipeline.runs.lease import describe_holder
 from pipeline.runs.parts import read_parts
@@ -16,7 +16,7 @@ from pipeline.storage.objects import Storage
 State = Literal["finished", "running", "interrupted"]
 
 
-class NoFinishedRunError(Exception):
+class NoFinishedRunError(UsageError):
     """No run under a root is finished, or the named one is not; the message says what to do."""
 
 
@@ -54,8 +54,13 @@ def read_status(storage: Storage, clock: Clock, run_id: str | None = None) -> li
     return sorted(found, key=lambda run: (run.began_at, run.run_id))
 
 
-def finished_run(storage: Storage, run_id: str | None = None) -> str:
+def finished_run(storage: Storage, run_id: str | None = None, *, root: str | None = None) -> str:
     """The id of the newest finished run under a root, or `run_id` if that run is finished.
+
+    Args:
+        storage: the root.
+        run_id: a run; default: the newest finished one.
+        root: how messages name the root; default: its URI.
 
     Raises:
         NoFinishedRunError: no run is finished, or the named one is not.
@@ -68,7 +73,7 @@ def finished_run(storage: Storage, run_id: str | None = None) -> str:
     if run_id is not None and run_id in runs:
         raise NoFinishedRunError(f"run {run_id} is not finished: run the command that started it again to resume it")
     which = f" {run_id!r}" if run_id is not None else ""
-    root = storage.root
+    root = root or storage.root
     raise NoFinishedRunError(f"there is no finished run{which} under {root}: see `perfusion status {root}`")
 
 
@@ -95,7 +100,7 @@ def _status(storage: Storage, clock: Clock, run_id: str, files: RunFiles) -> Run
 
 
 def _staged(storage: Storage, run_id: str) -> dict[str, dict[str, int]]:
-    with duckdb.connect() as connection:
+    with in_memory() as connection:
         read_parts(connection, storage, run_id)
         rows = connection.execute("SELECT kind, status, count(*) FROM outcomes GROUP BY ALL").fetchall()
     return {table.name: {status: count for kind, status, count in rows if kind == table.kind} for table in RESULTS}

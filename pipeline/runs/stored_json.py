@@ -5,12 +5,14 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from perfusion_ops.errors import PerfusionError
+
 T = TypeVar("T")
 
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 
 
-class StoredJsonError(ValueError):
+class StoredJsonError(PerfusionError, ValueError):
     """The content is not what its type says; the message names the field."""
 
 

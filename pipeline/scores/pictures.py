@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perfusion_ops.scoring.protocols import ImageEmbedder
-from pipeline.contract.errors import Code, RowError, Status
-from pipeline.contract.keys import digest
-from pipeline.inputs.fetch import InputLimits, decode, fetch, redact
+from pipeline.contract.errors import Code, RowError
+from pipeline.inputs.pictures import decode
+from pipeline.inputs.store import InputStore
+from pipeline.inputs.uris import redact
 from pipeline.storage.objects import StorageError
 from pipeline.storage.patience import Patience
 
@@ -30,11 +31,9 @@ _REMEMBERED = 1024  # concepts; rows come sorted by concept, so few are ever nee
 class PictureSource:
     """Reads pictures by address, several at a time, under limits."""
 
-    def __init__(
-        self, pool: Executor, limits: InputLimits, options: Mapping[str, object] | None, patience: Patience
-    ) -> None:
-        """Bind a pool of threads, limits, fsspec options and how long to wait for a storage."""
-        self._pool, self._limits, self._options, self._patience = pool, limits, options, patience
+    def __init__(self, pool: Executor, inputs: InputStore, patience: Patience) -> None:
+        """Bind a pool of threads, the reader, and how long to wait for a storage."""
+        self._pool, self._inputs, self._patience = pool, inputs, patience
 
     def read(self, uris: Sequence[str], digests: Sequence[str] | None = None) -> Found:
         """The pictures in order as RGB, or why one of them cannot be had.
@@ -50,16 +49,16 @@ class PictureSource:
 
     def _one(self, uri: str, sha256: str | None) -> Image.Image | RowError:
         try:
-            data = self._patience(lambda: fetch(uri, self._limits, self._options))
-            if sha256 is not None and digest(data) != sha256:
-                raise RowError(
-                    Code.IMAGE_CHANGED, f"{redact(uri)} holds other bytes than its table says: render it again"
-                )
-            return decode(data, self._limits)
+            return decode(self._patience(lambda: self._bytes(uri, sha256)), self._inputs.limits)
         except RowError as error:
-            if error.status == Status.FAILED:
+            if error.code == Code.STORAGE:
                 raise StorageError(str(error)) from error
             return error
+
+    def _bytes(self, uri: str, sha256: str | None) -> bytes:
+        if sha256 is None:
+            return self._inputs.fetch(uri)
+        return self._inputs.read(uri, sha256=sha256, remedy="render it again")
 
 
 class TrainingMeans:

@@ -23,8 +23,10 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import verdict
 from pipeline.contract.layout import INPUTS_FOLDER, scores_path
 from pipeline.contract.schemas import METADATA, RUN_ID, SCORES
+from pipeline.database.memory import in_memory
 from pipeline.database.query import rows
-from pipeline.inputs.fetch import InputLimits
+from pipeline.inputs.pictures import InputLimits
+from pipeline.inputs.store import InputStore
 from pipeline.runs.record import RunRecord
 from pipeline.scores.pictures import PictureSource, TrainingMeans
 from pipeline.scores.rows import Render, RowScorer, Score
@@ -129,12 +131,12 @@ def _scores(
         if scorers.image:
             wanted = {name for (name,) in connection.execute(_NAMED).fetchall()}
             limits = settings.inputs.allowing(storage.uri(INPUTS_FOLDER))
-            source = PictureSource(pool, limits, options, patience)
+            source = PictureSource(pool, InputStore(limits, options), patience)
             training = TrainingMeans(scorers.image, source, training_pictures(storage, run_id, settings, wanted))
         scorer = RowScorer(
             scorers,
             superclasses=dict(connection.execute(_SUPERCLASSES, {"run_id": run_id}).fetchall()),
-            source=PictureSource(pool, _RENDER_LIMITS, options, patience),
+            source=PictureSource(pool, InputStore(_RENDER_LIMITS, options), patience),
             training=training,
         )
         renders, done = _renders(connection), 0
@@ -173,7 +175,7 @@ def _encoded(table: pa.Table) -> bytes:
 
 def _summary(storage: Storage, path: str, choice: ScorerChoice, run_id: str, *, added: bool) -> ScoreSummary:
     """Counted from the file, so that who finds it there and who made it say the same."""
-    with duckdb.connect() as connection:
+    with in_memory() as connection:
         connection.register("scores", pq.read_table(io.BytesIO(storage.read(path))))
         figures = rows(connection, _FIGURES)[0]
         errors = connection.execute(_ERRORS).fetchall()

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.messages import reason
 from pipeline.storage.local_files import NoHardLinksError, files_below, write_file
 
@@ -42,7 +43,7 @@ _UNCLEAN = re.compile(r"[\x00-\x1f\\]")
 _MEMORY_LOCK = threading.Lock()  # MemoryFileSystem looks before it writes: exclusive only while nobody else does
 
 
-class StorageError(Exception):
+class StorageError(PerfusionError):
     """An object or a filesystem could not be used; the message is a sentence with the remedy."""
 
 
@@ -123,6 +124,15 @@ def open_filesystem(uri: str, options: Mapping[str, object] | None = None) -> fs
         ) from error
 
 
+def open_location(uri: str, options: Mapping[str, object] | None = None) -> tuple[Any, str]:
+    """The filesystem of an absolute URI (an `fsspec.AbstractFileSystem`), and its own name for what lies there.
+
+    Raises:
+        StorageError: as `open_filesystem` raises.
+    """
+    return open_filesystem(uri, options), str(fsspec.core.strip_protocol(uri))
+
+
 class Storage:
     """Objects under `root`, addressed by relative paths; travels to workers by pickle as (root, options)."""
 
@@ -134,10 +144,10 @@ class Storage:
             options: fsspec options, for one filesystem or grouped by scheme (`{"s3": {...}}`).
         """
         self.root = absolute_uri(root)
-        self._options = dict(options or {})
+        self.options = dict(options or {})
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str, dict[str, object]]]:
-        return Storage, (self.root, self._options)
+        return Storage, (self.root, self.options)
 
     def __repr__(self) -> str:
         return f"Storage({self.root!r})"  # options may hold secrets
@@ -145,7 +155,7 @@ class Storage:
     @cached_property
     def filesystem(self) -> Any:
         """The fsspec filesystem of the root (an `fsspec.AbstractFileSystem`)."""
-        return open_filesystem(self.root, self._options)
+        return open_filesystem(self.root, self.options)
 
     def uri(self, path: str) -> str:
         """Absolute URI of an object."""
@@ -153,7 +163,7 @@ class Storage:
 
     def full(self, path: str) -> str:
         """What `filesystem` calls the object."""
-        return str(self.filesystem._strip_protocol(self.uri(path)))
+        return str(fsspec.core.strip_protocol(self.uri(path)))
 
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
         """All bytes of an object.
@@ -226,8 +236,9 @@ class Storage:
     def pages(self, prefix: str = "") -> Iterator[tuple[Sequence[str], Sequence[int]]]:
         """What `list` gives, folder by folder: paths, and the bytes of each."""
         folder = prefix.rstrip("/")
-        top = self.full(folder) if folder else str(self.filesystem._strip_protocol(self.root))
-        start = len(str(self.filesystem._strip_protocol(self.root)).rstrip("/")) + 1
+        root = str(fsspec.core.strip_protocol(self.root))
+        top = self.full(folder) if folder else root
+        start = len(root.rstrip("/")) + 1
         with self._sentences("list", folder or "."):
             if isinstance(self.filesystem, LocalFileSystem):
                 for names, sizes in files_below(top):

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.keys import digest
 from pipeline.contract.kinds import RESULTS, ResultTable
 from pipeline.contract.layout import staged_table_path, table_path
@@ -42,7 +43,7 @@ _FILE_BYTES = 2**28  # a file is in memory until it is whole
 _NAMED_KEYS = 5
 
 
-class UnaccountedError(RuntimeError):
+class UnaccountedError(PerfusionError, RuntimeError):
     """Some rows have no outcome: the run is not over, and publishing it would lose them."""
 
 

@@ -14,8 +14,8 @@ from jobs.spec_file import SpecError
 from pipeline.contract.errors import ManifestError, RowError
 from pipeline.database.plandb import EXTRA_ROW, PlanDB, extra_columns
 from pipeline.database.query import quoted
-from pipeline.inputs.fetch import InputCache, InputLimits
-from pipeline.inputs.pictures import decode, decode_mask, inspect
+from pipeline.inputs.cache import InputCache
+from pipeline.inputs.pictures import InputLimits, decode, decode_mask, inspect
 from pipeline.manifest.load import load_concepts, load_prompts
 from pipeline.storage.objects import Storage
 

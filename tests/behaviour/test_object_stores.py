@@ -5,9 +5,16 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from perfusion_ops.base.folder import BaseError
+from perfusion_ops.mini import base_folder
+from perfusion_ops.mini.world import grammar
+from pipeline.bases.captions import captions_digest
+from pipeline.bases.find import find_base
+from pipeline.report.sheets import PictureReader
 from pipeline.run import execute
 from pipeline.storage.objects import MissingObjectError, Storage, StorageError
 from pipeline.tables.views import query
@@ -169,6 +176,51 @@ def test_a_bad_road_to_storage_costs_time_and_nothing_else(server, storage, shop
             assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
     # Something did go wrong on the way.
     assert all(road.met[fate] for fate in ({"refused", "broken", "lost"} if road.lost else {"left out"})), road.met
+
+
+def test_storage_options_reach_base_captions_and_photos(server, shop, monkeypatch):
+    """The root is local; base model, captions and photos lie at an endpoint that only the spec names."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("PERFUSION_CACHE", str(shop / "cache"))
+    there = Storage("s3://shop/inputs", server.options)
+    there.filesystem.put(str(base_folder()), there.full("base"), recursive=True)
+    there.write("captions.txt", "\n".join(grammar.captions(3000, 4)).encode())
+    photos = {name: f"photos/{name}.png" for name in ("a", "b")}
+    for name, path in photos.items():
+        there.write(path, (shop / f"{name}.png").read_bytes())
+        (shop / f"{name}.png").unlink()
+    kinds = {"a": "mug", "b": "bag"}
+    manifest(
+        shop / "concepts.parquet",
+        [{"concept_id": name, "superclass": kind, "images": [there.uri(photos[name])]} for name, kind in kinds.items()],
+    )
+    options = {"s3": {"endpoint_url": server.endpoint}}
+    places = {"base": there.uri("base"), "metric": {"captions": 2000, "captions_uri": there.uri("captions.txt")}}
+    settings = run_settings(shop / "root", shop, storage_options=options, **places)
+    engines = Engines()
+    result = execute(settings, make_engine=engines, observer=Silent())
+    assert result.published is not None
+    assert result.published.statuses == {"concepts": {"ok": 2}, "renders": {"ok": 3}}
+    assert result.planned.checked.base.digest == find_base("mini").digest
+    page = Path(result.report.removeprefix("file://")).read_text()
+    # Two photos and two renders on the cards; one more render of both, with the photo of each.
+    assert (page.count("data:image/webp;base64,"), "cannot be read" in page) == (7, False)
+    again = execute(settings, make_engine=Engines(), observer=Silent())
+    assert again.repeated
+
+    nowhere = {"s3": {"endpoint_url": "http://127.0.0.1:1", "config_kwargs": {"retries": {"max_attempts": 0}}}}
+    monkeypatch.setenv("PERFUSION_CACHE", str(shop / "other cache"))
+    with pytest.raises(BaseError, match=r"s3://shop/inputs/base cannot be copied: cannot read .*connect"):
+        execute(settings.model_copy(update={"storage_options": nowhere}), make_engine=Engines(), observer=Silent())
+    with pytest.raises(StorageError, match=r"cannot read the captions file s3://shop/inputs/captions.txt .*connect"):
+        captions_digest(settings.metric, nowhere)
+    shown = PictureReader(Storage(str(shop / "root"), nowhere)).read(there.uri(photos["a"]))
+    assert shown.src is None
+    assert shown.note.startswith(
+        "cannot read s3://shop/inputs/photos/a.png: EndpointConnectionError: Could not connect"
+    )
 
 
 def test_a_run_there_is_the_run_on_a_disk(store, shop):

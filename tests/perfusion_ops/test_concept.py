@@ -88,10 +88,10 @@ def tampered(change):
         (lambda t, m: t.update(embedding=torch.zeros(768, dtype=torch.int32)), "int32"),
         (lambda t, m: t["embedding"].fill_(float("nan")), "not finite"),
         (lambda t, m: t["value_target"].fill_(float("inf")), "not finite"),
-        (lambda t, m: m.update(format="other"), "not a concept file"),
+        (lambda t, m: m.update(format="other"), "has the format .other., expected .perfusion-concept-1."),
         (lambda t, m: m.update(lock="trained"), "holds"),
-        (lambda t, m: m.update(loss="nan"), "loss is 'nan', not a number"),
-        (lambda t, m: m.update(loss="0.1; rm"), "loss is '0.1; rm', not a number"),
+        (lambda t, m: m.update(loss="nan"), "loss is 'nan', not a finite number"),
+        (lambda t, m: m.update(loss="0.1; rm"), "loss is '0.1; rm', not a finite number"),
     ],
 )
 def test_a_tampered_file_is_refused(change, message):

@@ -285,7 +285,7 @@ def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp
 @pytest.mark.parametrize(
     ("caps", "why"),
     [
-        ({"deadline_s": 1e-6}, "its engine.deadline_s of 1e-06 s is over"),
+        ({"stop_after_s": 1e-6}, "its engine.stop_after_s of 1e-06 s is over"),
         ({"budget_h": 1e-9}, "its engine.budget_h of 1e-09 accelerator-hours is spent"),
     ],
 )
@@ -297,6 +297,16 @@ def test_run_that_has_had_what_it_may_have_goes_on_when_run_again(shop, root, ca
     assert second.run_id == first.run_id  # caps change no result, so they are no other run
     assert second.summary.stopped == ""
     check_accounts(root, second, concepts=3, prompts=2, pictures=4)
+
+
+def test_policy_of_the_spec_reaches_the_scheduler_and_starts_no_other_run(shop, root):
+    engine = {"group_size": 2, "render_batch": 1, "plan_memory": "200MB", "threads": 2}
+    careful, usual = Engines(), Engines()
+    first, _ = go(root, shop, careful, engine=engine, policy={"render_depth": 1}, seed=1)
+    go(root, shop, usual, engine=engine, seed=2)
+    assert (careful.made[0].most_calls, usual.made[0].most_calls) == (1, 2)
+    again, _ = go(root, shop, engine=engine, policy={"render_depth": 3}, seed=1)
+    assert (again.run_id, again.repeated) == (first.run_id, True)
 
 
 def test_second_driver_is_told_who_works_on_the_run(shop, root):

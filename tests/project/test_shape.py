@@ -29,30 +29,32 @@ ROOMS = {
         "storage": {"contract"},
         "database": {"contract", "storage"},
         "inputs": {"contract", "storage"},
-        "settings": {"inputs", "storage"},
+        "engine": {"contract", "clock"},
+        "settings": {"engine", "inputs", "storage"},
         "files": {"contract", "storage"},
         "manifest": {"contract", "storage", "database", "inputs", "files"},
         "bases": {"contract", "storage"},
         "runs": {"contract", "clock", "storage", "database", "inputs", "settings"},
         "tables": {"contract", "storage", "database", "runs"},
         "plan": {"contract", "storage", "database", "bases", "tables", "runs"},
-        "engine": {"contract", "clock"},
-        "worker": {"contract", "storage", "inputs", "bases"},
+        "worker": {"contract", "clock", "storage", "inputs", "bases"},
         "report": {"contract", "storage", "database", "inputs", "runs"},
         "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables", "runs"},
         "run": None,  # the story at the top tells of every room
     },
     "perfusion_ops": {
+        "errors": set(),
         "config": set(),
-        "base": {"config"},
-        "": {"config", "base"},
-        "scoring": {"", "base", "config"},
+        "base": {"errors", "config"},
+        "": {"errors", "config", "base"},
+        "scoring": {"errors", "", "base", "config"},
         "mini.world": set(),
-        "mini": {"mini.world", "scoring"},
+        "mini": {"errors", "mini.world", "scoring"},
+        "api": {"errors", "", "base", "config", "mini", "mini.world"},
         "mini.build": {"", "base", "config", "mini", "mini.world", "scoring"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
     },
-    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}},
+    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }
 FOLDERS = {*MAY_IMPORT, "tests", "benchmarks", "docs"}
 FILES = {
@@ -65,6 +67,7 @@ FILES = {
     "NOTICE",
     "README.md",
     "SECURITY.md",
+    "constraints.txt",
     "pyproject.toml",
 }
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))

@@ -84,6 +84,20 @@ def test_a_url_is_copied_once(bucket, cache):
             MEMORY.pipe_file(name, data)
 
 
+def test_same_uri_at_another_endpoint_is_another_copy(bucket):
+    plain = find_base(bucket)
+    here, there = ({"memory": {"endpoint_url": f"http://{name}:9000"}} for name in ("here", "there"))
+    assert find_base(bucket, here).path != plain.path
+    assert find_base(bucket, here).path != find_base(bucket, there).path
+    nested = {"client_kwargs": {"endpoint_url": "http://here:9000"}, "token": "secret"}
+    assert (
+        find_base(bucket, nested).path
+        == find_base(bucket, {**nested, "token": "rotated"}).path
+        == find_base(bucket, here).path
+    )
+    assert find_base(bucket, here).digest == plain.digest
+
+
 def test_a_copy_that_broke_off_is_made_whole(bucket, cache):
     target = cache / "bases" / hashlib.sha256(bucket.encode()).hexdigest()[:32]
     (target / "unet").mkdir(parents=True)
@@ -106,7 +120,7 @@ def test_a_url_that_cannot_be_copied_is_a_sentence(source):
 def test_a_hub_id_without_a_network_is_a_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        BaseError, match=r"'owner/name' is no local folder and cannot be had from the hub: .+"
+        BaseError, match=r"'owner/name' is no local folder and cannot be downloaded from the hub: .+"
     ) as caught:
         find_base("owner/name")
     assert "\n" not in str(caught.value)
@@ -115,7 +129,7 @@ def test_a_hub_id_without_a_network_is_a_sentence(monkeypatch):
 @pytest.mark.parametrize("source", ["gone", "./gone/model", "/gone/model", "~/gone/model", "a/b/c", "file:///gone"])
 def test_what_is_nothing_is_a_sentence(source):
     with pytest.raises(
-        BaseError, match=r"there is no base model .*: give 'mini', a folder, an object-store URL or a hub"
+        BaseError, match=r"there is no base model .*: give 'mini', a folder, an object-store URI or a hub"
     ):
         find_base(source)
 

@@ -40,12 +40,21 @@ def test_estimated_once_and_read_from_then_on(tmp_path):
     first.setup()
     file = tmp_path / path
     before = file.stat()
-    assert read_metric(data, base_digest=settings.base_digest).digest == first._metric.digest  # estimated twice
+    assert read_metric(data, base_digest=settings.base_digest).digest == first.models.metric.digest  # estimated twice
     second = PerfusionWorker(settings)
     second.setup()
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert second._metric.digest == first._metric.digest
-    assert 0.8 < first._metric.held_out < 1.2
+    assert second.models.metric.digest == first.models.metric.digest
+    assert 0.8 < first.models.metric.held_out < 1.2
+
+
+def test_progress_of_the_estimate_counts_captions(base, storage):
+    seen = []
+    load_metric(storage, base, METRIC, KEY, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, METRIC.captions) for done in range(METRIC.captions)]
+    seen.clear()
+    load_metric(storage, base, METRIC, KEY, progress=lambda done, total: seen.append((done, total)))
+    assert seen == []  # it is read
 
 
 def test_what_is_stored_is_what_is_used(base, storage):
@@ -80,10 +89,14 @@ def test_captions_file_that_cannot_be_used_is_a_sentence_and_leaves_nothing(base
     short = captions_file(tmp_path / "short.txt", 1300)
     (tmp_path / "latin.txt").write_bytes("ein Becher für Tee\n".encode("latin-1") * 3000)
     cases = {
-        short: r"has 1,300 captions: give at least 2,000, one a line, of which 1,000 only test the metric",
+        short: r"has 1,300 captions: give at least 2,000, one a line; 1,000 of them only test the metric",
         captions_file(tmp_path / "tiny.txt", 10): r"has 10 captions: give at least 2,000",
-        str(tmp_path / "latin.txt"): r"latin.txt cannot be read as UTF-8 text",
-        str(tmp_path / "absent.txt"): r"absent.txt cannot be read as UTF-8 text",
+        str(
+            tmp_path / "latin.txt"
+        ): r"latin.txt \(metric.captions_uri\) cannot be read as UTF-8 text .*: save it as UTF-8",
+        str(
+            tmp_path / "absent.txt"
+        ): r"absent.txt \(metric.captions_uri\) cannot be read: it does not exist; correct the address",
     }
     for uri, words in cases.items():
         with pytest.raises(MetricError, match=words):

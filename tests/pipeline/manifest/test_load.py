@@ -26,7 +26,8 @@ from pipeline.contract.errors import Code, ManifestError
 from pipeline.contract.keys import concept_key
 from pipeline.contract.layout import input_path
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
-from pipeline.inputs.fetch import InputCache, InputLimits
+from pipeline.inputs.cache import InputCache
+from pipeline.inputs.pictures import InputLimits
 from pipeline.manifest.load import bounded_map, load_concepts, load_prompts
 from pipeline.plan.expand import plan_concepts
 from pipeline.storage.objects import Storage

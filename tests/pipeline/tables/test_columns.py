@@ -17,7 +17,8 @@ from pipeline.contract import kinds
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.schemas import CONCEPTS, RENDERS, RESERVED_COLUMNS
 from pipeline.database.plandb import PlanDB
-from pipeline.inputs.fetch import InputCache, InputLimits
+from pipeline.inputs.cache import InputCache
+from pipeline.inputs.pictures import InputLimits
 from pipeline.manifest.load import load_concepts, load_prompts
 from pipeline.plan.changes import find_changes
 from pipeline.plan.done import list_objects, load_done

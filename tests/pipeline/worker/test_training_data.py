@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perfusion_ops.base_model import encode_pictures, load_base
+from perfusion_ops.examples import square
 from pipeline.bases.find import find_base
 from pipeline.contract.errors import Code, RowError
 from pipeline.inputs.pictures import InputLimits
-from pipeline.worker.training_data import load_example, square
+from pipeline.inputs.store import InputStore
+from pipeline.worker.training_data import load_example
 from tests.support import icc
 from tests.support.runs import concept, photo, planned
 
@@ -27,7 +29,7 @@ def base():
 
 
 def example(base, folder, images, masks=(), limits=ANY_SIZE, **training):
-    return load_example(base, concept(folder, "it", images=images, masks=masks, **training), limits, None)
+    return load_example(base, concept(folder, "it", images=images, masks=masks, **training), InputStore(limits))
 
 
 def save(picture, path, **options):
