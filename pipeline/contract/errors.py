@@ -1,7 +1,7 @@
-"""Every way a row can end: a closed list of codes, and the exception that carries one.
+"""How a row can end: statuses, a closed list of error codes with their meanings, and the exception that has one.
 
-A message is one sentence that names the column, the value and the remedy. Codes are part of the published tables:
-add, never rename.
+A message names the column, the value and the remedy. Codes are part of the published tables: they may be added, but
+never renamed.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ _MAX_MESSAGE = 2_000  # characters
 
 
 class Status(StrEnum):
-    """The outcome of one manifest row."""
+    """How a manifest row or a task ended."""
 
     OK = "ok"
-    INVALID = "invalid"  # the input is at fault: it will fail again until it is changed
-    FAILED = "failed"  # the work went wrong: it may succeed when it is run again
+    INVALID = "invalid"  # the input is at fault: it fails again until it is changed
+    FAILED = "failed"  # the work failed: a retry may succeed
 
 
 class Origin(StrEnum):
-    """How an `ok` row came to its object."""
+    """Whether the object of an `ok` row was made by its run."""
 
     RENDERED = "rendered"
     TRAINED = "trained"
@@ -91,7 +91,7 @@ class RowProblem:
 
 
 class RowError(PerfusionError):
-    """Ends the row it concerns and nothing else; `status` tells whether the input or the work is at fault."""
+    """Ends one row and nothing else; `status` says whether the input or the work is at fault."""
 
     def __init__(self, code: Code, message: str, *, column: str | None = None, status: Status = Status.INVALID) -> None:
         super().__init__(message)
@@ -101,7 +101,7 @@ class RowError(PerfusionError):
 
     @property
     def problem(self) -> RowProblem:
-        """The same as data."""
+        """The error as data."""
         return RowProblem(self.code, self.column, str(self))
 
 
@@ -121,10 +121,10 @@ def verdict(problems: list[RowProblem]) -> dict[str, str | None]:
 
 
 class ManifestError(UsageError):
-    """The manifest as a whole cannot be used (absent, unreadable, a column missing or clashing): nothing starts."""
+    """A manifest cannot be used: it is absent or unreadable, or a column is missing or clashes. Nothing starts."""
 
 
-# What a code means and what to do about it, for people who meet it in a report. Every code stands here.
+# What each code means and what to do about it. The report shows it, and docs/manifests.md repeats it (a test compares).
 MEANING: dict[Code, str] = {
     Code.MISSING_VALUE: "A required cell is empty: fill it in.",
     Code.WRONG_TYPE: "A cell has the wrong type: write the column with the type that the message names.",
