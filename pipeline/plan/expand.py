@@ -1,9 +1,9 @@
-"""From checked manifests to keys: what is to be trained and rendered, all of it in SQL over the PlanDB.
+"""From checked manifests to content keys: what is to be trained and rendered, in SQL over the plan's database.
 
-Every good concepts row gets a key; every prompts row becomes at least one request, bad ones exactly one that carries
-their code. `{product}` is crossed with every good concept or with those that `where` selects; named concepts are looked
-up; both may stand in one prompt. Prompts are planned some thousands at a time, so that memory does not grow with them.
-Planning again replaces what was planned before; nothing here reads or writes storage.
+Every good concepts row gets a key. A good prompts row becomes one request per render; a bad one becomes one request
+with its error. `{product}` is crossed with all good concepts, or with those that `where` selects; a named concept is
+looked up; a prompt may have both. Prompts are planned in chunks, so memory does not grow with their number. Planning is
+idempotent, and reads and writes no storage.
 """
 
 import json
@@ -25,7 +25,7 @@ from pipeline.database.plandb import PlanDB, Stage, extra_columns
 from pipeline.plan.where import Sandbox
 
 _PROMPTS_PER_CHUNK = 100_000
-_HINT_PAIRS = 2_000_000  # unknown names x concepts that are compared to say "did you mean": about a second
+_HINT_PAIRS = 2_000_000  # unknown names x concepts to compare for a suggestion: takes about a second
 _PLACEHOLDER = r"\{([^{}]*)\}"
 _MAX_SEED = 2**63 - 1
 _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
@@ -55,7 +55,7 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
         "SELECT concept_id FROM concepts WHERE error_code IS NULL GROUP BY concept_id HAVING count(*) > 1 LIMIT 1"
     ).fetchone()
     if twice:
-        raise ManifestError(f"concept_id {twice[0]!r} stands in two rows of the concepts manifest: rename one of them")
+        raise ManifestError(f"two rows of the concepts manifest have concept_id {twice[0]!r}: rename one of them")
     distinct = connection.execute(
         "SELECT DISTINCT coalesce(train, '{}') FROM concepts WHERE error_code IS NULL"
     ).fetchall()
@@ -95,13 +95,13 @@ def plan_requests(
     Args:
         db: with `concept_keys` filled.
         base_digest: digest of the base model.
-        sampling: what a row's empty cells mean.
-        seed: the run's base seed, from which rows without a seed derive theirs.
-        counter: counts the base model's tokens; without it no prompt is too long.
-        schedule: the base model's scheduler_config.json; without it every sampler suits.
+        sampling: defaults for empty cells.
+        seed: base seed, for rows that set none.
+        counter: counts the base model's tokens; if None, no prompt is too long.
+        schedule: the base model's scheduler_config.json; if None, every sampler is allowed.
 
     Raises:
-        ManifestError: an extra column clashes with a result column or stands in both manifests.
+        ManifestError: an extra column clashes with a result column or is in both manifests.
     """
     db.require(Stage.CONCEPT_KEYS)
     connection = db.connection
@@ -156,7 +156,7 @@ def count_plan(db: PlanDB) -> PlanCounts:
     """
     db.require(Stage.REQUESTS)
 
-    # Sixteen bytes of each key's digest: the keys themselves, of 64 characters, would not fit into memory.
+    # Sixteen bytes per key: keys of 64 characters would not fit into memory.
     def counted(rows: str, table: ResultTable) -> Counts:
         return Counts(
             *db.connection.execute(f"""
@@ -184,7 +184,7 @@ def _overridden(training: TrainingConfig, overrides: dict[str, object]) -> Train
 
 
 def _match_where(db: PlanDB) -> None:
-    """Fill `matches` and `refusals`: each distinct expression is evaluated once."""
+    """Fill `matches` and `refusals`; each distinct expression is evaluated once."""
     connection = db.connection
     connection.execute("CREATE OR REPLACE TEMP TABLE matches (where_expr VARCHAR, concept_id VARCHAR)")
     connection.execute("CREATE OR REPLACE TEMP TABLE refusals (where_expr VARCHAR, error_message VARCHAR)")
@@ -205,7 +205,7 @@ def _match_where(db: PlanDB) -> None:
 
 
 def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling: SamplingConfig) -> None:
-    """Fill `bad_samplers`: each distinct scheduler and number of steps that the base model's schedule rules out."""
+    """Fill `bad_samplers`: pairs of scheduler and steps that do not suit the base model's schedule."""
     connection = db.connection
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE bad_samplers "
@@ -235,7 +235,7 @@ SELECT row AS prompt_row, 0 AS image_index, prompt, negative_prompt, seed, bias,
 FROM prompts WHERE error_code IS NOT NULL
 """
 
-# The good prompts of a chunk: text between placeholders, and the names in them, those of `prompt` first.
+# The good prompts of a chunk: the text between placeholders, and their names, those of `prompt` first.
 _CHUNK = f"""
 CREATE OR REPLACE TEMP TABLE chunk AS
 SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
@@ -303,7 +303,7 @@ found AS (
     FROM chunk JOIN bad_samplers USING (scheduler, steps)
     UNION ALL
     SELECT row, 1000000, 'where', '{Code.BAD_WHERE}',
-        'where selects the concepts that stand for {{product}}, but the prompt has no {{product}}: '
+        'where selects concepts for {{product}}, but the prompt has no {{product}}: '
         || 'write it in the prompt or leave where empty'
     FROM chunk WHERE where_expr IS NOT NULL AND NOT crossed
     UNION ALL
@@ -319,7 +319,7 @@ found AS (
     FROM chunk ANTI JOIN matched USING (where_expr) WHERE where_expr IS NOT NULL AND crossed
     UNION ALL
     SELECT row, 1000004, 'prompt', '{Code.NO_MATCH}',
-        'there is no good concept to stand for {{product}}: correct the invalid rows of the concepts manifest'
+        'there is no good concept for {{product}}: correct the invalid rows of the concepts manifest'
     FROM chunk WHERE crossed AND where_expr IS NULL AND NOT EXISTS (SELECT 1 FROM keyed)
 )
 SELECT * FROM found QUALIFY row_number() OVER (PARTITION BY row ORDER BY rank) = 1
@@ -334,7 +334,7 @@ SELECT c.row AS prompt_row, 0 AS image_index, nullif(list_filter(
 FROM chunk c JOIN problems p USING (row)
 """
 
-# Prompts that name nothing but {product}, which most do: all but the concept is written once for all concepts.
+# Prompts with {product} alone, the most frequent ones: the text around the concept is computed once per prompt.
 _REQUESTS_ALONE = f"""
 INSERT INTO requests BY NAME
 WITH good AS (
@@ -362,7 +362,7 @@ SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key
 FROM pictures
 """
 
-# DuckDB shares a scan out among its threads by 122,880 rows, which would leave most catalogues to one of them.
+# DuckDB gives each thread 122,880 rows of a scan: most catalogues would be planned by a single thread.
 _SLICE = """
     SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
     FROM good g CROSS JOIN keyed k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
@@ -372,8 +372,8 @@ _SLICE = """
     WHERE k.row % {slices} = {slice}
 """
 
-# `ids` and `keys` stand in the order of the placeholders; a concept's number is the place of its key among the distinct
-# ones: two ids of equal content are one concept to the method, whose directions must be independent.
+# `ids` and `keys` are in the order of the placeholders. A concept's number is the position of its key among the
+# distinct keys: two ids with equal content are one concept to the method, whose directions must be independent.
 _REQUESTS = f"""
 INSERT INTO requests BY NAME
 WITH good AS (

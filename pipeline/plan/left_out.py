@@ -1,7 +1,7 @@
-"""Why rows of an earlier run that are to be done again are not in today's plan.
+"""Why a retry leaves out rows: keys of an earlier run that are not in today's plan.
 
-A content key that is missing from a plan has a reason, which follows from the row that an earlier run published and
-from what the manifests say now. The reasons of one kind make one sentence with their number. Nothing is changed here.
+The reason follows from the published row of the key and from today's manifests. Keys with the same reason share one
+message, with their number. The plan is only read.
 """
 
 import pyarrow as pa
@@ -18,14 +18,14 @@ _CONCEPT_STILL = "concept still refused"
 def find_left_out(
     db: PlanDB, storage: Storage, keys: Keys, *, base_digest: str, memory_limit: str
 ) -> tuple[tuple[LeftOut, ...], Refused]:
-    """Why some of the keys are not in the plan, and which rows are refused now in their place.
+    """Why some of the keys are not in the plan, and which of today's rows are invalid in their place.
 
     Args:
-        db: planned, nothing selected yet.
+        db: with `requests` filled, before `select`.
         storage: with the tables of the run `keys.run_id`.
-        keys: what is to be done again.
+        keys: the chosen keys.
         base_digest: of today's base model.
-        memory_limit: of the connection to the tables.
+        memory_limit: of DuckDB while it reads the tables.
 
     Raises:
         StorageError: the tables cannot be read.
@@ -47,7 +47,7 @@ def find_left_out(
     connection.execute(_ABSENT_CONCEPTS, {"base_digest": base_digest})
     connection.execute(_ABSENT_RENDERS, {"base_digest": base_digest})
     reasons = tuple(
-        LeftOut(table, reason, count, code, _sentence(table, reason, count, code, *example))
+        LeftOut(table, reason, count, code, _message(table, reason, count, code, *example))
         for table in ("concepts", "renders")
         for reason, code, count, *example in connection.execute(_GROUPED.format(table=table)).fetchall()
     )
@@ -59,15 +59,15 @@ def find_left_out(
     return reasons, refused
 
 
-# What is true of each reason. {row}, {column} and {message} are those of the first such row as of now.
+# The message of each reason. {row}, {column} and {message} are of the first such row in today's manifests.
 _REFUSED = "({code}{column}: {message}); correct it, then retry"
 _RUN = "; `perfusion run` makes what the manifests ask for now"
-_SENTENCES = {
+_MESSAGES = {
     ("concepts", STILL): f"row {{row}} of the concepts manifest, {{name!r}}, is still refused {_REFUSED}",
     ("concepts", "row removed"): f"the concepts manifest has no concept_id {{name!r}} any more{_RUN}",
     ("concepts", "base model"): f"the base model has changed{_RUN}",
     ("concepts", "superclass"): f"the superclass of {{name!r}} has changed{_RUN}",
-    ("concepts", "pictures or training"): f"pictures, masks or training settings of {{name!r}} have changed{_RUN}",
+    ("concepts", "pictures or training"): f"photos, masks or training settings of {{name!r}} have changed{_RUN}",
     ("renders", STILL): f"row {{row}} of the prompts manifest is refused now {_REFUSED}",
     (
         "renders",
@@ -75,7 +75,7 @@ _SENTENCES = {
     ): f"concept {{name!r}} in row {{row}} of the concepts manifest is still refused {_REFUSED}",
     ("renders", "concept removed"): f"the concepts manifest has no concept_id {{name!r}} any more{_RUN}",
     ("renders", "base model"): f"the base model has changed{_RUN}",
-    ("renders", "concept changed"): f"superclass, pictures or training settings of {{name!r}} have changed{_RUN}",
+    ("renders", "concept changed"): f"superclass, photos or training settings of {{name!r}} have changed{_RUN}",
     ("renders", "settings"): (
         "the prompt is still asked for, but with another negative prompt, seed, size, sampler, bias, temperature or "
         f"lock{_RUN}"
@@ -85,11 +85,11 @@ _SENTENCES = {
 }
 
 
-def _sentence(  # noqa: PLR0917 - the parts of one sentence
+def _message(  # noqa: PLR0917 - the parts of one message
     table: str, reason: str, count: int, code: str | None, name: str, row: int, column: str | None, message: str
 ) -> str:
     first = "" if count == 1 else "the first of them: "
-    text = _SENTENCES[table, reason].format(
+    text = _MESSAGES[table, reason].format(
         name=name, row=row, column=f", column {column}" if column else "", code=code, message=message
     )
     return f"{count:,} {table if count > 1 else table[:-1]} cannot be done again: {first}{text}"
@@ -128,7 +128,7 @@ FROM earlier_concepts e ANTI JOIN concept_keys k ON k.concept_key = e.key
 LEFT JOIN concepts_now n USING (concept_id)
 """
 
-# A prompt is published with its concept's id; the manifest may have {{product}} there.
+# A published prompt has the concept's id where the manifest may have {{product}}.
 _ABSENT_RENDERS = f"""
 CREATE OR REPLACE TEMP TABLE absent_renders AS
 WITH absent AS (SELECT * FROM earlier_renders e ANTI JOIN requests r ON r.render_key = e.key),

@@ -170,7 +170,7 @@ def test_a_failed_concept_takes_its_renders_along_and_a_later_attempt_mends_it(t
         ("a", "ok", None, 0), ("b", "failed", "concept_failed", 0), ("twin", "ok", None, 0),
     ]  # fmt: skip
     causes = set(rows(storage, "renders", "error_code, error_message"))
-    assert ("concept_failed", "concept 'b' was not made: it broke") in causes
+    assert ("concept_failed", "concept 'b' failed: it broke") in causes
     with run(storage, "r1", lease=2) as db:
         published = publish(db, storage, run_id="r1", **RUN)
     assert published.statuses["renders"] == {"invalid": 1, "ok": 6}
