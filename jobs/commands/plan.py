@@ -10,7 +10,7 @@ from jobs.output import OK, USAGE, complain, counted, say, say_json, table, tell
 if TYPE_CHECKING:
     from pipeline.plan.estimate import Estimate
     from pipeline.plan.selection import Selection
-    from pipeline.run import Planned
+    from pipeline.prepare import Planned
     from pipeline.settings import RunSettings
 
 Show = Annotated[int, typer.Option("--show", min=1, metavar="N", help="bad rows to show")]
@@ -99,7 +99,7 @@ def _plan(
     from jobs.progress import Progress
     from pipeline.database.plandb import PlanDB
     from pipeline.plan.done import list_objects
-    from pipeline.run import check, make_plan
+    from pipeline.prepare import check, make_plan
     from pipeline.storage.objects import Storage
 
     with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
