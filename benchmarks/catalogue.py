@@ -3,7 +3,7 @@
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.bases.find import find_base
-from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.database.plandb import EXTRA_ROW, PlanDB, Stage
 from pipeline.plan.expand import plan_concepts, plan_requests
 
 
@@ -31,3 +31,4 @@ def plan(db: PlanDB) -> None:
     plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
     counter = TokenCounter(load_tokenizer(find_base("mini")))
     plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0, counter=counter)
+    db.mark_filled(Stage.DONE)

@@ -26,7 +26,8 @@ from pipeline.contract.kinds import Counts, PlanCounts
 from pipeline.contract.layout import image_path, weights_path
 from pipeline.contract.units import Origin, Outcome
 from pipeline.database.plandb import PlanDB
-from pipeline.run import Engine, RunResult, check, execute, make_plan
+from pipeline.prepare import check, make_plan
+from pipeline.run import Engine, RunResult, execute
 from pipeline.runs.find import find_runs
 from pipeline.runs.parts import PartWriter
 from pipeline.settings import RunSettings

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.contract.layout import part_path
 from pipeline.contract.schemas import PART, conform
-from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.database.plandb import EXTRA_ROW, PlanDB, Stage
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.storage.objects import Storage
 
@@ -56,6 +56,7 @@ def fill_shape(db: PlanDB, shape: str, rows: int) -> None:
     # Without a tokenizer: a prompt of 2,000 characters does not fit the embedded model.
     plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
     plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
+    db.mark_filled(Stage.DONE)
 
 
 def make_outcomes(db: PlanDB, storage: Storage, origin: str, run_id: str = "run") -> int:
@@ -107,5 +108,5 @@ _KEYS = """
 SELECT 'concept' AS kind, concept_key AS key, 'trained' AS origin FROM concept_keys
 UNION ALL
 SELECT 'render', render_key, 'rendered' FROM requests
-WHERE rowid IN (SELECT min(rowid) FROM requests WHERE code IS NULL GROUP BY md5_number(render_key))
+WHERE rowid IN (SELECT min(rowid) FROM requests WHERE error_code IS NULL GROUP BY md5_number(render_key))
 """

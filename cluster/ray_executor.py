@@ -246,7 +246,7 @@ class RayExecutor:
         return Completion(call, number, outcomes=result)
 
     def activities(self) -> tuple[Activity, ...]:
-        """What workers were doing when last asked, about a second ago; see `pipeline.run.Observer.working`.
+        """What workers were doing when last asked, about a second ago; see `pipeline.prepare.Observer.working`.
 
         Never waits: it asks, and reads the answers at a later call.
         """

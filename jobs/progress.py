@@ -35,7 +35,7 @@ _STAGES = {
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """The `Observer` of `pipeline.run` that shows stages, counts, rates, activities and time."""
+    """The `Observer` of `pipeline.prepare` that shows stages, counts, rates, activities and time."""
 
     def __init__(
         self,

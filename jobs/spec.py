@@ -6,7 +6,7 @@ Messages name the setting, the value and the remedy, but never a value that may 
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,18 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:
     return _checked(values, path)
 
 
-def settings_of(stored: bytes, root: str, overrides: Sequence[str] = ()) -> RunSettings:
+def settings_of(recorded: Mapping[str, Any], root: str, overrides: Sequence[str] = ()) -> RunSettings:
     """The settings of an earlier run.
 
     Args:
-        stored: its spec.json.
+        recorded: the `settings` of its recorded spec.
         root: where its results are now; a root may have moved since the run.
         overrides: as in `load_spec`.
 
     Raises:
         SpecError: an incompatible version wrote it, or an override is wrong.
     """
-    values = {**json.loads(stored)["settings"], "root": root}
+    values = {**recorded, "root": root}
     for override in overrides:
         _override(values, override)
     return _checked(values, "the run's spec.json")

@@ -77,7 +77,7 @@ class Tally:
         kinds: dict[Kind, _Kind] = {"concept": self._concepts, "render": self._renders}
         for outcome in outcomes:
             kinds[outcome.kind].add(outcome, now)
-            self._failed += outcome.status not in (Status.OK, Status.FILTERED)
+            self._failed += outcome.status != Status.OK
 
     @property
     def begun(self) -> bool:

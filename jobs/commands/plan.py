@@ -10,7 +10,7 @@ from jobs.output import OK, USAGE, complain, counted, say, say_json, table, tell
 if TYPE_CHECKING:
     from pipeline.plan.estimate import Estimate
     from pipeline.plan.selection import Selection
-    from pipeline.run import Planned
+    from pipeline.prepare import Planned
     from pipeline.settings import RunSettings
 
 Show = Annotated[int, typer.Option("--show", min=1, metavar="N", help="bad rows to show")]
@@ -18,9 +18,10 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, hidden=True)]
 
 _BAD_ROWS = """
 SELECT * FROM (
-    SELECT 'concepts' AS manifest, row, column_name, code, message FROM concepts WHERE code IS NOT NULL
+    SELECT 'concepts' AS manifest, row, error_column AS column_name, error_code AS code, error_message AS message
+    FROM concepts WHERE error_code IS NOT NULL
     UNION ALL
-    SELECT 'prompts', prompt_row, column_name, code, message FROM requests WHERE code IS NOT NULL
+    SELECT 'prompts', prompt_row, error_column, error_code, error_message FROM requests WHERE error_code IS NOT NULL
 ) ORDER BY manifest, row, column_name LIMIT {limit}
 """
 
@@ -98,7 +99,7 @@ def _plan(
     from jobs.progress import Progress
     from pipeline.database.plandb import PlanDB
     from pipeline.plan.done import list_objects
-    from pipeline.run import check, make_plan
+    from pipeline.prepare import check, make_plan
     from pipeline.storage.objects import Storage
 
     with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:

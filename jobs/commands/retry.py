@@ -42,9 +42,9 @@ def command(
     from jobs.run import run as execute
     from jobs.spec import settings_of
     from jobs.target import finished_run_of
-    from pipeline.contract.layout import run_path
     from pipeline.plan.retry import to_retry
     from pipeline.plan.selection import Selection
+    from pipeline.runs.record import RunRecord
 
     which = _which(failed=failed, code=code, dead_letters=dead_letters, only=only)
     codes = _codes(which)
@@ -58,7 +58,7 @@ def command(
             if again.refused:
                 say(f"  {_refused(again.refused)}")
         raise typer.Exit(OK)
-    settings = settings_of(storage.read(run_path(chosen, "spec.json")), storage.root, set_ or ())
+    settings = settings_of(RunRecord(storage, chosen).spec().settings, storage.root, set_ or ())
     complain(f"retrying {counted(again.rows, 'row')} of run {chosen}")
     if again.refused:
         complain(_refused(again.refused))

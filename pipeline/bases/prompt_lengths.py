@@ -96,12 +96,12 @@ CREATE OR REPLACE TEMP MACRO shown(written) AS
 # Rows of `chunk` whose own words do not fit, the prompt ranked before the negative prompt. Parameters: limit,
 # negative_prompt (the spec's).
 LONG_TEXTS = f"""
-SELECT row, CASE column_name WHEN 'prompt' THEN 899999 ELSE 900000 END AS rank,
-    column_name, '{Code.PROMPT_TOO_LONG}' AS code,
-    column_name || ' has ' || count || ' tokens with start and end, the base model reads ' || $limit || ': shorten '
-        || shown(written) || source AS message
+SELECT row, CASE error_column WHEN 'prompt' THEN 899999 ELSE 900000 END AS rank,
+    error_column, '{Code.PROMPT_TOO_LONG}' AS error_code,
+    error_column || ' has ' || count || ' tokens with start and end, the base model reads ' || $limit || ': shorten '
+        || shown(written) || source AS error_message
 FROM (
-    SELECT row, 'prompt' AS column_name, tokens + len(texts) - 1 AS count, prompt AS written, '' AS source
+    SELECT row, 'prompt' AS error_column, tokens + len(texts) - 1 AS count, prompt AS written, '' AS source
     FROM chunk JOIN lengths USING (row)
     UNION ALL
     SELECT row, 'negative_prompt', negative_tokens + len(negative_texts) - 1, negative_prompt,
@@ -131,11 +131,11 @@ def _too_long(column: str, count: str) -> str:
 # The verdict on a render by its `flaw`; `named` are the ids of its concepts.
 FLAWED = f"""
 CASE flaw WHEN 1 THEN '{Code.OUT_OF_RANGE}' WHEN 2 THEN '{Code.PROMPT_TOO_LONG}' WHEN 3 THEN '{Code.PROMPT_TOO_LONG}'
-    END AS code,
-CASE flaw WHEN 1 THEN 'lock' WHEN 2 THEN 'prompt' WHEN 3 THEN 'negative_prompt' END AS column_name,
+    END AS error_code,
+CASE flaw WHEN 1 THEN 'lock' WHEN 2 THEN 'prompt' WHEN 3 THEN 'negative_prompt' END AS error_column,
 CASE flaw
     WHEN 1 THEN 'lock is ''trained'', but concept ''' || untrained || ''' learns no keys of its own: '
         || 'train it with train.lock ''trained'', or use lock ''local'''
     WHEN 2 THEN {_too_long("prompt", "prompt_count")}
-    WHEN 3 THEN {_too_long("negative_prompt", "negative_count")} END AS message
+    WHEN 3 THEN {_too_long("negative_prompt", "negative_count")} END AS error_message
 """

@@ -1,31 +1,32 @@
-"""Content keys: digests of what a concept or a picture means, never of where it stands in a manifest.
+"""Content keys: digests of everything that determines a concept or a render, and of nothing else.
 
-Two forms of one definition stand side by side here: the Python functions are the reference, and `install` gives a
-DuckDB connection macros that compute the same digests for millions of rows. Both digest one canonical text:
+`install` gives a DuckDB connection macros that compute keys for millions of rows. A key is the sha256 of one canonical
+text:
 
-- a field is its UTF-8 length, a colon and the text; an absent field is `-`; a list is its length, `[`, its fields, `]`.
-  No two different inputs share a text, whatever characters they hold;
-- a float is its shortest decimal that reads back the same (Python's `repr`, DuckDB's cast), with -0.0 taken as 0.0;
-- the text begins with a name and a version: a change of meaning gets a new version, so that no old object is mistaken.
+- A field is its UTF-8 length, a colon and the text; an absent field is `-`; a list is its length, `[`, its fields, `]`.
+  Different inputs never have the same text, whatever characters they contain.
+- A float is its shortest decimal that reads back the same (Python's `repr`, DuckDB's cast); -0.0 is written as 0.0.
+- The text begins with a name and a version. A change of meaning needs a new version, so that no old object is taken
+  for a new one.
 
-Batch size, worker, ids and the order of manifest rows are in none of them.
+Batch size, worker, ids and the order of manifest rows are in no key. `tests/support/reference_keys.py` defines the same
+keys in Python.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 
 import duckdb
 
-from perfusion_ops.config import Frozen, Lock, MetricConfig, Scheduler, TrainingConfig
+from perfusion_ops.config import Frozen, MetricConfig
 
 _CONCEPT = "perfusion concept 1 "
 _RENDER = "perfusion render 1 "
 _SEED = "perfusion seed 1 "
 _METRIC = "perfusion metric 1 "
 
-# Unicode's white space, spelt out because Python's and DuckDB's regular expressions disagree about `\s`.
+# Unicode's white space, written out because `\s` of Python and DuckDB differ.
 _SPACE = "[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 
 
@@ -42,116 +43,23 @@ def settings_json(settings: Frozen) -> str:
 
 
 def metric_key(*, base_digest: str, metric: MetricConfig, captions_sha256: str | None = None) -> str:
-    """Key of the metric C of one base model; `captions_sha256` digests the file at `captions_uri` when there is one."""
+    """Key of the metric C of one base model; `captions_sha256` is of the file at `captions_uri`, if one is set."""
     return _digest(_METRIC + _text(base_digest) + _text(settings_json(metric)) + _text(captions_sha256))
 
 
-def picture_field(sha256: str, reading: str | None = None) -> str:
-    """The field of one photo or mask in a concept's key: its digest, and how its pixels are read.
-
-    `reading` names a rule that was added later and changed the pixels of the same bytes
-    (`pipeline.inputs.headers.Reading`). A photo that no such rule applies to keeps its digest alone.
-    """
-    return f"{sha256}:{reading}" if reading else sha256
-
-
-def concept_key(
-    *,
-    base_digest: str,
-    metric_key: str,
-    training: TrainingConfig,
-    superclass: str,
-    images: Sequence[tuple[str, str | None]],
-) -> str:
-    """Key of a trained concept.
-
-    Args:
-        base_digest: digest of the base model.
-        metric_key: key of the metric C that the concept is trained under.
-        training: the complete settings.
-        superclass: its words; white space between them does not matter.
-        images: (image, mask or None) pairs in any order, each as `picture_field` writes it.
-
-    Returns:
-        64 hex digits.
-    """
-    pairs = sorted(_text(image) + _text(mask) for image, mask in images)
-    return _digest(
-        _CONCEPT
-        + _text(base_digest)
-        + _text(metric_key)
-        + _text(settings_json(training))
-        + _text(normalise_superclass(superclass))
-        + _texts(pairs)
-    )
-
-
-def render_material(
-    *,
-    base_digest: str,
-    concepts: Sequence[str],
-    prompt: str,
-    negative_prompt: str,
-    steps: int,
-    guidance: float,
-    scheduler: Scheduler,
-    width: int | None,
-    height: int | None,
-    bias: float,
-    temperature: float,
-    lock: Lock,
-    edit_unconditional: bool,
-) -> str:
-    """Everything that decides a picture except its seed, as canonical text.
-
-    Args:
-        base_digest: digest of the base model.
-        concepts: concept keys; number n stands where the prompts hold `{n}`.
-        prompt: with `{0}`, `{1}`, ... numbered in order of first appearance.
-        negative_prompt: with the same numbers.
-        steps: denoising steps.
-        guidance: classifier-free guidance scale.
-        scheduler: name of the sampler.
-        width: pixels, None for the base model's own size.
-        height: pixels, None for the base model's own size.
-        bias: bias of the gate.
-        temperature: temperature of the gate.
-        lock: what fills the key columns.
-        edit_unconditional: whether the unconditional rows are edited too.
-    """
-    return (
-        _text(base_digest)
-        + _texts(concepts)
-        + _text(prompt)
-        + _text(negative_prompt)
-        + _integer(steps)
-        + _number(guidance)
-        + _text(scheduler)
-        + _integer(width)
-        + _integer(height)
-        + _number(bias)
-        + _number(temperature)
-        + _text(lock)
-        + _text("true" if edit_unconditional else "false")
-    )
-
-
-def render_key(material: str, seed: int) -> str:
-    """Key of a picture: 64 hex digits from `render_material` and the seed."""
-    return _digest(_RENDER + material + _integer(seed))
-
-
-def default_seed(material: str, base_seed: int, image_index: int) -> int:
-    """Seed of a picture that asks for none, in [0, 2^31): the same row always gets the same picture."""
-    return int(_digest(_SEED + material + _integer(base_seed) + _integer(image_index))[:8], 16) & 0x7FFFFFFF
-
-
 def install(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give a connection the macros `concept_key`, `render_material`, `render_key`, `default_seed` and their parts.
+    """Give a connection the macros of this module.
 
-    `render_material` is `render_concepts` and after it `render_text`, which is the same for all concepts.
-    `concept_key` takes lists of the pictures' and the masks' fields (see `key_picture`) of equal length, or no masks at
-    all; `settings` is the text of `settings_json`.
+    - `concept_key(base_digest, metric_key, settings, superclass, images, masks)`: 64 hex digits. `settings` is the text
+      of `settings_json`. `images` and `masks` are lists of `key_picture` of equal length, in any order; `masks` may be
+      null.
+    - `key_picture(sha256, reading)`: the field of one photo or mask: its digest, and after a colon how its pixels are
+      read, if that is not the plain way (`pipeline.inputs.headers.Reading`).
+    - `render_material(...)`: canonical text of everything that determines a render except its seed. It is
+      `render_concepts`, followed by `render_text`, which does not depend on the concepts. Prompts have `{0}`, `{1}`,
+      ... where the concepts are; width and height are null for the base model's own size.
+    - `render_key(material, seed)`: 64 hex digits.
+    - `default_seed(material, base_seed, image_index)`: seed of a render that asks for none, in [0, 2^31).
     """
     connection.execute(_MACROS)
 
@@ -162,18 +70,6 @@ def _digest(text: str) -> str:
 
 def _text(value: str | None) -> str:
     return "-" if value is None else f"{len(value.encode())}:{value}"
-
-
-def _integer(value: int | None) -> str:
-    return _text(None if value is None else str(value))
-
-
-def _number(value: float) -> str:
-    return _text(repr(value + 0.0))
-
-
-def _texts(values: Sequence[str]) -> str:
-    return f"{len(values)}[" + "".join(map(_text, values)) + "]"
 
 
 _MACROS = f"""

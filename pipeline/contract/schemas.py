@@ -1,8 +1,8 @@
-"""The Arrow schemas of staged parts and published tables: one place, versioned, additive only.
+"""The Arrow schemas of staged parts and published tables.
 
-A column is added at the end of its group, nullable, and never renamed or retyped; a reader fills what an older file
-lacks with null. `SCHEMA_VERSION` stands in every file's metadata and grows with each addition. A manifest's own columns
-follow the fixed ones under their own names, so none of them may bear a name in `RESERVED_COLUMNS`.
+A new column goes to the end of its group and is nullable; no column is ever renamed or retyped. Readers fill columns
+that an older file lacks with null. `SCHEMA_VERSION` is in each file's metadata and grows with each addition. Extra
+columns of the manifests follow the fixed columns under their own names, which must not be in `RESERVED_COLUMNS`.
 """
 
 import pyarrow as pa
@@ -10,13 +10,16 @@ import pyarrow as pa
 from pipeline.contract.errors import ManifestError
 
 SCHEMA_VERSION = 1
-INTERNAL = "_perfusion_"  # prefix of the names that our own SQL adds to a manifest's columns; manifests may not use it
+INTERNAL = (
+    "_perfusion_"  # prefix of names that this program's SQL adds to a manifest's columns; manifests may not use it
+)
 METADATA = {b"perfusion.schema_version": str(SCHEMA_VERSION).encode()}
-RUN_ID = b"perfusion.run_id"  # a published file's metadata say which run's it is, wherever it is copied to
+RUN_ID = b"perfusion.run_id"  # metadata of a published file: its run, also after the file was copied elsewhere
 
 _TIME = pa.timestamp("us", tz="UTC")
 
-# The fields of `pipeline.contract.units.Outcome`, one row per finished task.
+# One row per finished task: the fields of `pipeline.contract.units.Outcome`, three of them under an older name.
+PART_NAMES = {"error_code": "code", "error_message": "message", "error_column": "column_name"}
 PART = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),
@@ -39,7 +42,7 @@ PART = pa.schema(
     metadata=METADATA,
 )
 
-# How the row ended; the same in both tables.
+# How the row ended; in both tables.
 _RESULT = [
     ("status", pa.string()),
     ("error_code", pa.string()),
@@ -96,7 +99,7 @@ RENDERS = pa.schema(
     metadata=METADATA,
 )
 
-# One row per picture and set of scorers; joined to `renders` by run_id and render_key.
+# One row per render and set of scorers; joined to `renders` by run_id and render_key.
 SCORES = pa.schema(
     [
         ("render_key", pa.string()),
@@ -114,16 +117,16 @@ SCORES = pa.schema(
 
 PUBLISHED = {"concepts": CONCEPTS, "renders": RENDERS, "scores": SCORES}
 
-# What a file's path says stands in no file: each reader gives such columns a type of its own and clashes with others.
+# Columns that the path of a file gives. No file contains them: readers would type them differently and clash.
 PATH_COLUMNS = ("run_id", "run_date")
 
-# Names that a manifest's extra columns may not bear (compared without case: SQL does not tell cases apart).
+# Names that extra columns of the manifests must not have. Compared without case, as in SQL.
 RESERVED_COLUMNS = frozenset(
     [
         *CONCEPTS.names,
         *RENDERS.names,
         *PATH_COLUMNS,
-        # what the manifests mean by their columns
+        # the manifests' own columns
         *("concept_id", "superclass", "images", "masks", "train"),
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
         *("width", "height", "steps", "guidance", "scheduler"),
@@ -132,28 +135,28 @@ RESERVED_COLUMNS = frozenset(
 
 
 def check_extra_columns(concepts: list[str], prompts: list[str]) -> None:
-    """Refuse extra columns that would hide a result column or one another.
+    """Refuse extra columns whose names clash with a result column or with each other.
 
     Args:
         concepts: names of the concepts manifest's extra columns.
         prompts: names of the prompts manifest's extra columns.
 
     Raises:
-        ManifestError: a reserved name, or a name that stands twice in one manifest or in both.
+        ManifestError: a name is reserved, or is used twice in one manifest or in both.
     """
     for manifest, names in (("concepts", concepts), ("prompts", prompts)):
         seen: set[str] = set()
         for name in names:
             if name.lower() in seen:
                 raise ManifestError(
-                    f"column {name!r} stands twice in the {manifest} manifest when upper and lower case are not told "
-                    "apart: rename one of the two"
+                    f"the {manifest} manifest has two columns {name!r}, which differ at most in upper and lower case: "
+                    "rename one of them"
                 )
             seen.add(name.lower())
             if name.lower().startswith(INTERNAL):
                 raise ManifestError(
-                    f"column {name!r} of the {manifest} manifest begins with '{INTERNAL}', which marks names of this "
-                    "program's own: rename it"
+                    f"column {name!r} of the {manifest} manifest begins with '{INTERNAL}', which is reserved for names "
+                    "of this program: rename it"
                 )
             if name.lower() in RESERVED_COLUMNS:
                 raise ManifestError(
@@ -163,13 +166,13 @@ def check_extra_columns(concepts: list[str], prompts: list[str]) -> None:
     both = sorted({name.lower() for name in concepts} & {name.lower() for name in prompts})
     if both:
         raise ManifestError(
-            f"column {both[0]!r} stands in both manifests, and a render's row carries the columns of both: "
+            f"column {both[0]!r} is in both manifests, and a row of the renders table has the columns of both: "
             "rename it in one of them"
         )
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with exactly the columns of `schema`: cast where the type differs, null where an older file lacks one."""
+    """`table` with exactly the columns of `schema`: cast if the type differs, null if an older file lacks one."""
     columns = [
         table.column(field.name).cast(field.type)
         if field.name in table.column_names

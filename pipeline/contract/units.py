@@ -16,9 +16,9 @@ MESSAGE_BYTES = 500  # of an outcome's message in UTF-8
 
 @dataclass(frozen=True)
 class InputImage:
-    """One input picture as planned: where it lies and what its bytes must digest to (hex sha256).
+    """One photo as planned: its address and the sha256 (hex) that its bytes must have.
 
-    `uri` may be a pre-signed address, a secret: it is in no representation.
+    `uri` may be a pre-signed address, which is a secret: it is not in the repr.
     """
 
     uri: str = field(repr=False)
@@ -39,7 +39,7 @@ class ConceptTask:
 
 @dataclass(frozen=True)
 class RenderShape:
-    """What all rows of one render batch must share."""
+    """What all renders of one batch have in common."""
 
     width: int | None
     height: int | None
@@ -50,10 +50,10 @@ class RenderShape:
 
 @dataclass(frozen=True)
 class RenderTask:
-    """Render one picture and store it under its key.
+    """Make one render and store it under its key.
 
-    `prompt` holds `{0}`, `{1}`, ... where concept number 0, 1, ... of `concepts` (concept keys) stands; the same
-    numbers may appear in `negative_prompt`. `concept_ids` are what the manifests call the same concepts, for messages.
+    `prompt` has `{0}`, `{1}`, ... in the place of concept number 0, 1, ... of `concepts` (concept keys); the same
+    numbers may appear in `negative_prompt`. `concept_ids` are the manifests' ids of the same concepts, for messages.
     """
 
     key: str
@@ -68,7 +68,7 @@ class RenderTask:
     concept_ids: tuple[str, ...] = ()
 
     def written(self, text: str) -> str:
-        """A prompt of the task as people write it: `{id}` where the text holds a concept's number."""
+        """A prompt of the task with `{id}` in the place of each concept's number."""
         for number, name in enumerate(self.concept_ids):
             text = text.replace(f"{{{number}}}", f"{{\0{name}}}")
         return text.replace("\0", "")
@@ -84,7 +84,7 @@ class TrainUnit:
 
 @dataclass(frozen=True)
 class RenderUnit:
-    """Pictures of one shape rendered together, each with its own concepts."""
+    """Renders of one shape made together, each with its own concepts."""
 
     unit_id: str
     tasks: tuple[RenderTask, ...]
@@ -112,13 +112,34 @@ class Activity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one task ended; `key` is its concept or render key. Object fields are set exactly when `status` is ok."""
+    """How one task ended.
+
+    The error fields are set if `status` is not ok; `origin`, `uri`, `sha256` and `bytes` are set if it is.
+
+    Attributes:
+        kind: concept or render.
+        key: its content key, 64 hex digits.
+        status: ok, invalid or failed.
+        error_code: why it is not ok.
+        error_message: what is wrong and what to do.
+        attempts: how often the task was tried.
+        origin: whether the object was made or reused.
+        uri: of the object.
+        sha256: hex digest of the object's bytes.
+        bytes: size of the object.
+        accelerator_s: the task's share of the accelerator time of its unit, in seconds.
+        batch: tasks in its unit.
+        worker: name of the worker.
+        finished_at: seconds since 1970.
+        loss: of a trained concept.
+        error_column: column of the manifest that is at fault, if one is.
+    """
 
     kind: Kind
     key: str
     status: Status
-    code: Code | None = None
-    message: str | None = None
+    error_code: Code | None = None
+    error_message: str | None = None
     attempts: int = 1
     origin: Origin | None = None
     uri: str | None = None
@@ -129,4 +150,4 @@ class Outcome:
     worker: str | None = None
     finished_at: float = 0.0
     loss: float | None = None
-    column_name: str | None = None
+    error_column: str | None = None

@@ -1,7 +1,7 @@
-"""When the database runs out of memory or of disk: fewer threads first, then a sentence that names the setting.
+"""What happens when DuckDB runs out of memory or disk: a retry with fewer threads, then an error with a remedy.
 
-DuckDB spills what its operators hold, but each of its threads pins some blocks, so a step that does not fit with many
-threads may fit with one. Only a step that replaces what it made before may be retried.
+DuckDB spills the data of its operators, but each of its threads pins some blocks. So a step that does not fit with many
+threads may fit with one. Only idempotent steps may be retried.
 """
 
 import errno
@@ -24,7 +24,7 @@ _DISK_FULL = ("No space left on device", "max_temp_directory_size", "Disk quota 
 
 
 class MemoryFullError(PerfusionError, RuntimeError):
-    """The database needs more memory than it may have."""
+    """The database needs more memory than its limit."""
 
 
 class ScratchFullError(PerfusionError, RuntimeError):
@@ -49,29 +49,29 @@ def bytes_of(limit: str) -> int:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the database, or a write of our own, found no space on disk."""
+    """Whether the database, or a write of this program, found no space on disk."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return isinstance(error, duckdb.Error) and any(words in str(error) for words in _DISK_FULL)
 
 
 def is_memory_full(error: BaseException) -> bool:
-    """Whether the database ran out of memory, also where that made it unusable."""
+    """Whether the database ran out of memory, or became unusable because it had."""
     return isinstance(error, duckdb.OutOfMemoryException) or (
         isinstance(error, duckdb.Error) and "Out of Memory Error" in str(error)
     )
 
 
-def disk_sentence(folder: str) -> str:
-    """What to do about a full scratch disk."""
+def disk_message(folder: str) -> str:
+    """The message for a full scratch disk."""
     return (
         f"the disk of the scratch folder {folder} is full: free space there, "
         "or set TMPDIR to a folder on a larger disk, and run the same command again"
     )
 
 
-def memory_sentence(limit: str) -> str:
-    """What to do about a memory limit that does not suffice."""
+def memory_message(limit: str) -> str:
+    """The message for a memory limit that is too low."""
     return (
         f"the plan's database ran out of memory with engine.plan_memory = {limit}: "
         f"set engine.plan_memory to {_larger(limit)} or more and run the same command again; "
@@ -94,24 +94,24 @@ def in_memory(config: Config | None = None) -> Iterator[duckdb.DuckDBPyConnectio
             yield connection
     except duckdb.Error as error:
         if is_disk_full(error):
-            raise ScratchFullError(disk_sentence(folder)) from error
+            raise ScratchFullError(disk_message(folder)) from error
         if is_memory_full(error):
             raise MemoryFullError(_TABLES_TOO_LARGE) from error
         raise
 
 
 def translated(error: BaseException, limit: str, folder: str) -> RuntimeError | None:
-    """The error as a sentence when it is about memory or disk, else None."""
+    """An error with a remedy if this one is about memory or disk, else None."""
     if is_disk_full(error) and not isinstance(error, OSError):
-        return ScratchFullError(disk_sentence(folder))
-    return MemoryFullError(memory_sentence(limit)) if is_memory_full(error) else None
+        return ScratchFullError(disk_message(folder))
+    return MemoryFullError(memory_message(limit)) if is_memory_full(error) else None
 
 
 def retried(step: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
     """Retry a step with half the threads, down to one, while the database runs out of memory.
 
-    The step takes the database first and must be idempotent. The number of threads is restored at the end. The last
-    out-of-memory error of the database is raised as it is; `PlanDB` turns it into a `MemoryFullError`.
+    The step takes the database as its first argument and must be idempotent. The number of threads is restored at the
+    end. If one thread runs out of memory too, its error is raised; `PlanDB` turns it into a `MemoryFullError`.
     """
 
     @functools.wraps(step)
@@ -142,6 +142,6 @@ def _restore(db: Limited, threads: int) -> None:
 
 
 def _larger(limit: str) -> str:
-    """Twice a limit, as people write it."""
+    """Twice a limit, as text."""
     twice = 2 * bytes_of(limit)
     return f"{twice / 10**9:g}GB" if twice >= 10**9 else f"{twice // 10**6}MB"

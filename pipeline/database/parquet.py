@@ -14,10 +14,10 @@ _ROWS_PER_INSERT = 400_000
 
 
 def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of Parquet objects, some tens of thousands at a time, with exactly the columns of `schema`.
+    """Path and rows of Parquet objects, in batches of 65,536 rows at most, with exactly the columns of `schema`.
 
     Raises:
-        StorageError: an object is not whole Parquet.
+        StorageError: an object cannot be read, or is damaged.
     """
     for path in paths:
         try:
@@ -27,12 +27,12 @@ def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> It
                     yield path, conform(pa.Table.from_batches([batch]), schema)
         except (OSError, pa.ArrowException) as error:
             raise StorageError(
-                f"{storage.uri(path)} cannot be read ({error}): restore it, or delete it to have its rows done again"
+                f"{storage.uri(path)} cannot be read ({error}): restore it, or delete it, and its rows are done again"
             ) from error
 
 
 def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in fewer tables: DuckDB takes in many rows at once in half the time."""
+    """The same rows in fewer tables: DuckDB inserts many rows at once in half the time."""
     waiting: list[pa.Table] = []
     for table in chain(tables, [None]):
         if table is not None:

@@ -1,8 +1,8 @@
-"""Rows put into the ranges of a sort order, on scratch, so that each range can be joined and sorted in memory.
+"""Divides rows into ranges of a sort order, on scratch, so that each range can be joined and sorted in memory.
 
-The bounds of the ranges are quantiles of a sample, weighted by bytes. Sort keys are blobs that compare byte by byte in
-the order wanted. Rows are appended to one file per kind of row, and a list in memory says where the rows of each range
-are, so neither open files nor memory grow with the number of ranges.
+The bounds of the ranges are quantiles of a sample, weighted by bytes. Sort keys are blobs whose byte order is the sort
+order. There is one file per kind of row; a list in memory has the places of each range's rows in it. So the number of
+open files does not depend on the number of ranges.
 """
 
 import io
@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.database.memory import ScratchFullError, disk_sentence, is_disk_full
+from pipeline.database.memory import ScratchFullError, disk_message, is_disk_full
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 def bounds_of(sample: Iterable[tuple[bytes, int]], rows: int, piece_bytes: int) -> list[bytes]:
-    """The least sort key of every range but the first, so that each range has about `piece_bytes`.
+    """The lowest sort key of every range but the first; each range then has about `piece_bytes`.
 
     Args:
-        sample: sort keys of some rows, drawn at random, with the bytes that each row takes.
-        rows: of which the sample was drawn.
-        piece_bytes: of one range.
+        sample: sort key and bytes of each row of a random sample.
+        rows: number of rows that the sample was drawn from.
+        piece_bytes: bytes of one range.
     """
     sample = sorted(sample)
     if not sample:
@@ -44,7 +44,7 @@ class Pieces:
     """Rows of several kinds on scratch, by range."""
 
     def __init__(self, folder: Path, bounds: Sequence[bytes], row_bytes: int) -> None:
-        """Start with empty files in a folder that is there; an average row takes `row_bytes`."""
+        """Start with empty files in an existing folder; an average row has `row_bytes`."""
         self.bounds = list(bounds)
         self.row_bytes = row_bytes
         self._folder = folder
@@ -54,18 +54,18 @@ class Pieces:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of rows that were added."""
+        """The kinds of rows that were added."""
         return list(self._schemas)
 
     def __len__(self) -> int:
         return len(self.bounds) + 1
 
     def numbers(self, sort_keys: Iterable[bytes]) -> np.ndarray:
-        """The range of each row."""
+        """The number of each row's range, from its sort key."""
         return np.fromiter((bisect_right(self.bounds, key) for key in sort_keys), dtype=np.int32)
 
     def span(self, prefix: bytes) -> range:
-        """The ranges that may hold rows whose sort keys begin with `prefix`."""
+        """The ranges that may have rows whose sort keys begin with `prefix`."""
         return range(bisect_right(self.bounds, prefix), bisect_right(self.bounds, prefix + b"\xff" * 8) + 1)
 
     def add(self, kind: str, rows: pa.Table, numbers: np.ndarray) -> None:
@@ -90,7 +90,7 @@ class Pieces:
                 self._places[kind][int(numbers[start])].append((file.tell(), sink.tell()))
                 file.write(sink.getbuffer())
         except OSError as error:
-            raise self._told(error) from error
+            raise self._explained(error) from error
 
     def read(self, kind: str, number: int) -> pa.Table:
         """The rows of one kind and range, in the order in which they were added.
@@ -105,7 +105,7 @@ class Pieces:
                 file.seek(start)
                 tables.append(pa.ipc.open_stream(file.read(size)).read_all())
         except OSError as error:
-            raise self._told(error) from error
+            raise self._explained(error) from error
         return pa.concat_tables(tables)
 
     def close(self) -> None:
@@ -120,5 +120,5 @@ class Pieces:
             self._files[kind] = (self._folder / f"{kind}.rows").open("w+b")
         return self._files[kind]
 
-    def _told(self, error: OSError) -> Exception:
-        return ScratchFullError(disk_sentence(str(self._folder))) if is_disk_full(error) else error
+    def _explained(self, error: OSError) -> Exception:
+        return ScratchFullError(disk_message(str(self._folder))) if is_disk_full(error) else error

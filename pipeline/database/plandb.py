@@ -1,14 +1,20 @@
-"""The plan's own database: a DuckDB file on local scratch that spills instead of growing.
+"""The database of a plan: a DuckDB file on local scratch, which spills to disk at its memory limit.
 
-Tables, and who fills them:
+Tables in the order in which they are filled:
 
-- `concepts`, `prompts`: one row per manifest row, checked (`pipeline.manifest.load`). `row` counts from 1 in the order
-  read. `code` is null for a good row; `column_name` and `message` say what is wrong otherwise.
-- `concepts_extra`, `prompts_extra`: `EXTRA_ROW` and every other column of the manifest under its own name and type.
-- `concept_keys`, `requests`, `done`: filled by `pipeline.plan.expand`.
+- `concepts`, `prompts` (`pipeline.manifest.load`): one row per checked manifest row. `row` counts from 1 in the order
+  read. A bad row has `error_code`, `error_column` and `error_message`; in a good row they are null.
+- `concepts_extra`, `prompts_extra` (the same): `EXTRA_ROW` and the manifest's extra columns with their names and types.
+- `concept_keys` (`pipeline.plan.expand.plan_concepts`), `requests` (`plan_requests` there).
+- `objects` (`pipeline.plan.done.list_objects`), `done` (`load_done` there).
+- `outcomes` (`pipeline.runs.parts.read_parts`).
+
+Other tables belong to the module that creates them. `Stage` names the tables that later steps depend on: `mark_filled`
+records that one is filled, and `require` fails if one is not.
 """
 
 from contextlib import ExitStack
+from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +24,31 @@ from pipeline.contract.schemas import INTERNAL
 from pipeline.database.memory import translated
 from pipeline.storage.scratch import scratch_folder
 
+
+class Stage(StrEnum):
+    """A table that later steps of planning and publishing read, with the step that fills it."""
+
+    CONCEPT_KEYS = "concept_keys"
+    REQUESTS = "requests"
+    OBJECTS = "objects"
+    DONE = "done"
+
+    @property
+    def filled_by(self) -> str:
+        """The function to call."""
+        return _FILLED_BY[self]
+
+
+class StageError(RuntimeError):
+    """A step was called before the table that it reads was filled: a fault of the caller."""
+
+
+_FILLED_BY = {
+    Stage.CONCEPT_KEYS: "plan_concepts",
+    Stage.REQUESTS: "plan_requests",
+    Stage.OBJECTS: "list_objects",
+    Stage.DONE: "load_done",
+}
 EXTRA_ROW = f"{INTERNAL}row"
 
 _SCHEMA = """
@@ -28,7 +59,7 @@ CREATE TABLE concepts (
     images STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR)[],
     masks STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR)[],
     train VARCHAR,              -- JSON object of the row's overrides of TrainingConfig
-    code VARCHAR, column_name VARCHAR, message VARCHAR
+    error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 CREATE TABLE prompts (
     row BIGINT NOT NULL,
@@ -39,11 +70,11 @@ CREATE TABLE prompts (
     negative_prompt VARCHAR,
     bias DOUBLE, temperature DOUBLE, lock VARCHAR,
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
-    code VARCHAR, column_name VARCHAR, message VARCHAR
+    error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 -- one row per concepts row that is good: its key and its complete training settings
 CREATE TABLE concept_keys (row BIGINT NOT NULL, concept_id VARCHAR, concept_key VARCHAR, training VARCHAR);
--- one row per picture asked for, and one per prompts row that asks for none because it is bad
+-- one row per render, and one per bad prompts row
 CREATE TABLE requests (
     prompt_row BIGINT NOT NULL,
     image_index INTEGER NOT NULL,
@@ -57,11 +88,11 @@ CREATE TABLE requests (
     seed BIGINT,
     bias DOUBLE, temperature DOUBLE, lock VARCHAR,
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
-    code VARCHAR, column_name VARCHAR, message VARCHAR
+    error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
--- what storage lists: concepts and pictures with their sizes
+-- objects that storage lists: concepts and renders with their sizes
 CREATE TEMP TABLE objects (kind VARCHAR NOT NULL, key VARCHAR NOT NULL, bytes BIGINT NOT NULL);
--- objects that exist already: outcomes of earlier work whose object is there
+-- recorded results of earlier runs whose object exists with the recorded size
 CREATE TABLE done (
     kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT,
     accelerator_s DOUBLE, loss DOUBLE
@@ -79,20 +110,42 @@ def extra_columns(connection: duckdb.DuckDBPyConnection, manifest: str) -> list[
 
 
 class PlanDB:
-    """A DuckDB connection with the plan's tables, on a scratch file that goes away with it."""
+    """A DuckDB connection with the plan's tables, on a scratch file that is deleted with it."""
 
     def __init__(self, *, memory_limit: str = "750MB", threads: int | None = None, scratch: str | None = None) -> None:
+        """Open an empty database.
+
+        Args:
+            memory_limit: of DuckDB, such as 750MB or 1.5GB.
+            threads: of DuckDB; its default if None.
+            scratch: folder for the scratch file; the system's temporary folder if None.
+        """
         self._open = ExitStack()
         self.memory_limit = memory_limit
         self.folder = self._open.enter_context(scratch_folder("plan", scratch))
         self.connection = self._open.enter_context(duckdb.connect(str(self.folder / "plan.duckdb")))
         self.connection.execute(f"SET memory_limit = '{memory_limit}'")
         self.connection.execute("SET preserve_insertion_order = false")
-        # Arrow names a session's zone in the type of a time: the machine's own would make tables differ by machine.
+        # Arrow puts the session's time zone into the type of a time: tables must not depend on the machine's zone.
         self.connection.execute("SET TimeZone = 'UTC'")
         if threads is not None:
             self.connection.execute(f"SET threads = {threads}")
         self.connection.execute(_SCHEMA)
+        self._filled: set[Stage] = set()
+
+    def mark_filled(self, stage: Stage) -> None:
+        """Record that a table is filled; it may have no rows."""
+        self._filled.add(stage)
+
+    def require(self, *stages: Stage) -> None:
+        """Fail unless these tables are filled.
+
+        Raises:
+            StageError: naming the table and the function that fills it.
+        """
+        for stage in stages:
+            if stage not in self._filled:
+                raise StageError(f"the table {stage.value!r} of the plan is not filled: call {stage.filled_by} first")
 
     def close(self) -> None:
         """Close the connection and delete the file."""
@@ -104,13 +157,13 @@ class PlanDB:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; an error of the database about memory or disk leaves as a sentence.
+        """Close; an error of DuckDB about memory or disk becomes an error with a remedy.
 
         Raises:
             MemoryFullError: the memory limit does not suffice.
             ScratchFullError: the scratch disk is full.
         """
-        told = translated(error, self.memory_limit, str(self.folder)) if error is not None else None
+        explained = translated(error, self.memory_limit, str(self.folder)) if error is not None else None
         self.close()
-        if told is not None:
-            raise told from error
+        if explained is not None:
+            raise explained from error

@@ -1,4 +1,4 @@
-"""Small helpers for SQL: results as dictionaries, identifiers in quotes."""
+"""Helpers for SQL: results as dictionaries, and quoted identifiers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ Row = dict[str, Any]
 
 
 def rows(connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
-    """All rows of a query as dictionaries by column name; for results that are small by construction."""
+    """All rows of a query as dictionaries by column name; for small results."""
     cursor = connection.execute(sql, values)
     names = [column[0] for column in cursor.description or []]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def quoted(name: str) -> str:
-    """A column's name as SQL writes it, whatever characters it holds."""
+    """A column's name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

@@ -15,7 +15,7 @@ class RunSummary:
     """The figures of a run.
 
     Attributes:
-        completed: tasks that ended ok or filtered.
+        completed: tasks that ended ok.
         failed: tasks that ended otherwise, including dependants that could not run.
         retries: units that ran and whose tasks had to run again.
         deaths: workers that died, or were killed because they hung or did not start; not those of machines that were
@@ -64,7 +64,7 @@ class Tally:
     def count(self, outcomes: Iterable[Outcome]) -> None:
         """Count tasks that ended."""
         for outcome in outcomes:
-            if outcome.status in (Status.OK, Status.FILTERED):
+            if outcome.status == Status.OK:
                 self.completed += 1
             else:
                 self.failed += 1

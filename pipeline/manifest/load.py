@@ -64,7 +64,7 @@ _PROMPTS = Columns(
 )
 
 _PICTURES = pa.list_(pa.struct([("uri", pa.string()), ("sha256", pa.string()), ("reading", pa.string())]))
-_VERDICT = [("code", pa.string()), ("column_name", pa.string()), ("message", pa.string())]
+_VERDICT = [("error_code", pa.string()), ("error_column", pa.string()), ("error_message", pa.string())]
 _CONCEPT_ROW = pa.schema(
     [
         ("row", pa.int64()),
@@ -246,7 +246,9 @@ class _Reading:
 
     def summary(self) -> ManifestSummary:
         """Counts, from the table itself."""
-        counts = self._db.connection.execute(f"SELECT code, count(*) FROM {self._table} GROUP BY code").fetchall()
+        counts = self._db.connection.execute(
+            f"SELECT error_code, count(*) FROM {self._table} GROUP BY error_code"
+        ).fetchall()
         by_code: dict[str | None, int] = dict(counts)
         good = by_code.pop(None, 0)
         if good + sum(by_code.values()) != self._rows:
@@ -343,15 +345,15 @@ def _mark_duplicates(db: PlanDB) -> None:
     db.connection.execute(
         """
         UPDATE concepts SET
-            code = ?, column_name = 'concept_id',
-            message = 'concept_id ''' || concepts.concept_id || ''' is already in row ' || first.row
-                || ': give each product its own id' || coalesce('; also: ' || concepts.message, '')
+            error_code = ?, error_column = 'concept_id',
+            error_message = 'concept_id ''' || concepts.concept_id || ''' is already in row ' || first.row
+                || ': give each product its own id' || coalesce('; also: ' || concepts.error_message, '')
         FROM (
             SELECT concept_id, min(row) AS row FROM concepts WHERE concept_id IS NOT NULL
             GROUP BY concept_id HAVING count(*) > 1
         ) AS first
         WHERE concepts.concept_id = first.concept_id AND concepts.row > first.row
-            AND (concepts.code IS NULL OR concepts.code <> ?)
+            AND (concepts.error_code IS NULL OR concepts.error_code <> ?)
         """,
         [Code.DUPLICATE_ID.value, Code.BAD_ID.value],
     )

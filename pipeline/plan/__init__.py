@@ -1,1 +1,1 @@
-"""From checked rows to work: keys, reuse, selection, changes. It reads published tables."""
+"""From checked rows to work: keys, reuse, selection, changes. It reads the published tables of earlier runs."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.contract.kinds import PerKind
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 from pipeline.storage.objects import Storage
 from pipeline.tables.views import connect
 
@@ -25,7 +25,7 @@ def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit
     """Compare the keys to do with the published tables.
 
     Args:
-        db: with `done` filled.
+        db: with `requests` and `done` filled.
         storage: with the tables of earlier runs.
         base_digest: of the plan's base model.
         memory_limit: DuckDB limit, above which the comparison spills to disk.
@@ -33,6 +33,7 @@ def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit
     Raises:
         StorageError: the tables cannot be listed.
     """
+    db.require(Stage.REQUESTS, Stage.DONE)
     values = {"base_digest": base_digest}
     with connect(storage) as connection:
         connection.execute(f"SET memory_limit = '{memory_limit}'")
@@ -60,7 +61,7 @@ _PLANNED_RENDERS = """
 SELECT prompt_row AS manifest_row, image_index, concept_ids, concept_keys, render_key, prompt, negative_prompt, seed,
     width, height, d.key IS NOT NULL AS done
 FROM requests LEFT JOIN (SELECT key FROM done WHERE kind = 'render') d ON d.key = render_key
-WHERE code IS NULL
+WHERE error_code IS NULL
 QUALIFY row_number() OVER (PARTITION BY render_key ORDER BY prompt_row, image_index) = 1
 """
 

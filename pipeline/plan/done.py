@@ -14,7 +14,7 @@ from pipeline.contract.kinds import CONCEPTS, RENDERS, RESULTS, ResultTable
 from pipeline.contract.layout import table_folder
 from pipeline.database.memory import retried
 from pipeline.database.parquet import gathered, read_tables
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 from pipeline.runs.find import list_runs
 from pipeline.storage.objects import Storage
 
@@ -56,6 +56,7 @@ def list_objects(db: PlanDB, storage: Storage) -> int:
             connection.register("rows_read", rows)
             connection.execute(_OBJECTS, values)
             connection.unregister("rows_read")
+    db.mark_filled(Stage.OBJECTS)
     [(count,)] = connection.execute("SELECT count(*) FROM objects").fetchall()
     return count
 
@@ -71,6 +72,7 @@ def load_done(db: PlanDB, storage: Storage) -> int:
     Raises:
         StorageError: storage cannot be listed, or a table or part cannot be read.
     """
+    db.require(Stage.OBJECTS)
     connection = db.connection
     connection.execute("DELETE FROM done")
     connection.execute("""
@@ -104,6 +106,7 @@ def load_done(db: PlanDB, storage: Storage) -> int:
         FROM newest n JOIN records r ON r.rowid = n.rid JOIN paths p USING (kind)
     """)
     connection.execute("DROP TABLE records; DROP TABLE paths")
+    db.mark_filled(Stage.DONE)
     [(count,)] = connection.execute("SELECT count(*) FROM done").fetchall()
     return count
 

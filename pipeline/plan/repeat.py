@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCounts, ResultTable
 from pipeline.contract.schemas import METADATA
 from pipeline.database.parquet import gathered, read_tables
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 from pipeline.runs.record import Published, RunRecord
 from pipeline.storage.objects import Storage
 
@@ -37,9 +37,10 @@ def content_digest(db: PlanDB, digest: str) -> str:
         db: with `concepts` and `concept_keys` filled.
         digest: of manifests, base model and settings.
     """
+    db.require(Stage.CONCEPT_KEYS)
     content = hashlib.sha256(repr((digest, sorted(METADATA.items()))).encode())
     rows = db.connection.execute(
-        "SELECT c.row, k.concept_key, c.code, c.column_name, c.message "
+        "SELECT c.row, k.concept_key, c.error_code, c.error_column, c.error_message "
         "FROM concepts c LEFT JOIN concept_keys k USING (row) ORDER BY c.row"
     )
     while page := rows.fetchmany(_ROWS_PER_READ):
@@ -59,6 +60,7 @@ def find_repeat(db: PlanDB, storage: Storage, run_ids: Sequence[str], content: s
     Raises:
         StorageError: storage cannot be read.
     """
+    db.require(Stage.OBJECTS)
     for run_id in run_ids:
         published = RunRecord(storage, run_id).published()
         if published.content != content or any(storage.size(file.path) != file.bytes for file in published.files):

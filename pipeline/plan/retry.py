@@ -1,4 +1,4 @@
-"""What to do again of a run that has ended: all its failed rows, those of one code, or its dead letters."""
+"""Which rows of a finished run to retry: all that failed, those with one error code, or its dead letters."""
 
 from dataclasses import dataclass, field
 
@@ -7,16 +7,16 @@ from pipeline.plan.selection import Keys
 from pipeline.storage.objects import Storage
 from pipeline.tables.views import connect
 
-# Such a row took a worker, its memory or its time with it, or met a fault of the program, whenever it was tried.
+# Rows that killed or hung their worker, did not fit into its memory, or met a fault of this program at every try.
 DEAD_LETTER = frozenset({Code.WORKER_DIED, Code.TIMED_OUT, Code.OUT_OF_MEMORY, Code.INTERNAL})
 FAILED = frozenset(Code)
 
 
 @dataclass(frozen=True)
 class Again:
-    """Keys to do again, and how many rows of the tables they stand for.
+    """Keys to do again, and the number of table rows with these keys.
 
-    `refused` counts the rows by code that were refused before any work: each has to be corrected, and is then new.
+    `refused` counts, by code, rows that were invalid before any work: once corrected, they are new.
     """
 
     keys: Keys
@@ -27,8 +27,8 @@ class Again:
 def to_retry(storage: Storage, run_id: str, codes: frozenset[Code] = FAILED) -> Again:
     """Rows of a published run whose work ended with one of `codes`.
 
-    Rows that were refused before any work are not among them: they have to be corrected, and are then new. A picture
-    that failed because its concept did is done again with it.
+    Rows that were invalid before any work are left out: once corrected, they are new. A render that failed because of
+    its concept is done again with the concept.
 
     Raises:
         StorageError: the tables cannot be read.

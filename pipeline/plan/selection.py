@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.contract.kinds import PerKind
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def select(db: PlanDB, selection: Selection, refused: Refused = Refused()) -> Mi
     Returns:
         The number of keys that could not be chosen; `pipeline.plan.left_out` says why.
     """
+    db.require(Stage.REQUESTS)
     connection = db.connection
     keys = selection.keys or Keys((), ())
     for name, values in (("asked_concepts", keys.concepts), ("asked_renders", keys.renders)):

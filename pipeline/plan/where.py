@@ -1,9 +1,9 @@
-"""`where` expressions of the prompts manifest, evaluated where they can read nothing but the concepts' own columns.
+"""Evaluates `where` expressions of the prompts manifest in a sandbox that has only the concepts' columns.
 
 An expression is one boolean DuckDB expression over `concept_id`, `superclass` and the manifest's extra columns. It runs
-in a database of its own that holds that one table: no files, no network, no extensions, no settings, no variables of
-this program. Anything else (several statements, a value that is not boolean, an unknown column, an expression that does
-not end) is a `RowError` with DuckDB's own first line; nothing it can do changes the plan.
+in a separate database with that one table, without access to files, network, extensions, settings or variables of this
+program. Several statements, a value that is not boolean, an unknown column or a timeout is a `RowError` with the first
+line of DuckDB's message. No expression can change the plan.
 """
 
 import threading
@@ -18,7 +18,7 @@ from pipeline.contract.messages import reason
 from pipeline.database.plandb import EXTRA_ROW, extra_columns
 from pipeline.database.query import quoted
 
-_SECONDS = 60.0  # a filter over a million concepts takes well under one
+_SECONDS = 60.0  # a filter over a million concepts takes less than one
 _SANDBOX = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -36,7 +36,7 @@ class Sandbox:
 
         Args:
             plan: connection of the PlanDB, with `concept_keys` filled.
-            seconds: an expression that takes longer is refused.
+            seconds: timeout of one expression.
         """
         extras = extra_columns(plan, "concepts")
         columns = "".join(f", e.{quoted(name)}" for name in extras)
@@ -54,17 +54,17 @@ class Sandbox:
         self._seconds = seconds
 
     def matching(self, expression: str) -> pa.Table:
-        """The column `concept_id` of the concepts for which the expression is true, in no order.
+        """A table with the `concept_id` of each concept for which the expression is true, in any order.
 
         Raises:
-            RowError: BAD_WHERE, with what is wrong and which columns there are.
+            RowError: BAD_WHERE, with the fault and the available columns.
         """
         timer = threading.Timer(self._seconds, self._connection.interrupt)
         timer.start()
         try:
             kinds = self._concepts.project(expression).types
             if kinds != ["BOOLEAN"]:
-                raise self._refusal(expression, f"it gives {', '.join(map(str, kinds))}, not a BOOLEAN")
+                raise self._refusal(expression, f"its type is {', '.join(map(str, kinds))}, not BOOLEAN")
             return self._concepts.filter(expression).project("concept_id").to_arrow_table()
         except duckdb.InterruptException as error:
             raise self._refusal(expression, f"it takes longer than {self._seconds:g} s") from error

@@ -1,10 +1,10 @@
-"""What is left to do, handed out unit by unit: trainings first, then renders as their concepts become available.
+"""The tasks that are left, given out in units: trainings first, and renders as soon as their concepts exist.
 
-The work itself stays in the PlanDB; this object holds one page of tasks and the keys that are out, so its memory does
-not grow with the manifest. Equal keys are one task. Trainings go longest first, because the last ones to finish decide
-when a run ends; each unit holds one set of settings. Renders go by shape and then by concepts, so that a batch needs
-few concept files. Every key is handed out once and recorded once: recording anything else is a `ValueError`. A render
-whose concept was not made ends as CONCEPT_FAILED at the moment its concept does.
+The tasks stay in the plan's database; this object holds one page of them and the keys that are out, so its memory does
+not grow with the manifest. Equal keys are one task. The longest trainings come first, because the last ones to finish
+decide when a run ends; all trainings of a unit have the same settings. Renders are ordered by shape and then by
+concepts, so that a batch needs few concept files. Each key is given out once and recorded once; anything else is a
+`ValueError`. If a concept fails, its renders end as CONCEPT_FAILED at the same moment.
 """
 
 from collections import deque
@@ -29,23 +29,24 @@ from pipeline.contract.units import (
     TrainUnit,
     Unit,
 )
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 
 _PAGE = 4096  # tasks, a few MB: one query per page, not per unit
-_MOST_WAITING = 20_000  # renders in memory whose shape has no full batch yet; beyond that, smaller batches go out
+_MOST_WAITING = 20_000  # renders in memory whose shape has no full batch yet; above this, smaller batches are given out
 
 
 class WorkQueue:
-    """The work of one plan; used from one thread, which must own the plan's connection meanwhile."""
+    """The tasks of one plan; used from one thread, which must own the plan's connection while it does so."""
 
     def __init__(self, db: PlanDB, *, group_size: int, render_batch: int) -> None:
-        """Find out what is left: keys without an object in `done`.
+        """Find the tasks that are left: keys that are not in `done`.
 
         Args:
-            db: planned, with `done` loaded.
+            db: with `requests` and `done` filled.
             group_size: concepts trained together.
-            render_batch: pictures rendered together.
+            render_batch: renders made together.
         """
+        db.require(Stage.REQUESTS, Stage.DONE)
         self._connection = db.connection
         self._group_size, self._render_batch = group_size, render_batch
         for statement in _TABLES:
@@ -61,17 +62,17 @@ class WorkQueue:
         self._units = 0
 
     def next(self) -> Unit | None:
-        """A unit that can run now, each task once; None when nothing is ready until more is recorded."""
+        """A unit that can run now; None if nothing is ready until more outcomes are recorded."""
         return self._next_training() or self._next_renders()
 
     def record(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Take final outcomes.
 
         Args:
-            outcomes: of tasks that `next` gave out, one for each, in any order.
+            outcomes: one for each of some tasks that `next` gave out, in any order.
 
         Returns:
-            Outcomes of renders that can no longer run; they are final and recorded already.
+            Outcomes of renders that cannot run any more; they are recorded already.
 
         Raises:
             ValueError: a task that is not out.
@@ -96,11 +97,11 @@ class WorkQueue:
         return self._fail(lost) if lost else []
 
     def unfinished(self) -> int:
-        """Number of tasks without a final outcome, those that are out included."""
+        """Number of tasks without a final outcome, including those that are out."""
         return self._concepts_left + self._renders_left
 
     def remaining(self) -> PerKind[int]:
-        """How many tasks have no final outcome yet, those that are out included."""
+        """Tasks without a final outcome per kind, including those that are out."""
         return PerKind(self._concepts_left, self._renders_left)
 
     def _next_training(self) -> TrainUnit | None:
@@ -108,7 +109,7 @@ class WorkQueue:
             rows = self._connection.execute(_CONCEPTS, [self._next_concept, self._next_concept + _PAGE]).fetchall()
             self._trainings.extend((position, _concept_task(*row)) for position, *row in rows)
             self._next_concept += len(rows)
-        # Equal settings stand together in this order.
+        # Trainings with equal settings follow one another.
         group = [task for _, task in islice(self._trainings, self._group_size)]
         tasks = tuple(task for task in group if task.training == group[0].training)
         for task in tasks:
@@ -163,21 +164,21 @@ class WorkQueue:
 
 
 def _dependant(key: str, concept: Outcome, concept_id: str) -> Outcome:
-    """How a render ends whose concept was not made."""
-    reason = f"concept {concept_id!r} was not made: {concept.message or concept.code}"
+    """The outcome of a render whose concept failed."""
+    reason = f"concept {concept_id!r} failed: {concept.error_message or concept.error_code}"
     return Outcome(
         kind="render",
         key=key,
         status=Status.FAILED,
-        code=Code.CONCEPT_FAILED,
-        message=clip(reason, MESSAGE_BYTES),
+        error_code=Code.CONCEPT_FAILED,
+        error_message=clip(reason, MESSAGE_BYTES),
         attempts=0,
         finished_at=concept.finished_at,
     )
 
 
 def _concept_task(*row: Any) -> ConceptTask:
-    """Pictures in the order of their digests, so that the order in the manifest does not matter."""
+    """A task with its photos in the order of their digests, so that their order in the manifest does not matter."""
     key, concept_id, superclass, images, masks, training = row
     pairs = sorted(
         zip(images, masks or [None] * len(images), strict=True),
@@ -218,8 +219,8 @@ _TABLES = [
             AND k.concept_key NOT IN (SELECT key FROM done WHERE kind = 'concept')
     )
     """,
-    # Numbered in the order in which they are best rendered. Keys are compared by sixteen bytes of their digests, which
-    # fit into memory where ten million keys of 64 characters do not.
+    # Numbered in the order of rendering. Keys are compared by sixteen bytes each: ten million keys of 64 characters do
+    # not fit into memory.
     f"""
     CREATE OR REPLACE TABLE work_renders AS
     SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, {_SHAPE},
@@ -229,13 +230,13 @@ _TABLES = [
     FROM requests
     WHERE rowid IN (
         SELECT min(rid) FROM (
-            SELECT rowid AS rid, md5_number(render_key) AS id FROM requests WHERE code IS NULL
+            SELECT rowid AS rid, md5_number(render_key) AS id FROM requests WHERE error_code IS NULL
         ) ANTI JOIN (SELECT md5_number(key) AS id FROM done WHERE kind = 'render') USING (id)
         GROUP BY id
     )
     """,
-    # One row per render and concept that it waits for, with the number of all it waits for. Sorted, so that the rows of
-    # the few concepts of one unit lie together.
+    # One row per render and concept that it waits for, with the number of all concepts that it waits for. Sorted, so
+    # that the rows of the concepts of one unit are adjacent.
     """
     CREATE OR REPLACE TABLE work_waits AS
     SELECT c.position, r.seq, count(*) OVER (PARTITION BY r.seq) AS waits
@@ -243,7 +244,7 @@ _TABLES = [
     ORDER BY c.position
     """,
     "CREATE OR REPLACE TABLE work_joint AS SELECT position, seq, waits FROM work_waits WHERE waits > 1",
-    # What changes as the run goes on is temporary: each small insert into a file would be synced to disk.
+    # Tables that change during the run are temporary: each small insert into the file would be synced to disk.
     "CREATE OR REPLACE TEMP TABLE work_available (position BIGINT)",
     "CREATE OR REPLACE TEMP TABLE work_dead (seq BIGINT)",
     """
@@ -262,7 +263,7 @@ SELECT render_key, task_prompt, task_negative_prompt, concepts, ids, seed, bias,
 FROM work_ready JOIN work_renders USING (seq) WHERE place >= ? AND place < ? ORDER BY place
 """
 
-# A render that waits for several concepts is ready with the last of them.
+# A render that waits for several concepts becomes ready with the last of them.
 _UNLOCK = """
 INSERT INTO work_ready
 SELECT $first + row_number() OVER (ORDER BY seq) - 1, seq

@@ -1,9 +1,8 @@
 """The report of a run: one HTML file that works offline, from S3, on paper and without scripts.
 
-Everything is counted from the published tables, never from a log. Pictures are inlined; the page holds as many sheets
-as fit into its size and says how many it leaves out and how to query them. Ids, prompts, messages and carried columns
-come from strangers: all of it is escaped, shortened and freed of control characters, and the page's policy forbids
-scripts and every kind of loading.
+All figures are counted from the published tables. Images are inlined; the page has as many sheets as fit into its size,
+and says how many are left out and how to query them. Ids, prompts, messages and carried columns are untrusted text:
+they are escaped, shortened and freed of control characters, and the page's security policy forbids scripts and loading.
 """
 
 import base64
@@ -36,25 +35,25 @@ from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import MissingObjectError, Storage
 from pipeline.storage.scratch import scratch_folder
 
-MIN_BYTES = 500_000  # the page without any picture stays below this, whatever the tables hold
-MAX_COMBINED = 24  # pictures of several concepts
+MIN_BYTES = 500_000  # the page without images is smaller than this for any tables
+MAX_COMBINED = 24  # renders of several concepts
 EXAMPLES = 3  # rows shown per error code
-SLOWEST = 6  # pictures and concepts shown
+SLOWEST = 6  # renders and concepts shown
 SETTINGS = 60  # lines of the spec shown
 BINS = 24
 
-_COMBINED_SHARE = 0.25  # of the room for pictures
-_SCORED_SHARE = 0.1  # likewise
-_SLACK = 4096  # the page's sentences grow by some digits once the sheets are in
+_COMBINED_SHARE = 0.25  # of the bytes left for images
+_SCORED_SHARE = 0.1  # of the same
+_SLACK = 4096  # the page's texts grow by some digits when the sheets are added
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What became of one table's rows.
+    """Totals of one table.
 
-    `statuses` and `origins` count rows. Several rows may share one object: `made` and `reused` count objects, and
-    `bytes` and `accelerator_s` (this run's own work, failed attempts included) count each object once.
+    `statuses` counts rows. Several rows may share one object: `made` and `reused` count objects, and `bytes` and
+    `accelerator_s` (of this run, failed tries included) count each object once.
     """
 
     rows: int
@@ -67,7 +66,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Accelerator seconds per object made: `counts[i]` lie in [i, i + 1) x `width`; the last bin is open."""
+    """Accelerator seconds per object: `counts[i]` objects are in [i, i + 1) x `width`; the last bin is open."""
 
     total: int
     median: float
@@ -99,9 +98,9 @@ def write_report(
     Args:
         storage: the root that holds the run's published tables.
         run_id: the run.
-        known: its published files, whether a listing that lags behind shows them or not.
-        max_concepts: concepts shown at most, each with its pictures.
-        max_bytes: size of the page at most; concepts that do not fit are counted instead of shown.
+        known: paths of published files that a stale listing may lack.
+        max_concepts: concepts shown at most.
+        max_bytes: size of the page at most; concepts that do not fit are only counted.
 
     Returns:
         The page's URI.
@@ -122,7 +121,7 @@ def write_report(
 
 
 def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max_bytes: int) -> bytes:
-    """The whole page, as UTF-8, of at most `max_bytes`."""
+    """The page as UTF-8, of at most `max_bytes`."""
     environment = _environment()
     template = environment.get_template("report.html.j2")
     tiles: Any = environment.get_template("tiles.html.j2").module
@@ -138,22 +137,22 @@ def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max
     ends: list[Markup] = []
     if view["scores"]:
         both = extremes(tables.connection, view["scores"][0].digest, reader)
-        ends = _that_fit(map(scored.scored, both), int(room * _SCORED_SHARE))
+        ends = _fitting(map(scored.scored, both), int(room * _SCORED_SHARE))
     room -= sum(map(_size, ends))
-    combined = _that_fit(
+    combined = _fitting(
         map(tiles.combined, combined_renders(tables.connection, MAX_COMBINED, photos, reader)),
         int(room * _COMBINED_SHARE),
     )
     room -= sum(map(_size, combined))
-    # Drawn by digest, so that what fits is a fair sample; shown by id, so that one is found again.
+    # Taken in the order of a digest, so that what fits is a fair sample; shown in the order of ids.
     sample = sample_concepts(tables.connection, max_concepts)
-    cards = _that_fit(map(tiles.card, concept_cards(tables.connection, sample, tables.carried, photos, reader)), room)
+    cards = _fitting(map(tiles.card, concept_cards(tables.connection, sample, tables.carried, photos, reader)), room)
     shown = zip((row["concept_id"] for row in sample), cards, strict=False)
     return render([card for _, card in sorted(shown)], combined, ends)
 
 
 def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
-    """All of the page but its pictures."""
+    """Everything on the page but the images."""
     connection = tables.connection
     for table in RESULTS:
         _count_objects(connection, table)
@@ -184,7 +183,7 @@ def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
 
 @contextmanager
 def _open_tables(storage: Storage, run_id: str, known: Iterable[str]) -> Iterator[_Tables]:
-    """The run's published tables, read where they lie; sorting spills to local scratch."""
+    """The run's published tables, read from storage; sorting spills to local scratch."""
     there = {*known, *(path for path, _ in storage.list(TABLES_FOLDER) if is_of_run(path, run_id))}
     files = {
         table.name: sorted(path for path in there if path.startswith(f"{table_folder(table.name)}/"))
@@ -206,7 +205,7 @@ def _open_tables(storage: Storage, run_id: str, known: Iterable[str]) -> Iterato
 
 
 def _view(connection: duckdb.DuckDBPyConnection, storage: Storage, table: str, paths: list[str]) -> tuple[str, ...]:
-    """Create the view `table` over `paths`; return the names of its carried columns, which it shows as short texts."""
+    """Create the view `table` over `paths`; return the names of its carried columns, which become short texts."""
     fixed = PUBLISHED[table]
     source: Any = fixed.empty_table()
     carried: list[pa.Field] = []
@@ -214,7 +213,7 @@ def _view(connection: duckdb.DuckDBPyConnection, storage: Storage, table: str, p
         full = [storage.full(path) for path in paths]
         found = pyarrow.dataset.dataset(full, filesystem=storage.filesystem, format="parquet")
         carried = [field for field in found.schema if field.name not in fixed.names]
-        # Columns that an older file lacks are read as null.
+        # A column that an older file lacks is read as null.
         source = pyarrow.dataset.dataset(
             full, filesystem=storage.filesystem, format="parquet", schema=pa.schema([*fixed, *carried])
         )
@@ -261,7 +260,7 @@ def _totals(connection: duckdb.DuckDBPyConnection, table: ResultTable) -> Totals
 
 
 def _failures(connection: duckdb.DuckDBPyConnection) -> list[Row]:
-    """Rows that are not ok, by code and most frequent first, each with its meaning and its first few rows."""
+    """Error codes, most frequent first, each with its meaning and its first few rows."""
     connection.execute(_NOT_OK)
     codes = rows(
         connection,
@@ -289,13 +288,11 @@ def _failures(connection: duckdb.DuckDBPyConnection) -> list[Row]:
 def _meaning(code: str) -> str:
     if code in MEANING:
         return MEANING[Code(code)]
-    if code == Status.FILTERED:
-        return "The picture was made, but a policy withholds it."
     return "A code that this version does not know: a newer version wrote the table."
 
 
 def _histogram(connection: duckdb.DuckDBPyConnection, table: ResultTable) -> Histogram | None:
-    """Seconds of what this run made; None when it made nothing. The open last bin keeps a few stragglers in view."""
+    """Accelerator seconds of what this run made; None if it made nothing. The last bin holds the outliers."""
     stats = rows(
         connection,
         f"""
@@ -320,7 +317,7 @@ def _histogram(connection: duckdb.DuckDBPyConnection, table: ResultTable) -> His
 
 
 def _round_up(value: float) -> float:
-    """The next number of two digits or less that is a convenient step of an axis; 0.001 for nothing."""
+    """The next larger convenient step of an axis, with at most three digits; 0.001 for zero."""
     if value <= 0:
         return 0.001
     power = 10.0 ** math.floor(math.log10(value))
@@ -329,8 +326,8 @@ def _round_up(value: float) -> float:
     )
 
 
-def _that_fit(fragments: Iterable[Markup], room: int) -> list[Markup]:
-    """The leading fragments that together have at most `room` bytes; later ones are not even made."""
+def _fitting(fragments: Iterable[Markup], room: int) -> list[Markup]:
+    """The leading fragments that together have at most `room` bytes; the iterator advances no further."""
     kept: list[Markup] = []
     for fragment in fragments:
         room -= _size(fragment)
@@ -356,7 +353,7 @@ def _settings(storage: Storage, run_id: str) -> list[tuple[str, str]]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of the leaves of a JSON value that are set."""
+    """Dotted name and text of each leaf of a JSON value that is set."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -366,7 +363,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 @cache
 def _environment() -> jinja2.Environment:
-    """The same for all reports: compiling the templates takes longer than filling them."""
+    """The templates, compiled once: compiling takes longer than filling them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report"),
         autoescape=True,
@@ -387,7 +384,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _clip(value: Any, length: int) -> str:
-    """At most `length` characters of a stranger's text, without line breaks, control or text-direction characters."""
+    """At most `length` characters of untrusted text, without line breaks, control or direction characters."""
     text = _UNPRINTABLE.sub(" ", str(value))
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -408,7 +405,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-# Reused rows carry the time of the run that made them.
+# Reused rows have the time of the run that made the object.
 _SPAN = """
     SELECT min(finished_at) AS first, max(finished_at) AS last, count(DISTINCT worker) AS workers FROM (
         SELECT finished_at, worker FROM concepts WHERE origin IS DISTINCT FROM 'reused' AND finished_at > 0
@@ -417,7 +414,7 @@ _SPAN = """
     )
 """
 
-# One row per manifest row and code: a prompt crossed with a thousand concepts is one thing to correct.
+# One row per manifest row and code: a prompt for a thousand concepts is corrected once.
 _NOT_OK = """
     CREATE TEMP TABLE not_ok AS
     SELECT manifest, manifest_row, coalesce(error_code, status) AS code, any_value(status) AS status,

@@ -1,7 +1,7 @@
-"""The report's section on scores: what each set of scorers says of a run, and the pictures at both ends.
+"""The report's section on scores: figures of each set of scorers, and the renders with the lowest and highest scores.
 
-Counted from the published scores alone; a run that was never scored has no section. Figures of different scorers stand
-apart, for their cosines do not compare.
+It is counted from the published scores; a run without scores has no section. Each set of scorers has its own figures,
+because cosines of different scorers cannot be compared.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ import pyarrow.dataset
 from pipeline.contract.layout import is_of_run, table_folder
 from pipeline.contract.schemas import SCORES
 from pipeline.database.query import Row, rows
-from pipeline.report.sheets import PictureReader, Render
+from pipeline.report.sheets import PictureReader, RenderTile
 from pipeline.storage.objects import Storage
 
 MAX_SCORERS = 4  # sets of scorers shown, the latest first
-EXTREMES = 6  # pictures shown at either end
+EXTREMES = 6  # renders shown at each end
 MAX_BINS = 24
 
 _SIMILARITIES = ("image_similarity", "text_similarity")
@@ -26,7 +26,7 @@ _WIDTHS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class Spread:
-    """One similarity's values: `counts[i]` lie in [low + i x width, low + (i + 1) x width)."""
+    """Histogram of one similarity: `counts[i]` values are in [low + i x width, low + (i + 1) x width)."""
 
     name: str
     total: int
@@ -41,7 +41,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ScorerFigures:
-    """What one set of scorers says: rows, rows with an error by code, spreads, and how many contexts are right."""
+    """Figures of one set of scorers: rows, errors by code, histograms, and how many contexts are correct."""
 
     scorer: str
     digest: str
@@ -55,15 +55,15 @@ class ScorerFigures:
 
 @dataclass(frozen=True)
 class Scored:
-    """A picture at one end of the scale."""
+    """A render at one end of the scale."""
 
-    render: Render
+    render: RenderTile
     measure: str
     value: float
 
 
 def scorer_figures(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str) -> list[ScorerFigures]:
-    """Create the view `scores` of a run and sum it up, one element per set of scorers and the latest first."""
+    """Create the view `scores` of a run; return the figures of each set of scorers, the latest first."""
     paths = sorted(path for path, _ in storage.list(table_folder("scores")) if is_of_run(path, run_id))
     source = SCORES.empty_table()
     if paths:
@@ -87,9 +87,9 @@ def scorer_figures(connection: duckdb.DuckDBPyConnection, storage: Storage, run_
 
 
 def extremes(connection: duckdb.DuckDBPyConnection, digest: str, reader: PictureReader) -> Iterator[Scored]:
-    """The pictures that one set of scorers finds worst, then those it finds best: least like their product, if told.
+    """The renders with the lowest scores, then those with the highest, by image similarity if there is one.
 
-    Pictures are read only when one is asked for; with few rows none comes twice.
+    Images are read one by one as the iterator advances. No render comes twice.
     """
     for measure in _SIMILARITIES:
         found: list[Row] = rows(
@@ -110,7 +110,7 @@ def extremes(connection: duckdb.DuckDBPyConnection, digest: str, reader: Picture
         )
         if found:
             for row in found:
-                yield Scored(Render(row, reader.read(row["uri"])), measure.replace("_", " "), row["value"])
+                yield Scored(RenderTile(row, reader.read(row["uri"])), measure.replace("_", " "), row["value"])
             return
 
 

@@ -1,8 +1,8 @@
-"""Contact sheets: which concepts and pictures a report shows, and the pictures themselves as small data URIs.
+"""Contact sheets: which concepts, photos and renders a report shows, with the images as small data URIs.
 
-The sample is deterministic: concepts are drawn in the order of a digest of their id, so that the report of every run
-of a catalogue shows the same ones. Pictures are read under a cap on bytes and on pixels and shrunk; one that cannot be
-shown becomes a picture without data and with a note that says why. No picture ever raises.
+The sample is deterministic: concepts are taken in the order of a digest of their id, so reports of one catalogue show
+the same concepts. Images are read with a limit on bytes and pixels, and shrunk. An image that cannot be shown has no
+data and a note that says why; it never raises.
 """
 
 import base64
@@ -24,23 +24,23 @@ from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
 from pipeline.storage.objects import Storage, StorageError, absolute_uri
 
-THUMBNAIL_PX = 256  # longest side of an inlined picture
-CRISP_PX = 128  # pictures up to this side are kept pixel for pixel and enlarged without smoothing
+THUMBNAIL_PX = 256  # longest side of an inlined image
+CRISP_PX = 128  # images up to this side keep their pixels and are enlarged without smoothing
 TRAINING_PER_CONCEPT = 4
 RENDERS_PER_CONCEPT = 8
 
 _MAX_BYTES = 32_000_000
 _MAX_PIXELS = 64_000_000
-# Pictures on the web are not fetched: whoever opens or writes a report must not cause requests to hosts it names.
+# Photos on the web are not fetched: writing or opening a report must not send requests to hosts in a manifest.
 _PROTOCOLS = frozenset({"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-_READERS = 8  # pictures read at the same time: an object store answers in tens of milliseconds
+_READERS = 8  # images read at the same time: an object store responds in tens of milliseconds
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture ready to be inlined, or the reason why there is none.
+class Thumbnail:
+    """An image ready to be inlined, or the reason why there is none.
 
-    `src` is a data URI (None: `note` says why); `width` and `height` are its pixels; `crisp` asks for enlargement
+    `src` is a data URI; if it is None, `note` says why. `width` and `height` are in pixels. `crisp` images are enlarged
     without smoothing.
     """
 
@@ -52,23 +52,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Render:
-    """One picture that was asked for: its row of the renders table, the picture, its concepts' first photos."""
+class RenderTile:
+    """A render: its row of the renders table, its image, and the first photo of each of its concepts."""
 
     row: Row
-    picture: Picture
-    references: tuple[Picture, ...] = ()
+    picture: Thumbnail
+    references: tuple[Thumbnail, ...] = ()
 
 
 @dataclass(frozen=True)
 class Card:
-    """One concept's sheet: its row, its carried columns, its training pictures beside its renders."""
+    """The sheet of one concept: its row, its carried columns, its photos and its renders."""
 
     row: Row
     carried: tuple[tuple[str, Any], ...]
-    training: tuple[Picture, ...]
+    training: tuple[Thumbnail, ...]
     training_total: int
-    renders: tuple[Render, ...]
+    renders: tuple[RenderTile, ...]
     renders_total: int
 
 
@@ -79,22 +79,22 @@ class PictureReader:
         self._storage = storage
         self._photos = InputStore(InputLimits(max_bytes=_MAX_BYTES), storage.options)
 
-    def read(self, uri: str) -> Picture:
-        """The picture at `uri`, shrunk; never raises."""
+    def read(self, uri: str) -> Thumbnail:
+        """The image at `uri`, shrunk; never raises."""
         try:
             return thumbnail(self._fetch(uri))
         except FileNotFoundError:
-            return Picture(note="The picture is not there any more.")
+            return Thumbnail(note="The picture is not there any more.")
         except (_NotShownError, StorageError) as reason:
-            return Picture(note=str(reason))
+            return Thumbnail(note=str(reason))
         except RowError as error:
             missing = error.code == Code.IMAGE_MISSING
-            return Picture(note="The picture is not there any more." if missing else str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a storage driver or a decoder raises, the page says it
-            return Picture(note=f"The picture cannot be read ({type(error).__name__}).")
+            return Thumbnail(note="The picture is not there any more." if missing else str(error))
+        except Exception as error:  # noqa: BLE001 - storage drivers and decoders raise anything; the page reports it
+            return Thumbnail(note=f"The picture cannot be read ({type(error).__name__}).")
 
-    def read_all(self, uris: Iterable[str]) -> list[Picture]:
-        """The pictures at `uris`, in order, several at a time."""
+    def read_all(self, uris: Iterable[str]) -> list[Thumbnail]:
+        """The images at `uris`, in order, several at a time."""
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(self.read, uris))
 
@@ -108,21 +108,21 @@ class PictureReader:
 
 
 class _NotShownError(Exception):
-    """A picture that exists but is deliberately not shown."""
+    """An image that exists but must not be shown."""
 
 
-def thumbnail(data: bytes) -> Picture:
-    """Shrink an encoded picture to THUMBNAIL_PX and encode it as WebP without any metadata.
+def thumbnail(data: bytes) -> Thumbnail:
+    """Shrink an encoded image to THUMBNAIL_PX and encode it as WebP without metadata.
 
     Args:
         data: bytes of a PNG, JPEG or WebP file.
 
     Returns:
-        The picture as a data URI; lossless when no side is longer than CRISP_PX.
+        The image as a data URI; lossless if no side is longer than CRISP_PX.
 
     Raises:
-        _NotShownError: no picture, or one of more pixels than a report decodes.
-        OSError: a damaged picture (Pillow has other errors for this, too).
+        _NotShownError: no image, or more pixels than a report decodes.
+        OSError: a damaged image; Pillow may raise other errors for it.
     """
     kind = picture_format(data)
     if kind is None:
@@ -138,13 +138,13 @@ def thumbnail(data: bytes) -> Picture:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", lossless=crisp, quality=80, exif=b"", icc_profile=b"")
     src = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(src, small.width, small.height, crisp)
+    return Thumbnail(src, small.width, small.height, crisp)
 
 
 def sample_concepts(connection: duckdb.DuckDBPyConnection, limit: int) -> list[Row]:
-    """Rows of the table `concepts`, one per concept id, drawn by a digest of the id.
+    """Rows of the table `concepts`, one per concept id, in the order of a digest of the id.
 
-    Where several rows bear one id, the one that went well stands for it, else the first.
+    If several rows share an id, the first ok row represents it, else the first row.
     """
     return rows(
         connection,
@@ -164,14 +164,14 @@ def concept_cards(
     inputs: Mapping[str, Sequence[str]],
     reader: PictureReader,
 ) -> Iterator[Card]:
-    """Sheets of `concepts`, in their order; pictures are read only when a card is asked for.
+    """Sheets of `concepts`, in order; images are read one sheet at a time as the iterator advances.
 
     Args:
         connection: has the table `renders`.
         concepts: rows of the concepts table.
-        carried: names of the manifest's own columns, shown with each concept.
-        inputs: training pictures' URIs by concept id; may lack any of them.
-        reader: where pictures come from.
+        carried: names of carried columns, shown with each concept.
+        inputs: addresses of photos by concept id; any concept may be missing.
+        reader: reads the images.
     """
     by_concept: dict[str, list[Row]] = {}
     for row in _renders_of(connection, [concept["concept_id"] for concept in concepts]):
@@ -187,15 +187,15 @@ def concept_cards(
             carried=tuple((name, concept[name]) for name in carried if concept[name] is not None),
             training=tuple(pictures[: len(shown)]),
             training_total=concept["images"] or len(photos),
-            renders=tuple(Render(row, next(made) if _has_picture(row) else Picture()) for row in renders),
+            renders=tuple(RenderTile(row, next(made) if _has_picture(row) else Thumbnail()) for row in renders),
             renders_total=renders[0]["_perfusion_total"] if renders else 0,
         )
 
 
 def combined_renders(
     connection: duckdb.DuckDBPyConnection, limit: int, inputs: Mapping[str, Sequence[str]], reader: PictureReader
-) -> Iterator[Render]:
-    """Pictures of two or more concepts, drawn by a digest of their key, each with its concepts' first photos."""
+) -> Iterator[RenderTile]:
+    """Renders of two or more concepts, in the order of a digest of their key, with the concepts' first photos."""
     for row in rows(
         connection,
         """
@@ -206,7 +206,7 @@ def combined_renders(
     ):
         photos = [inputs[concept][0] for concept in row["concept_ids"] if inputs.get(concept)]
         pictures = reader.read_all([*photos, *([row["uri"]] if _has_picture(row) else [])])
-        yield Render(row, pictures[-1] if _has_picture(row) else Picture(), tuple(pictures[: len(photos)]))
+        yield RenderTile(row, pictures[-1] if _has_picture(row) else Thumbnail(), tuple(pictures[: len(photos)]))
 
 
 def _has_picture(row: Row) -> bool:
@@ -214,7 +214,7 @@ def _has_picture(row: Row) -> bool:
 
 
 def _renders_of(connection: duckdb.DuckDBPyConnection, concept_ids: Sequence[str]) -> list[Row]:
-    """Up to RENDERS_PER_CONCEPT single-concept rows each: good ones first, and every prompt before a second seed."""
+    """Up to RENDERS_PER_CONCEPT rows per concept: ok rows first, and each prompt once before a second seed."""
     return rows(
         connection,
         """

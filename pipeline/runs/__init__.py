@@ -1,1 +1,1 @@
-"""What storage records about a run, and which driver holds it."""
+"""What storage records about a run: its files, its staged outcomes, its lease and its state."""

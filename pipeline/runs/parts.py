@@ -1,20 +1,21 @@
-"""Staged outcomes: what a run has finished so far, in small Parquet objects that only ever get added.
+"""Staged outcomes: the tasks that a run has finished so far, in small Parquet files that are only ever added.
 
-Each object is created exclusively under the number of the lease that its writer holds, so an attempt that lost its
-lease can add but never overwrite. A row counts once its part is written; an object without a row is made again.
-Where a key stands in several parts, ok wins over anything else, then the later lease, then the later part.
+Each file is created exclusively under the number of its writer's lease, so a driver that lost its lease can add files
+but never overwrite one. A task is done once its part is written. If a key is in several parts, ok wins, then the later
+lease, then the later part.
 """
 
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.contract.layout import is_part, part_path, parts_folder
-from pipeline.contract.schemas import PART
+from pipeline.contract.schemas import PART, PART_NAMES
 from pipeline.contract.units import Outcome
 from pipeline.database.parquet import gathered, read_tables
 from pipeline.storage.objects import Storage, StorageError
@@ -23,9 +24,9 @@ _ROWS_PER_SHARE = 250_000  # keys compared at once, some 30 MB
 
 
 class PartWriter:
-    """Collects outcomes and writes them in parts; one per attempt, used from one thread.
+    """Collects outcomes and writes them in parts; one per driver, used from one thread.
 
-    A failed flush loses nothing: the part is kept and written first at the next flush. `written` are the paths so far.
+    A failed flush loses nothing: the next flush writes the same part first. `written` has the paths so far.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class PartWriter:
         """Start with part 0 of this lease.
 
         Args:
-            storage: where the run lies.
+            storage: the root of the run.
             run_id: the run.
-            lease: number of the lease that the caller holds.
-            rows_per_part: a part is written when this many rows wait.
-            seconds_per_part: a part is written when the first waiting row is this old.
-            clock: seconds that never go back.
+            lease: number of the caller's lease.
+            rows_per_part: waiting rows after which a part is written.
+            seconds_per_part: age of the oldest waiting row after which a part is written.
+            clock: monotonic seconds.
         """
         self._storage, self._run_id, self._lease = storage, run_id, lease
         self._rows_per_part, self._seconds_per_part, self._clock = rows_per_part, seconds_per_part, clock
@@ -56,7 +57,7 @@ class PartWriter:
         self.written: list[str] = []
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Take outcomes and write a part when one is due; call it with none now and then to keep the clock honoured.
+        """Take outcomes and write a part if one is due; call it regularly, also without outcomes.
 
         Raises:
             StorageError: as `flush`.
@@ -69,10 +70,10 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything that waits; returns when it is in storage.
+        """Write all waiting rows; returns when they are in storage.
 
         Raises:
-            StorageError: storage could not be written, or another attempt writes under the same lease.
+            StorageError: storage cannot be written, or another driver writes under the same lease.
         """
         self._write_encoded()
         if self._rows:
@@ -83,10 +84,10 @@ class PartWriter:
         if self._encoded is None:
             return
         path = part_path(self._run_id, self._lease, len(self.written))
-        # A lost answer makes our own part look like another's: its bytes tell.
+        # After a lost response our own part exists already; its bytes tell it from another driver's.
         if not self._storage.create(path, self._encoded) and self._storage.read(path) != self._encoded:
             raise StorageError(
-                f"{self._storage.uri(path)} was written by another attempt of run {self._run_id} under the same lease "
+                f"{self._storage.uri(path)} was written by another driver of run {self._run_id} under the same lease "
                 f"({self._lease}): stop one of the two and run the command again"
             )
         self._encoded = None
@@ -94,18 +95,18 @@ class PartWriter:
 
 
 def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str, known: Iterable[str] = ()) -> None:
-    """Fill the table `outcomes`: one row per key that the run has finished, columns as in `schemas.PART`.
+    """Fill the table `outcomes`: one row per key that the run has finished, columns as in `Outcome`.
 
     Args:
-        connection: where.
-        storage: where the run lies.
+        connection: gets the table.
+        storage: the root of the run.
         run_id: the run.
-        known: parts that are there, whether a listing that lags behind shows them or not.
+        known: paths of parts that a stale listing may lack.
 
     Raises:
         StorageError: a part cannot be read.
     """
-    # Zero-padded lease and sequence numbers make the order of paths theirs.
+    # Lease and sequence numbers are zero-padded: paths sort by them.
     listed = (path for path, _ in storage.list(parts_folder(run_id)) if is_part(path))
     paths = sorted({*listed, *known})
     age = {path: number for number, path in enumerate(paths)}
@@ -120,10 +121,12 @@ def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: 
     connection.unregister("rows_read")
     _keep_the_best(connection)
     connection.execute("ALTER TABLE outcomes DROP COLUMN age")
+    for name, in_file in PART_NAMES.items():
+        connection.execute(f"ALTER TABLE outcomes RENAME COLUMN {in_file} TO {name}")
 
 
 def _keep_the_best(connection: duckdb.DuckDBPyConnection) -> None:
-    """Delete all rows of a key but one. Only numbers are compared, one bounded share of the keys at a time."""
+    """Delete all rows of a key but one. Numbers are compared instead of keys, a bounded share of them at a time."""
     connection.execute(_RANKED)
     [(rows,)] = connection.execute("SELECT count(*) FROM ranked").fetchall()
     shares = rows // _ROWS_PER_SHARE + 1
@@ -132,9 +135,13 @@ def _keep_the_best(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("DROP TABLE ranked")
 
 
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {PART_NAMES.get(name, name): value for name, value in values.items()}
+
+
 def _encode(outcomes: Sequence[Outcome]) -> bytes:
     sink = io.BytesIO()
-    table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=PART)
+    table = pa.Table.from_pylist([_renamed(asdict(outcome)) for outcome in outcomes], schema=PART)
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 

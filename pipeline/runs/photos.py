@@ -13,6 +13,6 @@ def photos_to_record(db: PlanDB) -> dict[str, list[str]]:
     """
     rows = db.connection.execute(
         "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts "
-        f"WHERE code IS NULL ORDER BY md5(concept_id) LIMIT {_CONCEPTS}"
+        f"WHERE error_code IS NULL ORDER BY md5(concept_id) LIMIT {_CONCEPTS}"
     ).fetchall()
     return {name: uris for name, uris in rows if not any(map(is_signed, uris))}

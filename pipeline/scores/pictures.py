@@ -1,7 +1,7 @@
-"""Pictures that scores need: rendered ones read and checked, training ones embedded and remembered.
+"""Images that scores need: renders, read and checked, and photos, embedded and cached.
 
-A picture that cannot be had is a `RowError` among the results, never left out. Trouble of the storage itself is
-nobody's row: it raises, so that an outage is not written down as a property of pictures.
+An image that is unavailable is a `RowError` among the results; none is left out. A storage outage raises instead, so
+that it is not recorded as a property of images.
 """
 
 from collections import OrderedDict
@@ -24,30 +24,30 @@ from pipeline.storage.patience import Patience
 Found = list[Image.Image | RowError]
 Vector = NDArray[np.float64]
 
-_EMBEDDED_AT_ONCE = 16  # a phone's photo is 36 MB when decoded
-_REMEMBERED = 1024  # concepts; rows come sorted by concept, so few are ever needed again
+_EMBEDDED_AT_ONCE = 16  # a decoded photo of a phone has 36 MB
+_REMEMBERED = 1024  # concepts; renders are sorted by concept, so few are needed again
 
 
 class PictureSource:
-    """Reads pictures by address, several at a time, under limits."""
+    """Reads images by address, several at a time, under limits."""
 
     def __init__(self, pool: Executor, inputs: InputStore, patience: Patience) -> None:
         """Bind a pool of threads, the reader, and how long to wait for a storage."""
         self._pool, self._inputs, self._patience = pool, inputs, patience
 
     def read(self, uris: Sequence[str], digests: Sequence[str] | None = None) -> Found:
-        """The pictures in order as RGB, or why one of them cannot be had.
+        """The images in order as RGB, or why one of them is unavailable.
 
         Args:
             uris: absolute addresses.
-            digests: hex sha256 that the bytes must have, one for each; any bytes will do without.
+            digests: hex sha256 that the bytes must have, one per address; None accepts any bytes.
 
         Raises:
-            StorageError: the storage itself is in trouble.
+            StorageError: storage fails.
         """
-        return list(self._pool.map(self._one, uris, repeat(None) if digests is None else digests))
+        return list(self._pool.map(self._read_one, uris, repeat(None) if digests is None else digests))
 
-    def _one(self, uri: str, sha256: str | None) -> Image.Image | RowError:
+    def _read_one(self, uri: str, sha256: str | None) -> Image.Image | RowError:
         try:
             return decode(self._patience(lambda: self._bytes(uri, sha256)), self._inputs.limits)
         except RowError as error:
@@ -62,21 +62,21 @@ class PictureSource:
 
 
 class TrainingMeans:
-    """The mean of the unit vectors of a concept's training pictures, or why there is none.
+    """Means of the unit vectors of each concept's photos, or why a concept has none.
 
-    A unit vector's product with it is the mean of its cosines to the pictures; the mean itself is shorter than one.
+    The inner product of a unit vector and a mean is the vector's mean cosine to the photos. A mean is shorter than one.
     """
 
     def __init__(self, embedder: ImageEmbedder, source: PictureSource, addresses: Mapping[str, Sequence[str]]) -> None:
-        """Embed nothing yet; `addresses` are those of the training pictures by concept id."""
+        """Embed nothing yet; `addresses` are those of photos by concept id."""
         self._embedder, self._source, self._addresses = embedder, source, addresses
         self._known: OrderedDict[str, Vector | RowError] = OrderedDict()
 
     def of(self, concepts: Mapping[str, str]) -> dict[str, Vector | RowError]:
-        """Means by concept key, of concepts given as id by key.
+        """Means by concept key; `concepts` has concept ids by concept key.
 
         Raises:
-            StorageError, ScorerError: the storage or the scorer is in trouble, whatever the concept.
+            StorageError, ScorerError: storage or the scorer fails for a reason that is not the concept.
         """
         found: dict[str, Vector | RowError] = {}
         for key, name in concepts.items():
@@ -91,7 +91,7 @@ class TrainingMeans:
         if not uris:
             return RowError(
                 Code.IMAGE_MISSING,
-                f"where the training pictures of concept {name!r} lie is not known any more: "
+                f"the addresses of the photos of concept {name!r} are unknown: "
                 "put its row back into the concepts manifest",
             )
         total: NDArray[np.float64] | float = 0.0
@@ -100,7 +100,7 @@ class TrainingMeans:
             pictures = []
             for uri, picture in zip(batch, self._source.read(batch), strict=True):
                 if isinstance(picture, RowError):
-                    message = f"a training picture of concept {name!r} cannot be compared with: {picture}"
+                    message = f"a photo of concept {name!r} is unavailable: {picture}"
                     return RowError(picture.code, message if redact(uri) in message else f"{message} ({redact(uri)})")
                 pictures.append(picture)
             total = total + self._embedder.embed_images(pictures).astype(np.float64).sum(axis=0)

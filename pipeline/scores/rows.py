@@ -1,7 +1,7 @@
-"""Scores of some rendered pictures: each beside its prompt, its concepts' training pictures and the context it names.
+"""Scores renders: against their prompts, the photos of their concepts, and the context that the prompt names.
 
-Every row gets a result. What concerns one score leaves the others of the row alone: that score is null, and the row has
-the code and the sentence.
+Each render gets a result. If one score fails, the others are kept: the failed score is null, and the row has the error
+code and the message.
 """
 
 import re
@@ -25,8 +25,8 @@ _Scores = list[float | RowError | None]
 
 
 @dataclass(frozen=True)
-class Render:
-    """An ok row of the renders table, as far as scoring needs it."""
+class RenderRef:
+    """What scoring needs of an ok row of the renders table."""
 
     render_key: str
     prompt: str
@@ -37,7 +37,7 @@ class Render:
 
     @property
     def concepts(self) -> dict[str, str]:
-        """Id by key of each distinct concept that the prompt names; those of the negative prompt are not in it."""
+        """Concept id by concept key, of the distinct concepts in the prompt; the negative prompt does not count."""
         keys = dict(zip(self.concept_ids, self.concept_keys, strict=True))
         found: dict[str, str] = {}
         for name in _PLACEHOLDER.findall(self.prompt):
@@ -48,7 +48,7 @@ class Render:
 
 @dataclass(frozen=True)
 class Score:
-    """What the scorers say of one picture; a score is None where it does not apply or `problems` says why."""
+    """Scores of one render. A score is None if it does not apply, or if it failed: then `problems` says why."""
 
     render_key: str
     text_similarity: float | None = None
@@ -58,7 +58,7 @@ class Score:
 
 
 class RowScorer:
-    """Scores renders, some at a time."""
+    """Scores renders in batches."""
 
     def __init__(
         self,
@@ -68,21 +68,21 @@ class RowScorer:
         source: PictureSource,
         training: TrainingMeans | None,
     ) -> None:
-        """Bind what all rows share.
+        """Bind what all renders share.
 
         Args:
-            scorers: loaded.
-            superclasses: words by concept id.
-            source: where rendered pictures are read.
-            training: embedded by `scorers.image`; None without such a scorer.
+            scorers: loaded scorers.
+            superclasses: superclass by concept id.
+            source: reads renders.
+            training: means of photos by `scorers.image`; None without such a scorer.
         """
         self._scorers, self._superclasses, self._source, self._training = scorers, superclasses, source, training
 
-    def score(self, renders: Sequence[Render]) -> list[Score]:
+    def score(self, renders: Sequence[RenderRef]) -> list[Score]:
         """One score for each render, in order.
 
         Raises:
-            StorageError, ScorerError: the storage or a scorer is in trouble, whatever the picture.
+            StorageError, ScorerError: storage or a scorer fails for a reason that is not the render.
         """
         read = self._source.read([row.uri for row in renders], [row.sha256 for row in renders])
         both = list(zip(renders, read, strict=True))
@@ -93,35 +93,42 @@ class RowScorer:
             for row, picture in both
         ]
 
-    def _scored(self, renders: Sequence[Render], pictures: Sequence[Image.Image]) -> list[Score]:
-        text, image, reader = self._scorers.text, self._scorers.image, self._scorers.reader
-        by_text = text.embed_images(pictures) if text else None
-        by_image = by_text if image is text else image.embed_images(pictures) if image else None
+    def _scored(self, renders: Sequence[RenderRef], pictures: Sequence[Image.Image]) -> list[Score]:
+        scorers = self._scorers
+        by_text = scorers.text.embed_images(pictures) if scorers.text else None
+        if scorers.image is scorers.text:
+            by_image = by_text
+        else:
+            by_image = scorers.image.embed_images(pictures) if scorers.image else None
         nothing: list[None] = [None] * len(renders)
-        texts = self._text_similarities(text, renders, by_text) if text and by_text is not None else nothing
-        images = self._image_similarities(renders, by_image) if by_image is not None else nothing
-        contexts = self._contexts(renders, pictures) if reader else nothing
+        text_scores: _Scores = list(nothing)
+        if scorers.text and by_text is not None:
+            text_scores = self._text_similarities(scorers.text, renders, by_text)
+        image_scores = self._image_similarities(renders, by_image) if by_image is not None else nothing
+        contexts = self._contexts(renders, pictures) if scorers.reader else nothing
         return [
             Score(
-                row.render_key,
-                None if isinstance(text, RowError) else text,
-                None if isinstance(image, RowError) else image,
-                context,
-                tuple(each for each in (text, image) if isinstance(each, RowError)),
+                render_key=render.render_key,
+                text_similarity=None if isinstance(text_score, RowError) else text_score,
+                image_similarity=None if isinstance(image_score, RowError) else image_score,
+                context_correct=context,
+                problems=tuple(each for each in (text_score, image_score) if isinstance(each, RowError)),
             )
-            for row, text, image, context in zip(renders, texts, images, contexts, strict=True)
+            for render, text_score, image_score, context in zip(
+                renders, text_scores, image_scores, contexts, strict=True
+            )
         ]
 
-    def _text_similarities(self, scorer: TextEmbedder, renders: Sequence[Render], vectors: Embeddings) -> _Scores:
-        said = [self._said(scorer, row) for row in renders]
-        distinct = list(dict.fromkeys(text for text in said if isinstance(text, str)))
+    def _text_similarities(self, scorer: TextEmbedder, renders: Sequence[RenderRef], vectors: Embeddings) -> _Scores:
+        texts = [self._scored_text(scorer, row) for row in renders]
+        distinct = list(dict.fromkeys(text for text in texts if isinstance(text, str)))
         embedded = dict(zip(distinct, scorer.embed_texts(distinct), strict=True)) if distinct else {}
         return [
             text if isinstance(text, RowError) else _product(vector, embedded[text])
-            for text, vector in zip(said, vectors, strict=True)
+            for text, vector in zip(texts, vectors, strict=True)
         ]
 
-    def _said(self, scorer: TextEmbedder, row: Render) -> str | RowError:
+    def _scored_text(self, scorer: TextEmbedder, row: RenderRef) -> str | RowError:
         try:
             text = spoken(row.prompt, self._superclasses)
             scorer.check_text(text)
@@ -131,8 +138,8 @@ class RowScorer:
             return RowError(Code.PROMPT_TOO_LONG, str(error))
         return text
 
-    def _image_similarities(self, renders: Sequence[Render], vectors: Embeddings) -> _Scores:
-        assert self._training is not None, "who has an image scorer has training pictures"
+    def _image_similarities(self, renders: Sequence[RenderRef], vectors: Embeddings) -> _Scores:
+        assert self._training is not None, "an image scorer comes with the photos' means"
         means = self._training.of({key: name for row in renders for key, name in row.concepts.items()})
         found: _Scores = []
         for row, vector in zip(renders, vectors, strict=True):
@@ -146,7 +153,7 @@ class RowScorer:
             found.append(problem or (sum(products) / len(products) if products else None))
         return found
 
-    def _contexts(self, renders: Sequence[Render], pictures: Sequence[Image.Image]) -> list[bool | None]:
+    def _contexts(self, renders: Sequence[RenderRef], pictures: Sequence[Image.Image]) -> list[bool | None]:
         reader = self._scorers.reader
         labels = reader.heads.get("context", ()) if reader else ()
         if not reader or not labels:
@@ -167,7 +174,7 @@ def spoken(prompt: str, superclasses: Mapping[str, str]) -> str:
         if match[1] not in superclasses:
             raise RowError(
                 Code.UNKNOWN_CONCEPT,
-                f"the run's concepts table has no {match[1]!r}, so {prompt!r} cannot be put in words: run it anew",
+                f"the run's concepts table has no {match[1]!r}, so {prompt!r} has no text: run the spec again",
             )
         return " ".join(superclasses[match[1]].split())
 
@@ -175,5 +182,5 @@ def spoken(prompt: str, superclasses: Mapping[str, str]) -> str:
 
 
 def _product(unit: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Of two vectors, in double precision: their cosine when both are of unit length."""
+    """Inner product in double precision; of two unit vectors, their cosine."""
     return float(unit.astype(np.float64) @ other.astype(np.float64))

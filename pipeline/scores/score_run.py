@@ -1,8 +1,8 @@
-"""Scores of a published run as a table of its own: every distinct ok picture once, per set of scorers.
+"""Scores a finished run: one row per distinct ok render and set of scorers, in a table of its own.
 
-One file holds all that one set of scorers says of one run, under a name that carries the scorers' digest. It is created
-in one piece and never changed, so a reader sees all of a run's scores or none, and scoring again adds nothing; to have
-a run scored anew, delete its file.
+One file has all scores of one run by one set of scorers; the scorers' digest is in its name. It is created at once and
+never changed, so readers see all scores of a run or none, and scoring is idempotent. To score a run again, delete its
+file.
 """
 
 import io
@@ -29,32 +29,32 @@ from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
 from pipeline.runs.record import RunRecord
 from pipeline.scores.pictures import PictureSource, TrainingMeans
-from pipeline.scores.rows import Render, RowScorer, Score
+from pipeline.scores.rows import RenderRef, RowScorer, Score
 from pipeline.scores.training_pictures import training_pictures
 from pipeline.storage.objects import Storage
 from pipeline.storage.patience import Patience
 from pipeline.tables.views import connect
 
-_READERS = 8  # pictures read at the same time
+_READERS = 8  # images read at the same time
 _ROWS_PER_READ = 4096
-_RENDER_LIMITS = InputLimits(min_side=1)  # our own pictures are as small as their rows ask for
+_RENDER_LIMITS = InputLimits(min_side=1)  # renders may be as small as their rows ask for
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What a run's scores come to; means are over the rows that have the score, None without any.
+    """Summary of a run's scores. Means are over the renders that have the score; None if none has.
 
     Attributes:
         run_id: the run.
         scorer: name of the scorers.
         scorer_digest: their digest.
-        uri: the file.
-        added: whether this call made it.
-        rows: distinct pictures.
+        uri: of the file.
+        added: whether this call wrote it.
+        rows: distinct renders.
         text_similarity: mean cosine.
         image_similarity: mean cosine.
-        context_correct: share of the pictures that show the context which their prompt names.
-        contexts: pictures that this share is of.
+        context_correct: share of renders that show the context that their prompt names.
+        contexts: number of renders that the share is of.
         errors: rows by error code.
     """
 
@@ -81,21 +81,21 @@ def score_run(
     clock: Clock | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreSummary:
-    """Score every ok picture of a run, unless these scorers have.
+    """Score all ok renders of a run, unless these scorers already have.
 
     Args:
         storage: the root.
-        run_id: a published run.
+        run_id: a finished run.
         choice: which scorers.
-        load: makes them ready; called only when there is something to score.
-        batch: pictures scored together.
-        clock: times.
-        progress: told how many pictures are scored, and of how many.
+        load: loads them; called only if there is something to score.
+        batch: renders scored together.
+        clock: time source; the system's if None.
+        progress: called with the number of scored renders and their total.
 
     Raises:
-        StorageError: storage is in trouble, or the run is not published (MissingObjectError).
-        ManifestError: training pictures are to be found through a manifest that cannot be read.
-        ScorerError: a scorer does not load or gives numbers that are not finite.
+        StorageError: storage fails, or the run is not finished (MissingObjectError).
+        ManifestError: the addresses of photos must be read from a manifest that cannot be read.
+        ScorerError: a scorer does not load, or gives numbers that are not finite.
     """
     published = RunRecord(storage, run_id).published()
     path = scores_path(published.run_date, run_id, choice.digest)
@@ -105,7 +105,7 @@ def score_run(
         common = {"scorer": choice.name, "scorer_digest": choice.digest, "scored_at": moment}
         found = _scores(storage, run_id, choice, load=load, batch=batch, progress=progress)
         tables = [pa.Table.from_pylist([common | _row(score) for score in scores], schema=SCORES) for scores in found]
-        # Of two that score at the same time, the first one's file stands.
+        # Of two processes that score at the same time, the first one's file is kept.
         whole = pa.concat_tables([SCORES.empty_table(), *tables])
         added = storage.create(path, _encoded(whole.replace_schema_metadata(METADATA | {RUN_ID: run_id.encode()})))
     return _summary(storage, path, choice, run_id, added=added)
@@ -148,11 +148,11 @@ def _scores(
                 progress(done, total)
 
 
-def _renders(connection: duckdb.DuckDBPyConnection) -> Iterator[Render]:
+def _renders(connection: duckdb.DuckDBPyConnection) -> Iterator[RenderRef]:
     for page in connection.sql("SELECT * EXCLUDE (place) FROM to_score ORDER BY place").to_arrow_reader(_ROWS_PER_READ):
         for row in page.to_pylist():
             ids, keys = tuple(row.pop("concept_ids") or ()), tuple(row.pop("concept_keys") or ())
-            yield Render(**row, concept_ids=ids, concept_keys=keys)
+            yield RenderRef(**row, concept_ids=ids, concept_keys=keys)
 
 
 def _row(score: Score) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def _row(score: Score) -> dict[str, Any]:
         "text_similarity": score.text_similarity,
         "image_similarity": score.image_similarity,
         "context_correct": score.context_correct,
-        "error_code": found["code"],
-        "error_message": found["message"],
+        "error_code": found["error_code"],
+        "error_message": found["error_message"],
     }
 
 
@@ -174,7 +174,7 @@ def _encoded(table: pa.Table) -> bytes:
 
 
 def _summary(storage: Storage, path: str, choice: ScorerChoice, run_id: str, *, added: bool) -> ScoreSummary:
-    """Counted from the file, so that who finds it there and who made it say the same."""
+    """Counted from the file, so that the summary is the same whether this call wrote the file or found it."""
     with in_memory() as connection:
         connection.register("scores", pq.read_table(io.BytesIO(storage.read(path))))
         figures = rows(connection, _FIGURES)[0]
@@ -197,7 +197,7 @@ _FIGURES = """
 """
 _ERRORS = "SELECT error_code, count(*) FROM scores WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY 1"
 
-# Rows of one key are one picture; sorted so that a concept's pictures follow one another.
+# Rows with one key are one render; sorted so that the renders of a concept follow one another.
 _TO_SCORE = """
     CREATE TEMP TABLE to_score AS
     SELECT render_key, prompt, concept_ids, concept_keys, uri, sha256,

@@ -1,7 +1,7 @@
-"""Where the training pictures of a finished run's concepts lie: in what the run recorded, else in its manifest.
+"""Finds the addresses of the photos of a finished run's concepts: in the run's record, else in its manifest.
 
-A run records the first thousand concepts for its report; the addresses of others are read again from the concepts
-manifest that the run names. Addresses, not contents: pictures that were replaced since are taken as they are now.
+A run records the photos of a thousand concepts for its report; the addresses of other concepts are read from its
+concepts manifest. Photos that were replaced since the run are taken as they are now.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,17 +17,17 @@ from pipeline.storage.objects import Storage
 def training_pictures(
     storage: Storage, run_id: str, settings: RunSettings, wanted: Collection[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Addresses of the training pictures by concept id; memory grows with `wanted` by some hundred bytes each.
+    """Addresses of photos by concept id; memory grows by some hundred bytes per wanted id.
 
     Args:
         storage: the run's root.
         run_id: the run.
-        settings: what it was run with.
-        wanted: concept ids; one that neither the record nor the manifest has is left out.
+        settings: its settings.
+        wanted: concept ids; an id that neither the record nor the manifest has is left out.
 
     Raises:
         ManifestError: the manifest is needed and cannot be read.
-        StorageError: storage failed.
+        StorageError: storage fails.
     """
     recorded = RunRecord(storage, run_id).photos()
     found = {name: recorded[name] for name in wanted if name in recorded}
@@ -44,7 +44,7 @@ def training_pictures(
             threads=settings.engine.threads,
         )
         cursor = db.connection.execute(
-            "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts WHERE code IS NULL"
+            "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts WHERE error_code IS NULL"
         )
         while row := cursor.fetchone():
             if row[0] in wanted:

@@ -1,1 +1,1 @@
-"""From outcomes to published tables: staged parts, the final rows, the commit marker, and views."""
+"""From outcomes to published tables: columns, rows, publishing, and SQL views."""

@@ -1,14 +1,14 @@
-"""The manifests' own columns as a root's tables carry them: one name and one type in every file, whatever the night.
+"""The carried columns of a root: extra columns of the manifests, with one name and one type in all published files.
 
-A root remembers its columns in `tables/<table>/run_date=1970-01-01/run_id=schema/part-….parquet`: a file without rows
-that sorts before every other, where readers that take the schema from the first file find all columns. A later version
-bears a lower number, so that the newest is the first; a version is created exclusively, has every column of the one
-before, and is never changed. Files of a run carry every column that its root has had so far.
+A root stores its columns in `tables/<table>/run_date=1970-01-01/run_id=schema/part-….parquet`, a file without rows. It
+sorts first, so readers that take the schema from the first file see all columns. A newer version has a lower number, so
+the newest is the first. A version is created exclusively, has all columns of the version before, and never changes. The
+files of a run have all columns that its root has at that time.
 
-A column keeps the type that it got first. Values of another type are converted when every one converts back to itself,
-and texts also when each spells a number or a truth value of that type: `12.00` in a column of DOUBLE, of which a notice
-tells. Otherwise a number column widens (whole numbers to larger ones or to DOUBLE, FLOAT to DOUBLE) when no published
-value would change. What cannot be widened is published beside the first as `<column>__<type>`, with null in the first.
+A column keeps its first type. Values of another type are converted if each one converts back to itself. Texts are also
+converted if each one is a number or a truth value of the column's type, such as `12.00` in a DOUBLE column; a notice
+reports it. Otherwise a number column is widened (whole numbers to a larger type or DOUBLE, FLOAT to DOUBLE) if no
+published value changes. Other values are published in a second column `<column>__<type>`, with null in the first one.
 """
 
 import io
@@ -32,15 +32,19 @@ from pipeline.storage.objects import Storage, StorageError
 _LAST_VERSION = 99_999
 _FOOTERS_AT_ONCE = 8
 _WHOLE = {"TINYINT": 8, "SMALLINT": 16, "INTEGER": 32, "BIGINT": 64}
-_NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"  # with a leading zero it is a code
-_EXACT_WHOLE = 2**53  # a DOUBLE holds every whole number up to here
+_NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"  # a text with a leading zero is a code
+_EXACT_WHOLE = 2**53  # a DOUBLE holds every whole number up to this one
 
 
 @dataclass(frozen=True)
 class Carried:
-    """One such column: its name and type in the tables, and the manifest column it is filled from, if this run has it.
+    """One carried column.
 
-    `manifest` is concepts or prompts, `column` the name there; both are None for a column of earlier runs alone.
+    Attributes:
+        field: name and type in the tables.
+        kind: the type as DuckDB names it.
+        manifest: concepts or prompts; None if only earlier runs had the column.
+        column: its name in that manifest; None in the same case.
     """
 
     field: pa.Field
@@ -50,12 +54,12 @@ class Carried:
 
 
 def carried_columns(db: PlanDB, storage: Storage, table: ResultTable) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
-    """The columns that this run's rows of `table` would have, and a sentence for each that was not taken as it is.
+    """The carried columns of this run's rows, and a notice for each column that is not published as it is.
 
     Args:
         db: with both manifests loaded.
         storage: the root.
-        table: concepts or renders.
+        table: whose columns.
 
     Raises:
         StorageError: the root's schema cannot be read.
@@ -65,7 +69,7 @@ def carried_columns(db: PlanDB, storage: Storage, table: ResultTable) -> tuple[t
 
 
 def agree(db: PlanDB, storage: Storage, table: ResultTable) -> tuple[Carried, ...]:
-    """The same, remembered by the root from now on; of two runs at once the second takes the first one's types.
+    """The same columns, stored as a version of the root. Of two concurrent runs, the second takes the first's types.
 
     Raises:
         StorageError: the root's schema cannot be read or written.
@@ -84,7 +88,7 @@ def agree(db: PlanDB, storage: Storage, table: ResultTable) -> tuple[Carried, ..
 
 
 def _remembered(storage: Storage, table: ResultTable) -> tuple[int | None, pa.Schema | None]:
-    """The newest version's number and schema; of a root without one, what its tables have so far, if any."""
+    """Number and schema of the newest version; for a root without versions, None and the columns of its tables."""
     paths = sorted(path for path, _ in storage.list(table_folder(table.name)) if path.endswith(".parquet"))
     folder = schema_path(table.name, 0).rpartition("/")[0] + "/"
     versions = [path for path in paths if path.startswith(folder)]
@@ -116,7 +120,7 @@ def _merged(
 
 
 def _given(connection: duckdb.DuckDBPyConnection, manifest: str) -> list[Carried]:
-    """A manifest's own columns under their own names and types."""
+    """The extra columns of a manifest with their own names and types."""
     if not (names := extra_columns(connection, manifest)):
         return []
     relation = connection.sql(f"SELECT {', '.join(map(quoted, names))} FROM {manifest}_extra LIMIT 0")
@@ -132,7 +136,7 @@ def _placed(
     new: Carried,
     carried: dict[str, Carried],
 ) -> tuple[Carried, str | None]:
-    """Where a manifest's column goes among those of the root, and what to say of it if that is not its own place."""
+    """The column of the root that a manifest's column is published in, and a notice unless it is the same column."""
     name = new.field.name
     old = carried.get(name.lower())
     if old is None:
@@ -165,12 +169,12 @@ def _placed(
 
 
 def _converts(connection: duckdb.DuckDBPyConnection, new: Carried, kind: str) -> bool:
-    """Whether every value converts to `kind` and back to itself; a number never becomes a truth value."""
+    """Whether each value converts to `kind` and back to itself; numbers never become truth values."""
     if kind == "BOOLEAN" and new.kind != "VARCHAR":
         return False
     assert new.column is not None
     column = quoted(new.column)
-    # A cast that does not exist is refused when the statement is bound, even by TRY_CAST.
+    # DuckDB refuses a cast that does not exist when it binds the statement, even in TRY_CAST.
     try:
         [(exact,)] = connection.execute(
             f"SELECT bool_and({column} IS NOT DISTINCT FROM TRY_CAST(TRY_CAST({column} AS {kind}) AS {new.kind})) "
@@ -184,7 +188,7 @@ def _converts(connection: duckdb.DuckDBPyConnection, new: Carried, kind: str) ->
 
 
 def _spelled(connection: duckdb.DuckDBPyConnection, new: Carried) -> str | None:
-    """DOUBLE or BOOLEAN when every text of a column spells such a value, which a DOUBLE holds exactly."""
+    """DOUBLE if each text of a column is a number that a DOUBLE holds exactly, BOOLEAN if each is a truth value."""
     assert new.column is not None
     column = quoted(new.column)
     [(numbers, truths)] = connection.execute(
@@ -195,7 +199,7 @@ def _spelled(connection: duckdb.DuckDBPyConnection, new: Carried) -> str | None:
 
 
 def _wider(old: str, new: str) -> str | None:
-    """The number type that holds both; None where there is none, or where `old` holds all of `new`'s already."""
+    """The number type that holds both; None if there is none, or if `old` already holds all values of `new`."""
     if old in _WHOLE and new in _WHOLE:
         return max(old, new, key=lambda kind: _WHOLE[kind])
     if {old, new} <= {*_WHOLE, "FLOAT", "DOUBLE"} and old != "DOUBLE":
@@ -204,7 +208,7 @@ def _wider(old: str, new: str) -> str | None:
 
 
 def _exact_as_double(storage: Storage, table: ResultTable, column: str) -> bool:
-    """Whether no published whole number of a column would change as a DOUBLE, by the files' own statistics."""
+    """Whether a DOUBLE holds every published whole number of a column, by the statistics of the files."""
 
     def exact(file: pq.ParquetFile) -> bool:
         names = [file.schema.column(index).path for index in range(len(file.schema))]

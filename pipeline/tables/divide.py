@@ -1,8 +1,8 @@
-"""Everything that a published table is made of, put into ranges of the table's order.
+"""Divides the parts of a published table into ranges of its sort order.
 
-Rows go to the range of their sort key, outcomes to the ranges that have a row of their key, extra columns to the ranges
-that have a row of their manifest row. All is read in pages. What is done for all rows at once uses only numbers, and is
-done in parts that fit in memory. `places` says, as numbers, which key is in which range.
+Rows go to the range of their sort key, outcomes to each range that has a row of their key, and extra columns to each
+range that has a row of their manifest row. Everything is read in pages. Steps over all rows use only numbers, in parts
+that fit into memory. The table `places` has the range of each key, as numbers.
 """
 
 from collections.abc import Iterator
@@ -16,24 +16,24 @@ from pipeline.database.memory import bytes_of
 from pipeline.database.pieces import Pieces, bounds_of
 from pipeline.database.plandb import EXTRA_ROW, PlanDB, extra_columns
 
-_PIECE = 16  # a range takes this share of the memory limit before it is joined and sorted
-_PAGE = 4  # a page takes this share of the memory limit
+_PIECE = 16  # a range takes one 16th of the memory limit before it is joined and sorted
+_PAGE = 4  # a page takes one quarter of the memory limit
 _LEAST_BYTES = 2_000_000  # of a range
-_SAMPLE = 50_000  # rows whose sort keys give the bounds of the ranges
-_ROW_BYTES = 800  # of a row besides its texts: ids, keys and outcome
+_SAMPLE = 50_000  # rows in the sample for the bounds of the ranges
+_ROW_BYTES = 800  # of a row without its texts: ids, keys and outcome
 _RESULT_BYTES = 500  # of an outcome
-_NUMBER_BYTES = 128  # of a key that is joined or counted as a number
+_NUMBER_BYTES = 128  # of a key while it is joined or counted as a number
 
 
 def divide(db: PlanDB, table: ResultTable) -> Pieces:
-    """Read all that a table is made of once, and put it into ranges; fills the table `repeats` (piece, nth).
+    """Read the parts of a table once, and divide them into ranges; fills the table `repeats` (piece, nth).
 
-    Kinds: `rows`, with the id `nth`; `results`, of which the one with the highest `preference` counts; and for each
-    manifest with extra columns `concepts_extra` and `prompts_extra`.
+    Kinds of pieces: `rows`, with the id `nth`; `results`, of which the one with the highest `preference` counts; and
+    `concepts_extra` and `prompts_extra` if the manifests have extra columns.
 
     Args:
-        db: planned, with `outcomes` and `done`.
-        table: concepts or renders.
+        db: with `requests`, `outcomes` and `done` filled.
+        table: which one.
 
     Raises:
         ScratchFullError: the disk of the scratch folder is full.
@@ -64,7 +64,7 @@ def _page_bytes(db: PlanDB) -> int:
 
 
 def _bounds(db: PlanDB, table: ResultTable) -> tuple[list[bytes], int]:
-    """Bounds of the ranges, and the bytes of an average row."""
+    """Bounds of the ranges, and bytes of an average row."""
     more = _ROW_BYTES + sum(_bytes_per_extra(db, f"{name}_extra") for name in table.manifests)
     [(rows,)] = db.connection.execute(f"SELECT count(*) FROM {table.planned}").fetchall()
     source = _ROWS[table.name].format(where=f"hash({table.planned_id}) % {max(1, rows // _SAMPLE)} = 0")
@@ -74,13 +74,13 @@ def _bounds(db: PlanDB, table: ResultTable) -> tuple[list[bytes], int]:
 
 
 def _bytes_per_extra(db: PlanDB, table: str) -> int:
-    """Bytes that a row's extra columns take, by some of its rows."""
+    """Bytes of the extra columns of a row, estimated from a sample."""
     rows = db.connection.sql(f"SELECT * FROM {table} USING SAMPLE 500 ROWS (reservoir, 0)").to_arrow_table()
     return rows.nbytes // max(1, len(rows))
 
 
 def _ranges(db: PlanDB, table: str, column: str, size: int) -> Iterator[str]:
-    """Conditions that take the values of an integer column in turn, `size` of them at a time."""
+    """SQL conditions that cover the values of an integer column, `size` values each."""
     [(first, last)] = db.connection.execute(f"SELECT min({column}), max({column}) FROM {table}").fetchall()
     for start in range(first, last + 1, size) if first is not None else ():
         yield f"{column} >= {start} AND {column} < {start + size}"
@@ -102,7 +102,7 @@ def _divide_rows(db: PlanDB, table: ResultTable, pieces: Pieces, size: int) -> N
 
 
 def _find_repeats(db: PlanDB) -> None:
-    """Fill `repeats`: rows that an equal one comes before in the manifest."""
+    """Fill `repeats` with rows whose key an earlier row of the manifest has too."""
     db.connection.execute("CREATE OR REPLACE TABLE repeats (piece INTEGER, nth BIGINT)")
     [(rows,)] = db.connection.execute("SELECT count(*) FROM places").fetchall()
     parts = rows * _NUMBER_BYTES // _page_bytes(db) + 1
@@ -145,7 +145,7 @@ def _add_with_piece(pieces: Pieces, kind: str, rows: pa.Table) -> None:
 
 
 def _divide_extras(db: PlanDB, pieces: Pieces, table: str) -> None:
-    """A manifest row's extra columns, once for each range that has a row of it."""
+    """Add the extra columns of each manifest row to each range that has a row of it."""
     size = _page_bytes(db) // (_bytes_per_extra(db, table) + 1) + 1
     for where in ("false", *_ranges(db, table, EXTRA_ROW, size)):
         page = db.connection.sql(f"SELECT * FROM {table} WHERE {where} ORDER BY {EXTRA_ROW}").to_arrow_table()
@@ -157,7 +157,7 @@ def _divide_extras(db: PlanDB, pieces: Pieces, table: str) -> None:
 
 
 def _divide_concept_extras(db: PlanDB, pieces: Pieces) -> None:
-    """The extra columns of a good concept and its id, once for each range that may have a render of it."""
+    """Add the id and the extra columns of each good concept to each range that may have a render of it."""
     table, sort_key = "concepts_extra", f"{INTERNAL}sort_key"
     size = _page_bytes(db) // (_bytes_per_extra(db, table) + 1) + 1
     for where in ("false", *_ranges(db, table, EXTRA_ROW, size)):
@@ -172,44 +172,47 @@ def _divide_concept_extras(db: PlanDB, pieces: Pieces) -> None:
         _add_some(pieces, table, page.drop_columns([sort_key]), places, numbers, size)
 
 
-def _add_some(  # noqa: PLR0917 - rows, where they are and where they go
+def _add_some(  # noqa: PLR0917 - rows, their places and their ranges
     pieces: Pieces, kind: str, page: pa.Table, places: np.ndarray, numbers: np.ndarray, size: int
 ) -> None:
-    """Add rows of a page, each as often as `places` names it, at most `size` at a time."""
+    """Add rows of a page, each as often as `places` has it, in batches of `size`."""
     pieces.add(kind, page[:0], np.empty(0, dtype=np.int32))
     for start in range(0, len(places), size):
         pieces.add(kind, page.take(places[start : start + size]), numbers[start : start + size])
 
 
 _TEXT_BYTES = {
-    "concepts": "coalesce(strlen(superclass), 0) + coalesce(strlen(message), 0)",
-    "renders": "coalesce(strlen(prompt), 0) + coalesce(strlen(negative_prompt), 0) + coalesce(strlen(message), 0)",
+    "concepts": "coalesce(strlen(superclass), 0) + coalesce(strlen(error_message), 0)",
+    "renders": (
+        "coalesce(strlen(prompt), 0) + coalesce(strlen(negative_prompt), 0) + coalesce(strlen(error_message), 0)"
+    ),
 }
 _ROWS = {
     "concepts": """
 SELECT c.row AS nth, c.row AS manifest_row, 0 AS image_index, c.concept_id, k.concept_key, c.superclass,
-    CAST(len(c.images) AS INTEGER) AS images, c.code, c.column_name, c.message, create_sort_key(
+    CAST(len(c.images) AS INTEGER) AS images, c.error_code, c.error_column, c.error_message, create_sort_key(
         c.concept_id, 'ASC NULLS LAST', k.concept_key, 'ASC NULLS LAST', c.row, 'ASC NULLS LAST') AS sort_key
 FROM (FROM concepts WHERE {where}) c LEFT JOIN (FROM concept_keys WHERE {where}) k ON k.row = c.row
 """,
     "renders": """
 SELECT rowid AS nth, prompt_row AS manifest_row, image_index, concept_ids[1] AS concept_id, concept_ids, concept_keys,
     render_key, prompt, negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler,
-    code, column_name, message, create_sort_key(
+    error_code, error_column, error_message, create_sort_key(
         concept_ids[1], 'ASC NULLS LAST', render_key, 'ASC NULLS LAST', prompt_row, 'ASC NULLS LAST',
         image_index, 'ASC NULLS LAST') AS sort_key
 FROM requests WHERE {where}
 """,
 }
-# What this run made is preferred to what was there before, and that to how this run failed.
+# What this run made is preferred to what existed before, and that to a failure of this run.
 _RESULTS = {
     "outcomes": """
-o.key, o.status, o.code, o.message, o.attempts, o.origin, o.uri, o.sha256, o.bytes, o.accelerator_s, o.batch, o.worker,
-o.finished_at, o.loss, o.column_name, CASE o.status WHEN 'ok' THEN 2 ELSE 0 END AS preference, 2 * nth AS source_row
+o.key, o.status, o.error_code, o.error_message, o.attempts, o.origin, o.uri, o.sha256, o.bytes, o.accelerator_s,
+o.batch, o.worker, o.finished_at, o.loss, o.error_column,
+CASE o.status WHEN 'ok' THEN 2 ELSE 0 END AS preference, 2 * nth AS source_row
 """,
     "done": """
-o.key, 'ok' AS status, NULL::VARCHAR AS code, NULL::VARCHAR AS message, 0 AS attempts, 'reused' AS origin, o.uri,
-o.sha256, o.bytes, 0.0::DOUBLE AS accelerator_s, NULL::INTEGER AS batch, NULL::VARCHAR AS worker,
-NULL::DOUBLE AS finished_at, o.loss, NULL::VARCHAR AS column_name, 1 AS preference, 2 * nth + 1 AS source_row
+o.key, 'ok' AS status, NULL::VARCHAR AS error_code, NULL::VARCHAR AS error_message, 0 AS attempts, 'reused' AS origin,
+o.uri, o.sha256, o.bytes, 0.0::DOUBLE AS accelerator_s, NULL::INTEGER AS batch, NULL::VARCHAR AS worker,
+NULL::DOUBLE AS finished_at, o.loss, NULL::VARCHAR AS error_column, 1 AS preference, 2 * nth + 1 AS source_row
 """,
 }

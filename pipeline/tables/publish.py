@@ -28,7 +28,7 @@ from pipeline.contract.kinds import RESULTS, ResultTable
 from pipeline.contract.layout import staged_table_path, table_path
 from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.database.memory import retried
-from pipeline.database.plandb import PlanDB
+from pipeline.database.plandb import PlanDB, Stage
 from pipeline.runs.parts import read_parts
 from pipeline.runs.record import Published, PublishedFile, RunRecord
 from pipeline.storage.objects import Storage, StorageError
@@ -44,7 +44,7 @@ _NAMED_KEYS = 5
 
 
 class UnaccountedError(PerfusionError, RuntimeError):
-    """Some rows have no outcome: the run is not over, and publishing it would lose them."""
+    """Some rows have no outcome: the run is not finished, and publishing it would lose them."""
 
 
 def publish(
@@ -63,14 +63,14 @@ def publish(
     """Publish a run whose work is over; a run that is published already is only read back.
 
     Args:
-        db: planned, with the `done` that the run started from.
-        storage: where the run's parts lie and the tables go.
+        db: with `requests` filled, and `done` as it was when the work began.
+        storage: the root of the run.
         run_id: the run.
         run_date: YYYY-MM-DD, the partition.
         base: name of the base model.
         base_digest: its digest.
-        content: digest of what the tables follow from; empty when nobody will ask.
-        parts: of the run, that a listing may not show yet.
+        content: see `pipeline.plan.repeat.content_digest`.
+        parts: paths of parts that a stale listing may lack.
         clock: seconds since 1970.
         rows_per_group: rows per Parquet row group.
 
@@ -82,6 +82,7 @@ def publish(
     if record.is_published():
         return record.published()
     if not record.is_decided():
+        db.require(Stage.REQUESTS, Stage.DONE)
         read_parts(db.connection, storage, run_id, parts)
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
@@ -117,7 +118,7 @@ def publish(
 
 @dataclass
 class _Account:
-    """Every row that goes into a table, counted on its way; `seen` marks the manifest rows, which count from 1."""
+    """Counts of the rows that go into a table; `seen[i]` is whether manifest row i, counted from 1, has a row."""
 
     table: ResultTable
     planned: int
@@ -147,11 +148,11 @@ class _Account:
             self.lost_keys = sorted({*self.lost_keys, *lost[self.table.key_column].to_pylist()})[:_NAMED_KEYS]
 
     def check(self) -> None:
-        """Raises `UnaccountedError` unless all planned rows came, each with an outcome, and every manifest row."""
+        """Raise `UnaccountedError` unless each planned row came with an outcome, and each manifest row has a row."""
         if self.lost:
             raise UnaccountedError(
                 f"{self.lost} rows of {self.table.name} have no outcome, among them keys {', '.join(self.lost_keys)}: "
-                "the run is not over; run the same command again to finish it"
+                "the run is not finished; run the same command again to finish it"
             )
         found = int(self.seen.sum())
         if self.rows != self.planned or found != self.manifest:
@@ -177,7 +178,7 @@ def _stage(
     run_date: str,
     rows_per_group: int,
 ) -> tuple[_Account, list[PublishedFile]]:
-    """Write all rows of a table in order to files named by their digest, accounting for every one of them."""
+    """Write the rows of a table in order to files named by their digest, and count each row."""
     account = _Account.open(db, table)
     carried = agree(db, storage, table)
     groups = table_rows(db, table, common, rows_per_group, carried)

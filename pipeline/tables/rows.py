@@ -1,11 +1,10 @@
-"""The rows of the published tables, from requests and outcomes, in their order.
+"""The rows of the published tables, in their order, from requests and outcomes.
 
-Every row of a run has `finished_at`: when its work ended, or when it was published if no work was done for it.
-`accelerator_s` is what this run spent: zero where an object was reused, also from an equal row of the same run.
+Each row has `finished_at`: when its work ended, or when it was published if it needed no work. `accelerator_s` is the
+time that this run spent on the row: zero if its object was reused, also from an equal row of the same run.
 
-Memory is bounded by construction. `pipeline.tables.divide` splits the rows, the outcomes of their keys and their extra
-columns into ranges of the final order, each far smaller than the memory limit. This module joins and sorts one range at
-a time in memory.
+Memory is bounded: `pipeline.tables.divide` splits the rows, the outcomes of their keys and their extra columns into
+ranges of the sort order, each far smaller than the memory limit. This module joins and sorts one range at a time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,21 +21,21 @@ from pipeline.database.query import quoted
 from pipeline.tables.columns import Carried
 from pipeline.tables.divide import divide
 
-_GROUP_BYTES = 2**26  # a group of rows is in memory as a whole, and again while it is written
+_GROUP_BYTES = 2**26  # a group of rows is in memory as a whole, and a second time while it is written
 _LEAST_ROWS = 1024
 
 
 def table_rows(
     db: PlanDB, table: ResultTable, values: dict[str, Any], rows_per_group: int, carried: Sequence[Carried]
 ) -> Iterator[pa.Table]:
-    """The rows of a table by concept and key, and the manifests' extra columns behind its own.
+    """The rows of a table, sorted by concept id and key, with the carried columns after the fixed ones.
 
     Args:
-        db: planned, with `outcomes`; nothing else may be asked of its connection until the rows have been taken.
-        table: concepts or renders.
-        values: `base`, `base_digest` and `now_us`, the same in every row.
-        rows_per_group: rows of each piece but the last; fewer where rows are so wide that a piece would be too large.
-        carried: the columns that follow the table's own, as the root has them.
+        db: with `requests`, `done` and `outcomes` filled; its connection must not be used until all rows are taken.
+        table: which one.
+        values: `base`, `base_digest` and `now_us` (microseconds since 1970), the same in each row.
+        rows_per_group: rows of each group but the last; fewer if the rows are so wide that a group would be too large.
+        carried: the carried columns of the root.
 
     Raises:
         ScratchFullError: the disk of the scratch folder is full.
@@ -49,7 +48,7 @@ def table_rows(
 def _pieces(
     db: PlanDB, table: ResultTable, pieces: Pieces, values: dict[str, Any], carried: Sequence[Carried]
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of every range in their order."""
+    """The rows of all ranges in order."""
     query = _query(table, carried)
     with closing(pieces):
         for number in range(len(pieces)):
@@ -64,7 +63,7 @@ def _pieces(
 
 
 def _query(table: ResultTable, carried: Sequence[Carried]) -> str:
-    """The rows of a range in their order, with the columns that the root carries behind the table's own."""
+    """SQL for the rows of a range in order."""
     columns = "".join(f", {_value(each)} AS {quoted(each.field.name)}" for each in carried)
     joins, manifests = "", {each.manifest for each in carried}
     if "concepts" in manifests:
@@ -81,7 +80,7 @@ def _query(table: ResultTable, carried: Sequence[Carried]) -> str:
 
 
 def _value(carried: Carried) -> str:
-    """A column's value, with the type that the manifest's table has and then the root's: scratch may know neither."""
+    """SQL for the value of a carried column, cast to the type that the root has."""
     if carried.column is None or carried.manifest is None:
         return f"CAST(NULL AS {carried.kind})"
     alias = {"concepts": "ce", "prompts": "pe"}[carried.manifest]
@@ -89,7 +88,7 @@ def _value(carried: Carried) -> str:
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The same rows, `size` at a time, the last ones fewer."""
+    """The same rows in groups of `size`; the last group may have fewer."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -103,17 +102,17 @@ def _regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
         yield pa.Table.from_batches(waiting)
 
 
-# One row per key: what this run made, else what was there before, else how it failed. A window would hold whole rows.
+# One row per key: what this run made, else what existed before, else how it failed. A window would hold whole rows.
 _RESULTS = """
 SELECT * FROM piece_results
 WHERE source_row IN (SELECT arg_max(source_row, preference) FROM piece_results GROUP BY key)
 """
 
-# Of equal rows the first is the one that was worked for.
+# Of rows with equal keys, the first one has the cost of the work.
 _RESULT_COLUMNS = """
-    CASE WHEN q.code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
-    coalesce(q.code, r.code) AS error_code, coalesce(q.column_name, r.column_name) AS error_column,
-    coalesce(q.message, r.message) AS error_message,
+    CASE WHEN q.error_code IS NOT NULL THEN 'invalid' ELSE r.status END AS status,
+    coalesce(q.error_code, r.error_code) AS error_code, coalesce(q.error_column, r.error_column) AS error_column,
+    coalesce(q.error_message, r.error_message) AS error_message,
     CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 0 ELSE coalesce(r.attempts, 0) END AS attempts,
     CASE WHEN p.nth IS NOT NULL AND r.status = 'ok' THEN 'reused' ELSE r.origin END AS origin, r.uri, r.sha256, r.bytes,
     CASE WHEN p.nth IS NOT NULL THEN 0.0 ELSE coalesce(r.accelerator_s, 0.0) END AS accelerator_s

@@ -1,7 +1,7 @@
 """The published tables as SQL: `concepts`, `renders`, `scores` and `current`, on any storage, published or not.
 
-Each call sees the files that are there when it connects. Files of older schema versions are read with nulls for what
-they lack; with nothing published the views are empty and have the fixed columns.
+A connection sees the files that exist when it is opened. Columns that a file of an older schema version lacks are read
+as null. If nothing is published, the views are empty and have the fixed columns.
 """
 
 import glob
@@ -23,13 +23,13 @@ _ENGINE: Config = {
     "autoload_known_extensions": False,
 }
 
-# The run is told by the last two folders alone: a root may lie below folders that look like partitions themselves.
-# DuckDB opens only the files whose names pass a condition on these.
+# Only the last two folders name the run: folders above the root may look like partitions too. A condition on run_id or
+# run_date is applied to file names, so DuckDB opens only the matching files.
 _FILE = f"{INTERNAL}file"
 _RUN = "/run_date=([^/]*)/run_id=([^/]*)/[^/]*$"
 
-# A picture's place is its prompt (concept ids and all), its negative prompt, its size and its index. What stands there
-# is what the newest run that has an ok row for the place made; several rows of that run (seeds) all stand.
+# The place of a render is its prompt (with concept ids), negative prompt, size and index. Current are the ok rows of
+# the newest run that has an ok row for the place; a run may have several (seeds).
 _CURRENT = """
 CREATE VIEW current AS
 WITH _perfusion_runs AS (
@@ -52,11 +52,11 @@ QUALIFY row_number() OVER (
 
 @contextmanager
 def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB connection with the views of everything that is published under a root.
+    """An in-memory DuckDB connection with views of everything that is published under a root.
 
-    - `concepts`, `renders`, `scores`: every row of every run, with `run_date` from the path.
-    - `current`: the pictures that a shop would show now: for each prompt, size and index the ok rows of the newest run
-      that has any, equal pictures once.
+    - `concepts`, `renders`, `scores`: all rows of all runs, with `run_id` and `run_date` from the path.
+    - `current`: the renders that a shop would show now: for each prompt, negative prompt, size and index the ok rows of
+      the newest run that has any, equal renders once.
 
     Raises:
         StorageError: the tables cannot be listed.
@@ -74,7 +74,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage) -> No
     for table in PUBLISHED:
         files = [path for path, _ in storage.list(table_folder(table)) if path.endswith(".parquet")]
         if files:
-            # DuckDB takes every name for a pattern.
+            # DuckDB reads each name as a glob pattern.
             spell = storage.full if local else storage.uri
             names = [glob.escape(spell(path)) for path in sorted(files)]
             listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)

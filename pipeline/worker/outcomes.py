@@ -17,5 +17,5 @@ def failed(kind: Kind, key: str, error: RowError | StorageError) -> Outcome:
     """The outcome of a task that an error ended."""
     message = clip(str(error), MESSAGE_BYTES)
     if isinstance(error, RowError):
-        return Outcome(kind, key, error.status, error.code, message, column_name=error.column)
+        return Outcome(kind, key, error.status, error.code, message, error_column=error.column)
     return Outcome(kind, key, Status.FAILED, Code.STORAGE, message)

@@ -95,7 +95,7 @@ def check_manifest(uri, manifest, expected, tmp_path):
         described = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?"
         types = dict(db.connection.execute(described, [table]).fetchall())
         rows = {name: values(db, manifest, name) for name in expected.get("rows", ())}
-        said = [message for message in values(db, manifest, "message") if message]
+        said = [message for message in values(db, manifest, "error_message") if message]
     for name, wanted in expected.get("columns", {}).items():
         assert columns.get(name) == wanted
     if expected.get("columns") == {}:

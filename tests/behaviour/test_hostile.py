@@ -201,7 +201,7 @@ def loaded(db, folder, rows):
     load_concepts(
         db, str(folder / "concepts.jsonl"), storage=storage, limits=limits, cache=InputCache(storage), threads=2
     )
-    return db.connection.execute("SELECT code, message FROM concepts ORDER BY row").fetchall()
+    return db.connection.execute("SELECT error_code, error_message FROM concepts ORDER BY row").fetchall()
 
 
 def test_the_corpus_is_large():
@@ -271,6 +271,6 @@ def test_each_prompt_ends_with_its_code(tmp_path, photos):
         load_prompts(db, str(tmp_path / "prompts.jsonl"))
         plan_concepts(db, base_digest="b", metric_key="m", training=TrainingConfig())
         plan_requests(db, base_digest="b", sampling=SamplingConfig(), seed=0)
-        found = db.connection.execute("SELECT prompt_row, code FROM requests ORDER BY 1").fetchall()
+        found = db.connection.execute("SELECT prompt_row, error_code FROM requests ORDER BY 1").fetchall()
     expected = [None, *(code.value for code in PROMPTS.values()), *([Code.BAD_WHERE.value] * len(CONDITIONS))]
     assert found == list(enumerate(expected, 1))

@@ -48,7 +48,7 @@ def test_outcomes_come_back_from_every_slot_and_the_first_is_set_up_alone(pool, 
         assert executor.wait(10) == []
     outcomes, summary = go(executor, ["ok"] * 12)
     assert len(outcomes) == summary.completed == 12
-    assert {row.message for row in outcomes.values()} == {"3!"}  # threads and the extra variable
+    assert {row.error_message for row in outcomes.values()} == {"3!"}  # threads and the extra variable
     pids = {row.worker for row in outcomes.values()}
     setups = {path.name.removeprefix("setup-"): path.read_text().split() for path in tmp_path.glob("setup-*")}
     assert setups.keys() == pids
@@ -78,13 +78,13 @@ def test_worker_killed_in_the_middle_of_a_unit_costs_nothing(pool, tmp_path):
 
 def test_failing_rows_are_told_apart(pool):
     outcomes, summary = go(pool(slots=2), ["ok", "memory", "raise", "ok", "exit", "ok", "ok", "ok"], batch=4)
-    codes = {key: row.code for key, row in outcomes.items() if row.code}
+    codes = {key: row.error_code for key, row in outcomes.items() if row.error_code}
     assert codes == {"r1": Code.OUT_OF_MEMORY, "r2": Code.INTERNAL, "r4": Code.WORKER_DIED}
-    assert "no room for 12 GB" in outcomes["r1"].message
-    assert "KeyError: 'colour'" in outcomes["r2"].message
-    assert "ray_pool.py:" in outcomes["r2"].message
+    assert "no room for 12 GB" in outcomes["r1"].error_message
+    assert "KeyError: 'colour'" in outcomes["r2"].error_message
+    assert "ray_pool.py:" in outcomes["r2"].error_message
     assert summary.deaths >= 2
-    assert all(len(row.message.encode()) <= MESSAGE_BYTES for row in outcomes.values() if row.code)
+    assert all(len(row.error_message.encode()) <= MESSAGE_BYTES for row in outcomes.values() if row.error_code)
 
 
 def test_what_workers_do_is_seen_while_they_start_and_while_they_train(pool, tmp_path):

@@ -470,8 +470,8 @@ def test_the_same_again_reuses_and_tells_what_to_do(done, perfusion, monkeypatch
     ]
     assert re.fullmatch(r"run run-\S+ of \d{4}-\d\d-\d\d already covers this spec \(checked in .*s\)", lines[0])
     assert (
-        "  concepts  1 image_missing: A picture is not where the manifest says: correct the address, or put it there."
-        in lines
+        "  concepts  1 image_missing: There is no photo at an address in the manifest: correct the address, "
+        "or put the photo there." in lines
     )
     tables, report = (line.split()[1] for line in lines[-2:])
     assert tables.startswith("results/tables/*/run_date=")
@@ -700,7 +700,7 @@ def test_retry_of_rows_whose_photos_are_still_missing_says_so_and_is_2(done, per
     assert "have changed" not in err
     code, _, err = perfusion("retry", moved, "--set", "train.steps=7")
     assert code == 2
-    assert "pictures, masks or training settings of " in err
+    assert "photos, masks or training settings of " in err
     assert "image_missing" not in err.splitlines()[-1]
 
 

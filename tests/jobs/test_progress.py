@@ -34,7 +34,7 @@ def ended(kind, count, *, unit_s=0.0, failed=0, first=0):
             kind,
             f"{first + number}",
             status,
-            code=None if status == Status.OK else Code.INTERNAL,
+            error_code=None if status == Status.OK else Code.INTERNAL,
             origin=Origin.RENDERED if unit_s else Origin.REUSED,
             accelerator_s=unit_s / count,
             batch=count,
@@ -200,12 +200,12 @@ def test_what_was_there_already_bends_no_rate_and_counts_all_the_same():
         assert shown.work_lines[-1].endswith("renders 50/53 | 1.0 renders/s | 30 s so far, about 3 s left")
 
 
-def test_failed_is_said_and_filtered_is_not_failed():
+def test_failed_tasks_are_counted_and_good_ones_are_not():
     shown = Shown()
     with shown.progress:
         shown.progress.stage("start", "run r")
         shown.after(10, ended("concept", 6, unit_s=5, failed=2))
-        shown.after(10, [Outcome("render", "k", Status.FILTERED, accelerator_s=1.0)])
+        shown.after(10, [Outcome("render", "k", Status.OK, accelerator_s=1.0)])
     assert "| 2 failed |" in shown.work_lines[-1]
 
 

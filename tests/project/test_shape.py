@@ -40,6 +40,10 @@ ROOMS = {
         "worker": {"contract", "clock", "storage", "inputs", "bases"},
         "report": {"contract", "storage", "database", "inputs", "runs"},
         "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables", "runs"},
+        "prepare": {
+            *("contract", "storage", "database", "inputs", "settings"),
+            *("manifest", "bases", "tables", "plan", "worker"),
+        },
         "run": None,  # the story at the top tells of every room
     },
     "perfusion_ops": {

@@ -9,7 +9,7 @@ from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.layout import image_path, weights_path
 from pipeline.contract.units import Outcome, TrainUnit, Unit
-from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.database.plandb import EXTRA_ROW, PlanDB, Stage
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.storage.objects import Storage
 
@@ -53,6 +53,7 @@ def planned(concepts: Iterable[dict], prompts: Iterable[dict], **sampling) -> Pl
     fill(db, "prompts", prompts)
     plan_concepts(db, base_digest="base", metric_key="metric", training=TRAINING)
     plan_requests(db, base_digest="base", sampling=SamplingConfig(**sampling), seed=0)
+    db.mark_filled(Stage.DONE)  # nothing exists yet
     return db
 
 

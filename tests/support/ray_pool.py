@@ -66,7 +66,7 @@ class Worker:
             task.key,
             Status.OK,
             origin=Origin.RENDERED,
-            message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
+            error_message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
             worker=str(os.getpid()),
         )
 

@@ -47,7 +47,7 @@ def test_a_prompt_that_is_too_long_for_every_concept_is_one_bad_row():
         {"prompt": "a {product}"},
     ]
     with plan(prompts) as db:
-        rows = requests(db, "prompt_row", "code", "column_name", "message", "render_key IS NULL")
+        rows = requests(db, "prompt_row", "error_code", "error_column", "error_message", "render_key IS NULL")
         assert count_plan(db).renders.invalid == 3
     bad = {row[0]: row[1:] for row in rows if row[1]}
     assert len(rows) == 3 + len(CONCEPTS)
@@ -79,7 +79,9 @@ def test_global_locking_is_too_long_for_some_concepts_alone():
         {"prompt": "{product} " + "a " * 28 + "{hat-1}", "lock": "global", "where_expr": "concept_id = 'mug-1'"},
     ]
     with plan(prompts) as db:
-        found = requests(db, "prompt_row", "concept_ids[1]", "code", "column_name", "render_key IS NULL", "message")
+        found = requests(
+            db, "prompt_row", "concept_ids[1]", "error_code", "error_column", "render_key IS NULL", "error_message"
+        )
     for row, name, code, column, keyless, message in found:
         long = row != 2 and (name in {"hat-1", "bear-1"} or row == 4)
         assert (code, keyless) == ((Code.PROMPT_TOO_LONG, True) if long else (None, False)), (row, name)
@@ -123,7 +125,7 @@ def test_the_plan_refuses_what_the_renderer_would(name, rows, glue):
         for row in rows
     ]
     with plan(prompts, TokenCounter(TOKENIZERS[name])) as db:
-        found = requests(db, "prompt_row", "concept_ids", "code", "column_name", "lock", "message")
+        found = requests(db, "prompt_row", "concept_ids", "error_code", "error_column", "lock", "error_message")
     expected = [
         (number, *_verdict(name, row, product))
         for number, row in enumerate(prompts, 1)
@@ -170,14 +172,14 @@ def _verdict(name, row, product):
 
 def test_a_negative_prompt_of_the_spec_is_named_as_such():
     with plan([{"prompt": "a {product}"}], negative_prompt="ugly " * 40) as db:
-        [(message,)] = requests(db, "message")
+        [(message,)] = requests(db, "error_message")
     assert message.endswith(", which is render.negative_prompt of the spec")
 
 
 def test_keys_that_nobody_trains_are_told_before_anything_is_trained():
     prompts = [{"prompt": "a {product}", "lock": "trained"}, {"prompt": "a {bear-1} and a {mug-1}", "lock": "trained"}]
     with plan(prompts) as db:
-        found = requests(db, "prompt_row", "concept_ids[1]", "code", "column_name", "message")
+        found = requests(db, "prompt_row", "concept_ids[1]", "error_code", "error_column", "error_message")
     bad = [row for row in found if row[2]]
     assert [row[:4] for row in bad] == [
         *((1, name, Code.OUT_OF_RANGE, "lock") for name in ("hat-1", "mug-1", "twin-1")),
@@ -192,11 +194,11 @@ def test_a_sampler_that_the_base_cannot_follow_is_told_at_once():
     prompts.append({"prompt": "a {product}", "scheduler": "pndm"})
     schedule = {"num_train_timesteps": 1000, "steps_offset": 1, "prediction_type": "epsilon"}
     with plan(prompts, schedule=schedule) as db:
-        found = {row: rest for row, *rest in requests(db, "prompt_row", "code", "column_name", "message")}
+        found = {row: rest for row, *rest in requests(db, "prompt_row", "error_code", "error_column", "error_message")}
     assert [found[1][0], found[2][:2], found[3][0]] == [None, [Code.OUT_OF_RANGE, "steps"], None]
     assert "steps is 1000: scheduler 'ddim'" in found[2][2]
     with plan(prompts, schedule={**schedule, "prediction_type": "sample"}) as db:
-        found = {row: rest for row, *rest in requests(db, "prompt_row", "code", "column_name")}
+        found = {row: rest for row, *rest in requests(db, "prompt_row", "error_code", "error_column")}
     assert found[3] == [Code.OUT_OF_RANGE, "scheduler"]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from perfusion_ops.config import MetricConfig, TrainingConfig
 from pipeline.contract import keys
+from tests.support import reference_keys
 
 CHECK = settings(max_examples=80)
 # DuckDB's text holds what UTF-8 can: no lone surrogates.
@@ -60,7 +61,7 @@ def test_floats_have_one_decimal_form(sql, value):
 )
 def test_concept_key_is_the_same_in_sql(sql, base, metric, superclass, images, lr):
     training = TrainingConfig(lr_value=lr)
-    expected = keys.concept_key(
+    expected = reference_keys.concept_key(
         base_digest=base, metric_key=metric, training=training, superclass=superclass, images=images
     )
     given_masks = [mask for _, mask in images]
@@ -75,31 +76,31 @@ def test_concept_key_is_the_same_in_sql(sql, base, metric, superclass, images, l
 @CHECK
 @given(digest=DIGEST, reading=READING)
 def test_a_pictures_field_is_the_same_in_sql_and_its_digest_alone_without_a_reading(sql, digest, reading):
-    expected = keys.picture_field(digest, reading)
+    expected = reference_keys.picture_field(digest, reading)
     assert sql("key_picture(?, ?)", digest, reading) == expected
     assert (expected == digest) == (not reading)
 
 
 def test_readings_of_the_same_bytes_are_different_concepts():
     common = {"base_digest": "b", "metric_key": "m", "training": TrainingConfig(), "superclass": "mug"}
-    fields = [keys.picture_field("1", reading) for reading in ("", "srgb", "alpha", "scaled")]
-    found = {keys.concept_key(images=[(image, mask)], **common) for image in fields for mask in fields}
+    fields = [reference_keys.picture_field("1", reading) for reading in ("", "srgb", "alpha", "scaled")]
+    found = {reference_keys.concept_key(images=[(image, mask)], **common) for image in fields for mask in fields}
     assert len(found) == 16
 
 
 @CHECK
 @given(fields=RENDER, seed=st.integers(0, 2**63 - 1), base_seed=st.integers(0, 2**63 - 1), index=st.integers(0, 999))
 def test_render_key_and_seed_are_the_same_in_sql(sql, fields, seed, base_seed, index):
-    material = keys.render_material(**fields)
+    material = reference_keys.render_material(**fields)
     assert (
         sql(
             "render_material(?, ?::VARCHAR[], ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            *(fields[name] for name in inspect.signature(keys.render_material).parameters),
+            *(fields[name] for name in inspect.signature(reference_keys.render_material).parameters),
         )
         == material
     )
-    assert sql("render_key(?, ?)", material, seed) == keys.render_key(material, seed)
-    derived = keys.default_seed(material, base_seed, index)
+    assert sql("render_key(?, ?)", material, seed) == reference_keys.render_key(material, seed)
+    derived = reference_keys.default_seed(material, base_seed, index)
     assert sql("default_seed(?, ?, ?)", material, base_seed, index) == derived
     assert 0 <= derived < 2**31
 
@@ -107,7 +108,7 @@ def test_render_key_and_seed_are_the_same_in_sql(sql, fields, seed, base_seed, i
 @CHECK
 @given(one=RENDER, other=RENDER)
 def test_different_renders_have_different_texts(one, other):
-    assert (keys.render_material(**one) == keys.render_material(**other)) == (one == other)
+    assert (reference_keys.render_material(**one) == reference_keys.render_material(**other)) == (one == other)
 
 
 def test_neighbouring_fields_do_not_run_into_each_other():
@@ -116,25 +117,27 @@ def test_neighbouring_fields_do_not_run_into_each_other():
         "height": None, "bias": 0.0, "temperature": 1.0, "lock": "local", "edit_unconditional": False,
     }  # fmt: skip
     texts = [("a", "b"), ("ab", ""), ("", "ab"), ("a1:b", ""), ("1:a", "b"), ("-", ""), ("", "-")]
-    materials = {keys.render_material(prompt=p, negative_prompt=n, **fields) for p, n in texts}
+    materials = {reference_keys.render_material(prompt=p, negative_prompt=n, **fields) for p, n in texts}
     assert len(materials) == len(texts)
-    one = keys.render_material(**(fields | {"concepts": ["a", "b"], "prompt": "", "negative_prompt": ""}))
-    two = keys.render_material(**(fields | {"concepts": ["a1:b"], "prompt": "", "negative_prompt": ""}))
+    one = reference_keys.render_material(**(fields | {"concepts": ["a", "b"], "prompt": "", "negative_prompt": ""}))
+    two = reference_keys.render_material(**(fields | {"concepts": ["a1:b"], "prompt": "", "negative_prompt": ""}))
     assert one != two
 
 
 def test_order_of_images_and_white_space_do_not_matter_but_the_rest_does():
     common = {"base_digest": "b", "metric_key": "m", "training": TrainingConfig()}
     images = [("1", None), ("2", "x"), ("3", None)]
-    key = keys.concept_key(superclass="teddy bear", images=images, **common)
-    assert key == keys.concept_key(superclass=" teddy\u00a0\tbear ", images=images[::-1], **common)
+    key = reference_keys.concept_key(superclass="teddy bear", images=images, **common)
+    assert key == reference_keys.concept_key(superclass=" teddy\u00a0\tbear ", images=images[::-1], **common)
     others = [
-        keys.concept_key(superclass="teddybear", images=images, **common),
-        keys.concept_key(superclass="teddy bear", images=images[:2], **common),
-        keys.concept_key(superclass="teddy bear", images=[("1", "x"), ("2", None), ("3", None)], **common),
-        keys.concept_key(superclass="teddy bear", images=images, **(common | {"training": TrainingConfig(steps=1)})),
-        keys.concept_key(superclass="teddy bear", images=images, **(common | {"base_digest": "c"})),
-        keys.concept_key(superclass="teddy bear", images=images, **(common | {"metric_key": "n"})),
+        reference_keys.concept_key(superclass="teddybear", images=images, **common),
+        reference_keys.concept_key(superclass="teddy bear", images=images[:2], **common),
+        reference_keys.concept_key(superclass="teddy bear", images=[("1", "x"), ("2", None), ("3", None)], **common),
+        reference_keys.concept_key(
+            superclass="teddy bear", images=images, **(common | {"training": TrainingConfig(steps=1)})
+        ),
+        reference_keys.concept_key(superclass="teddy bear", images=images, **(common | {"base_digest": "c"})),
+        reference_keys.concept_key(superclass="teddy bear", images=images, **(common | {"metric_key": "n"})),
     ]
     assert len({key, *others}) == 7
 
@@ -157,13 +160,13 @@ def test_metric_key_follows_base_settings_and_captions():
 
 def test_a_key_never_changes_by_accident():
     """Objects are stored under these digests: a change here orphans every object made so far."""
-    material = keys.render_material(
+    material = reference_keys.render_material(
         base_digest="b", concepts=["k"], prompt="a {0}", negative_prompt="", steps=50, guidance=6.0, scheduler="ddim",
         width=None, height=512, bias=0.6, temperature=0.15, lock="local", edit_unconditional=False,
     )  # fmt: skip
     assert material == "1:b1[1:k]5:a {0}0:2:503:6.04:ddim-3:5123:0.64:0.155:local5:false"
-    assert keys.render_key(material, 3) == "7e02461e482c7753b95a8f0649e226e2b2877c75d85d2bd22e7448acb33cc515"
-    concept = keys.concept_key(
+    assert reference_keys.render_key(material, 3) == "7e02461e482c7753b95a8f0649e226e2b2877c75d85d2bd22e7448acb33cc515"
+    concept = reference_keys.concept_key(
         base_digest="b", metric_key="m", superclass="teddy bear", images=[("1", None), ("2", "x")],
         training=TrainingConfig(
             steps=400, batch=16, lr_value=0.03, lr_embedding=0.006, bias=0.75, temperature=0.1, ema=0.99, lock="local",

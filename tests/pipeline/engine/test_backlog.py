@@ -36,9 +36,9 @@ def failed(code, kind, cause):
 )
 def test_a_failed_task_has_the_cause_and_a_remedy_that_exists(code, kind):
     outcome = failed(code, kind, "the cause")
-    assert (outcome.kind, outcome.status, outcome.code) == (kind, Status.FAILED, code)
-    assert outcome.message.startswith("the cause. ")
-    remedy = outcome.message.removeprefix("the cause. ")
+    assert (outcome.kind, outcome.status, outcome.error_code) == (kind, Status.FAILED, code)
+    assert outcome.error_message.startswith("the cause. ")
+    remedy = outcome.error_message.removeprefix("the cause. ")
     assert remedy.endswith(".")
     properties = RunSettings.model_json_schema()
     for section, name in re.findall(r"\b([a-z]+)\.([a-z_]+)\b", remedy):
@@ -51,12 +51,12 @@ def test_a_failed_task_has_the_cause_and_a_remedy_that_exists(code, kind):
 def test_a_failure_stays_small_in_bytes_whatever_its_cause(kind):
     for cause in ("x" * 10_000, "ü" * 10_000, "\ud800" * 10_000):
         outcome = failed(Code.WORKER_DIED, kind, cause)
-        assert len(outcome.message.encode()) <= MESSAGE_BYTES
-        assert " .... It did so each time" in outcome.message
+        assert len(outcome.error_message.encode()) <= MESSAGE_BYTES
+        assert " .... It did so each time" in outcome.error_message
         assert len(pickle.dumps(replace(outcome, key="0" * 64))) <= 1024
 
 
 def test_remedies_differ_by_kind_where_the_work_does():
-    messages = {kind: failed(Code.TIMED_OUT, kind, "late").message for kind in UNITS}
+    messages = {kind: failed(Code.TIMED_OUT, kind, "late").error_message for kind in UNITS}
     assert "train.steps" in messages["concept"]
     assert "train" not in messages["render"]

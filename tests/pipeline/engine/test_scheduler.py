@@ -58,7 +58,7 @@ def renders(count, prefix="r", **fields):
 
 
 def codes(result):
-    return {key: row.code for key, row in result.outcomes.items() if row.status is not Status.OK}
+    return {key: row.error_code for key, row in result.outcomes.items() if row.status is not Status.OK}
 
 
 def test_everything_runs_once_when_nothing_fails():
@@ -84,7 +84,7 @@ def test_only_the_poison_row_is_blamed():
     assert result.error is None
     assert codes(result) == {"r5": Code.WORKER_DIED}
     assert result.outcomes["r5"].attempts == 4  # twice in its unit, twice alone
-    assert "killed by signal 11" in result.outcomes["r5"].message
+    assert "killed by signal 11" in result.outcomes["r5"].error_message
     assert result.outcomes["r20"].attempts == 1
     assert result.summary.deaths == 4
 
@@ -97,7 +97,10 @@ def test_a_unit_queued_behind_a_poison_row_gets_no_strike():
 def test_hanging_row_times_out():
     result = simulate(World(slots=2, hangs=frozenset({"r3"})), (), renders(16))
     assert codes(result) == {"r3": Code.TIMED_OUT}
-    assert f"{POLICY.render_deadline_s:g} s, the limit set by policy.render_deadline_s" in result.outcomes["r3"].message
+    assert (
+        f"{POLICY.render_deadline_s:g} s, the limit set by policy.render_deadline_s"
+        in result.outcomes["r3"].error_message
+    )
     assert result.outcomes["r3"].attempts == 3  # once in its unit, twice alone
     assert result.summary.wasted_s == pytest.approx(3 * POLICY.render_deadline_s)
 
@@ -106,7 +109,7 @@ def test_once_units_have_been_timed_a_hanging_row_costs_minutes():
     policy = replace_policy(hang_floor_s=120.0)
     result = simulate(World(slots=2, hangs=frozenset({"r350"})), (), renders(400), policy=policy)
     assert codes(result) == {"r350": Code.TIMED_OUT}
-    assert "after 120 s, the limit set by policy.hang_floor_s" in result.outcomes["r350"].message
+    assert "after 120 s, the limit set by policy.hang_floor_s" in result.outcomes["r350"].error_message
     assert 3 * 120 <= result.summary.wasted_s <= 3 * 120 + 1
     # The first call of a worker may load and compile: it has ten minutes more, however much is known.
     hanging = frozenset({"r350", "r351"})
@@ -139,7 +142,7 @@ def test_out_of_memory_halves_and_is_remembered_per_size():
 def test_bug_fails_its_row_with_the_message():
     result = simulate(World(bugs=frozenset({"r9"})), (), renders(24))
     assert codes(result) == {"r9": Code.INTERNAL}
-    assert "ValueError: a bug" in result.outcomes["r9"].message
+    assert "ValueError: a bug" in result.outcomes["r9"].error_message
     assert result.outcomes["r9"].attempts == 2
 
 
@@ -165,7 +168,7 @@ def test_worker_that_answers_for_other_tasks_loses_none(answer):
         stop=lambda _: None,
     )
     assert sorted(row.key for row in outcomes) == sorted(f"r{index}" for index in range(8))
-    assert [row.key for row in outcomes if row.code is Code.INTERNAL] == ["r1"]
+    assert [row.key for row in outcomes if row.error_code is Code.INTERNAL] == ["r1"]
 
 
 def test_failed_concept_fails_its_renders_through_the_sink():

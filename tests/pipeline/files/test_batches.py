@@ -98,7 +98,7 @@ def test_a_manifest_and_its_pictures_may_lie_in_any_file_system(db, tmp_path):
         with PlanDB(threads=1) as database:
             summaries.append(concepts(database, uri, tmp_path))
             (row,) = rows(database, "concepts")
-            assert row["code"] is None
+            assert row["error_code"] is None
             assert [image["uri"] for image in row["images"]] == ["memory://shop/2026/photos/0.png"] * 2
     assert summaries[0].digest == summaries[1].digest
     memory.rm("/shop", recursive=True)

@@ -15,7 +15,7 @@ def test_text_that_is_not_utf8_in_parquet_is_a_bad_row(db, tmp_path):
     raw = pa.StringArray.from_buffers(3, *column.buffers()[1:3], column.buffers()[0])
     pq.write_table(pa.table({"prompt": raw}), tmp_path / "p.parquet")
     load_prompts(db, str(tmp_path / "p.parquet"))
-    assert [row["code"] for row in rows(db, "prompts")] == [None, "wrong_type", "missing_value"]
+    assert [row["error_code"] for row in rows(db, "prompts")] == [None, "wrong_type", "missing_value"]
 
 
 @pytest.mark.parametrize(

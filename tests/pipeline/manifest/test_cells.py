@@ -52,15 +52,19 @@ def test_every_kind_of_bad_prompt_has_its_code_and_the_good_ones_stay_good(db, t
         expected += [code.value, None]
     summary = load_prompts(db, str(write_jsonl(tmp_path / "p.jsonl", table)))
     found = rows(db, "prompts")
-    assert [(row["row"], row["code"]) for row in found] == list(enumerate(expected, 1))
+    assert [(row["row"], row["error_code"]) for row in found] == list(enumerate(expected, 1))
     assert summary.good == len(BAD_PROMPTS)
     for row in found:
-        if row["code"] is None:
+        if row["error_code"] is None:
             assert (row["seed"], row["bias"], row["width"], row["scheduler"]) == (5, 0.5, 512, "dpm++")
             assert row["num_images"] == 1
         else:
-            assert row["column_name"] in row["message"] or "placeholder" in row["message"] or "brace" in row["message"]
-    ranges = {row["column_name"]: row["message"] for row in found if row["code"] == "out_of_range"}
+            assert (
+                row["error_column"] in row["error_message"]
+                or "placeholder" in row["error_message"]
+                or "brace" in row["error_message"]
+            )
+    ranges = {row["error_column"]: row["error_message"] for row in found if row["error_code"] == "out_of_range"}
     assert "between -1 and 2" in ranges["bias"]
     assert "above 0 and at most 10" in ranges["temperature"]
     assert "between 8 and 4096 and be a multiple of 8" in ranges["height"]

@@ -50,7 +50,7 @@ def test_train_as_a_struct_and_columns_of_any_type_are_carried_through(db, photo
     pq.write_table(table, tmp_path / "c.parquet")
     concepts(db, tmp_path / "c.parquet", tmp_path)
     found = rows(db, "concepts")
-    assert [(row["code"], row["train"]) for row in found] == [(None, '{"steps": 5}'), (None, None)]
+    assert [(row["error_code"], row["train"]) for row in found] == [(None, '{"steps": 5}'), (None, None)]
     assert rows(db, "concepts_extra") == [
         {"row": 1, "tags": ["x", "y"], "price": 1.25, 'od"d name': 1},
         {"row": 2, "tags": [], "price": None, 'od"d name': 2},

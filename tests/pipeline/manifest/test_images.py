@@ -84,25 +84,25 @@ def test_every_kind_of_bad_concept_has_its_code_and_the_good_ones_stay_good(db, 
     summary = concepts(db, write_jsonl(tmp_path / "c.jsonl", table), tmp_path)
     found = rows(db, "concepts")
     assert [row["row"] for row in found] == list(range(1, len(table) + 1))
-    assert [(row["row"], row["code"]) for row in found] == list(enumerate(expected, 1))
+    assert [(row["row"], row["error_code"]) for row in found] == list(enumerate(expected, 1))
     assert (summary.rows, summary.good) == (len(table), len(BAD_CONCEPTS) + 1)
     assert sum(summary.bad.values()) == len(BAD_CONCEPTS)
     assert summary.bad["bad_id"] == 6
     for row in found:
-        if row["code"] is None:
-            assert (row["message"], row["column_name"]) == (None, None)
+        if row["error_code"] is None:
+            assert (row["error_message"], row["error_column"]) == (None, None)
             assert [Path(image["uri"].removeprefix("file://")).name for image in row["images"]] == [
                 "0.png",
                 "1.jpg",
                 "2.webp",
             ]
         else:
-            assert row["column_name"] in row["message"]
-            assert len(row["message"]) > 20
-            assert "hunter2" not in row["message"]
-            assert "secret@" not in row["message"]
-    duplicate = next(row for row in found if row["code"] == "duplicate_id")
-    assert "is already in row 1" in duplicate["message"]
+            assert row["error_column"] in row["error_message"]
+            assert len(row["error_message"]) > 20
+            assert "hunter2" not in row["error_message"]
+            assert "secret@" not in row["error_message"]
+    duplicate = next(row for row in found if row["error_code"] == "duplicate_id")
+    assert "is already in row 1" in duplicate["error_message"]
 
 
 def test_pictures_as_bytes_are_stored_once(db, tmp_path):
@@ -122,7 +122,7 @@ def test_pictures_as_bytes_are_stored_once(db, tmp_path):
     assert [storage.read(input_path(image["sha256"])) for image in first["images"]] == [one, two]
     assert second["images"][0] == first["images"][0]
     assert second["images"][0]["uri"] == storage.uri(input_path(second["images"][0]["sha256"]))
-    assert third["code"] == "image_format"
+    assert third["error_code"] == "image_format"
     assert len(list(storage.list("inputs"))) == 3
 
 
@@ -148,10 +148,10 @@ def test_a_second_plan_reads_no_picture_that_did_not_change(photos, tmp_path):
     assert after[0]["images"][0] == before[0]["images"][0]
     assert after[0]["images"][1] != before[0]["images"][1]
     assert after[0]["images"][2] == before[0]["images"][2]
-    assert (before[1]["code"], after[1]["code"]) == ("image_format", None)
+    assert (before[1]["error_code"], after[1]["error_code"]) == ("image_format", None)
     with PlanDB() as db:
         concepts(db, manifest, tmp_path, cache=InputCache(storage), limits=InputLimits(max_pixels=300))
-        assert rows(db, "concepts")[0]["code"] == "image_too_many_pixels"
+        assert rows(db, "concepts")[0]["error_code"] == "image_too_many_pixels"
 
 
 def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tm
     monkeypatch.setattr(store, "open_location", refuse)
     assert concepts(db, tmp_path / "c.csv", tmp_path, limits=limits).bad == {"uri_not_allowed": 1}
     (row,) = rows(db, "concepts")
-    assert "number 2" in row["message"]
+    assert "number 2" in row["error_message"]
 
 
 def test_pictures_as_hugging_face_writes_them(photos, tmp_path):
@@ -191,7 +191,7 @@ def test_pictures_as_hugging_face_writes_them(photos, tmp_path):
             with PlanDB() as db:
                 manifest = str(tmp_path / "c.parquet")
                 load_concepts(db, manifest, storage=storage, limits=InputLimits(), cache=InputCache(storage))
-                found = db.connection.execute("SELECT code, images FROM concepts ORDER BY row").fetchall()
+                found = db.connection.execute("SELECT error_code, images FROM concepts ORDER BY row").fetchall()
             assert [code for code, _ in found] == codes
             uris = [image["uri"] for _, images in found[:2] for image in images]
             assert uris == [storage.uri(input_path(hashlib.sha256(data).hexdigest())), f"file://{photos}/0.png"]
@@ -204,7 +204,7 @@ def test_other_structs_are_refused_without_their_values(photos, tmp_path):
     storage = Storage(str(tmp_path / "root"))
     with PlanDB() as db:
         load_concepts(db, str(tmp_path / "c.jsonl"), storage=storage, limits=InputLimits(), cache=InputCache(storage))
-        found = db.connection.execute("SELECT code, message FROM concepts ORDER BY row").fetchall()
+        found = db.connection.execute("SELECT error_code, error_message FROM concepts ORDER BY row").fetchall()
     assert [code for code, _ in found] == ["wrong_type"] * 4
     assert "hunter2" not in str(found)
 

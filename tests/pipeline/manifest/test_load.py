@@ -29,10 +29,10 @@ def test_all_problems_of_a_row_are_told_and_the_first_gives_the_code(db, photos,
     row = {"concept_id": "a b", "superclass": " ", "images": ["photos/none.png", "photos/0.png", "photos/text.jpg"]}
     concepts(db, write_jsonl(tmp_path / "c.jsonl", [row]), tmp_path)
     (found,) = rows(db, "concepts")
-    assert (found["code"], found["column_name"], found["concept_id"]) == ("bad_id", "concept_id", "a b")
+    assert (found["error_code"], found["error_column"], found["concept_id"]) == ("bad_id", "concept_id", "a b")
     for word in ("letters, digits", "superclass", "number 1", "none.png", "number 3", "text.jpg", "plain text"):
-        assert word in found["message"]
-    assert "number 2" not in found["message"]
+        assert word in found["error_message"]
+    assert "number 2" not in found["error_message"]
 
 
 def test_duplicates_name_the_first_row_and_keep_their_other_problems(db, photos, tmp_path):
@@ -45,10 +45,10 @@ def test_duplicates_name_the_first_row_and_keep_their_other_problems(db, photos,
     ]
     concepts(db, write_jsonl(tmp_path / "c.jsonl", table), tmp_path)
     found = rows(db, "concepts")
-    assert [row["code"] for row in found] == ["no_images", "duplicate_id", "duplicate_id", "bad_id", "bad_id"]
-    assert "row 1" in found[1]["message"]
-    assert "row 1" in found[2]["message"]
-    assert "superclass is empty" in found[2]["message"]
+    assert [row["error_code"] for row in found] == ["no_images", "duplicate_id", "duplicate_id", "bad_id", "bad_id"]
+    assert "row 1" in found[1]["error_message"]
+    assert "row 1" in found[2]["error_message"]
+    assert "superclass is empty" in found[2]["error_message"]
 
 
 def test_lines_that_cannot_be_read_are_rows_too(db, tmp_path):
@@ -56,8 +56,8 @@ def test_lines_that_cannot_be_read_are_rows_too(db, tmp_path):
     path.write_text('{"prompt": "a {product}"}\n\n{"prompt": \n[1]\n{"prompt": "b {product}", "brand": "x"}\n')
     load_prompts(db, str(path))
     found = rows(db, "prompts")
-    assert [row["code"] for row in found] == [None, "wrong_type", "wrong_type", None]
-    assert "line 3 of" in found[1]["message"]
+    assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", None]
+    assert "line 3 of" in found[1]["error_message"]
     assert rows(db, "prompts_extra") == [{"row": n, "brand": "x" if n == 4 else None} for n in (1, 2, 3, 4)]
 
 
@@ -66,9 +66,9 @@ def test_csv_rows_of_another_length_are_rows_too(db, tmp_path):
     path.write_text("prompt,seed,sku\na {product},1,007\na {product}, or two,2,008\nb {product}\n\nc {product},x,010\n")
     load_prompts(db, str(path))
     found = rows(db, "prompts")
-    assert [row["code"] for row in found] == [None, "wrong_type", "wrong_type", "wrong_type"]
-    assert "has 4 cells, the header 3" in found[1]["message"]
-    assert "seed is 'x'" in found[3]["message"]
+    assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", "wrong_type"]
+    assert "has 4 cells, the header 3" in found[1]["error_message"]
+    assert "seed is 'x'" in found[3]["error_message"]
     assert [row["sku"] for row in rows(db, "prompts_extra")] == ["007", "2", None, "010"]
 
 
@@ -128,7 +128,7 @@ def test_parquet_csv_and_jsonl_mean_the_same(table, cut, tmp_path_factory):
     for checked, extra in results:
         for row in checked:
             # The repr of a number may differ between formats; nothing else may.
-            row["message"] = row["message"] and row["message"].partition(" is ")[0]
+            row["error_message"] = row["error_message"] and row["error_message"].partition(" is ")[0]
         assert checked == results[0][0]
         assert extra == results[0][1]
 
@@ -146,7 +146,7 @@ def test_csv_concepts_list_pictures_with_semicolons(db, photos, tmp_path):
     )
     concepts(db, tmp_path / "c.csv", tmp_path)
     first, second = rows(db, "concepts")
-    assert (first["code"], second["code"]) == (None, None)
+    assert (first["error_code"], second["error_code"]) == (None, None)
     assert (first["superclass"], len(first["images"]), first["train"]) == ("coffee mug", 2, '{"steps": 7}')
     assert (len(second["images"]), second["train"], second["masks"]) == (1, None, None)
     assert [row["season"] for row in rows(db, "concepts_extra")] == ["SS26", None]

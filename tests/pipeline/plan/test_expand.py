@@ -57,7 +57,9 @@ def test_masks_belong_to_their_pictures():
 def test_products_and_named_concepts_in_one_prompt():
     prompts = [{"prompt": "a {product} and {mug-1}, {product} again", "negative_prompt": "{teddy-7}, {mug-1}"}]
     with planned(CONCEPTS, prompts) as db:
-        got = requests(db, "concept_ids", "prompt", "task_prompt", "negative_prompt", "task_negative_prompt", "code")
+        got = requests(
+            db, "concept_ids", "prompt", "task_prompt", "negative_prompt", "task_negative_prompt", "error_code"
+        )
     assert got == [
         (["mug-1", "teddy-7"], "a {mug-1} and {mug-1}, {mug-1} again", "a {0} and {0}, {0} again",
          "{teddy-7}, {mug-1}", "{1}, {0}", None),
@@ -115,7 +117,7 @@ def test_a_prompt_of_the_product_alone_is_as_if_it_named_every_concept(texts, ne
 
     names = [row["concept_id"] for row in CONCEPTS]
     columns = ["concept_ids", "image_index", "prompt", "task_prompt", "negative_prompt", "task_negative_prompt"]
-    columns += ["concept_keys", "seed", "render_key", "bias", "width", "height", "steps", "lock", "code"]
+    columns += ["concept_keys", "seed", "render_key", "bias", "width", "height", "steps", "lock", "error_code"]
     with planned(CONCEPTS, [naming("{product}")]) as db:
         alone = requests(db, *columns)
     with planned(CONCEPTS, [naming(f"{{{name}}}") for name in names]) as db:
@@ -143,7 +145,7 @@ def test_seeds():
         {"prompt": "{mug-1}"},
     ]
     with planned(CONCEPTS, prompts) as db:
-        got = requests(db, "prompt_row", "seed", "code")
+        got = requests(db, "prompt_row", "seed", "error_code")
         keys_of = dict(requests(db, "(prompt_row, image_index)", "render_key"))
     assert got[:5] == [(1, 5, None), (1, 6, None), (1, 7, None), (2, 2**63 - 1, None), (3, 2**63 - 2, "out_of_range")]
     assert got[5][1] != got[6][1]
@@ -154,11 +156,11 @@ def test_seeds():
 def test_bad_rows_are_one_request_each_and_say_why():
     concepts = [
         *CONCEPTS,
-        concept("broken", code="image_missing", column_name="images", message="there is no x.png"),
-        concept("mug-1", code="duplicate_id", column_name="concept_id", message="row 1 has it"),
+        concept("broken", error_code="image_missing", error_column="images", error_message="there is no x.png"),
+        concept("mug-1", error_code="duplicate_id", error_column="concept_id", error_message="row 1 has it"),
     ]
     prompts = [
-        {"prompt": "", "code": "empty_prompt", "column_name": "prompt", "message": "write one"},
+        {"prompt": "", "error_code": "empty_prompt", "error_column": "prompt", "error_message": "write one"},
         {"prompt": "{mug-11} and {product}"},
         {"prompt": "{xyzzy-plugh}", "num_images": 9},
         {"prompt": "{broken}"},
@@ -169,7 +171,9 @@ def test_bad_rows_are_one_request_each_and_say_why():
         {"prompt": "{mug-1}", "where_expr": "  "},
     ]
     with planned(concepts, prompts) as db:
-        got = requests(db, "prompt_row", "code", "column_name", "message", "render_key IS NULL", "concept_ids")
+        got = requests(
+            db, "prompt_row", "error_code", "error_column", "error_message", "render_key IS NULL", "concept_ids"
+        )
         counted = count_plan(db)
     assert [row[:3] for row in got] == [
         (1, "empty_prompt", "prompt"),
@@ -196,8 +200,8 @@ def test_bad_rows_are_one_request_each_and_say_why():
 
 
 def test_no_good_concept_at_all():
-    with planned([concept("m", code="bad_id", message="no")], [{"prompt": "{product}"}]) as db:
-        assert requests(db, "code", "column_name") == [("no_match", "prompt")]
+    with planned([concept("m", error_code="bad_id", error_message="no")], [{"prompt": "{product}"}]) as db:
+        assert requests(db, "error_code", "error_column") == [("no_match", "prompt")]
 
 
 def test_two_good_rows_of_one_id_are_refused():
@@ -237,12 +241,12 @@ SAFE_PROMPTS = st.lists(
 @settings(max_examples=15)
 @given(prompts=SAFE_PROMPTS, extra=SAFE_PROMPTS, order=st.randoms(use_true_random=False))
 def test_order_and_company_do_not_change_keys(prompts, extra, order):
-    concepts = [*CONCEPTS, concept("broken", code="no_images", message="none")]
+    concepts = [*CONCEPTS, concept("broken", error_code="no_images", error_message="none")]
 
     def plan(concepts, prompts):
         with planned(concepts, [{"mark": None, **row} for row in prompts]) as db:
             rows = db.connection.execute(
-                "SELECT mark, image_index, concept_ids, render_key, seed, code, message "
+                "SELECT mark, image_index, concept_ids, render_key, seed, error_code, error_message "
                 f"FROM requests JOIN prompts_extra ON {EXTRA_ROW} = prompt_row"
             ).fetchall()
             assert {row[0] for row in rows} == {row.get("mark") for row in prompts}

@@ -12,7 +12,8 @@ from pipeline.database.plandb import PlanDB
 from pipeline.plan.done import list_objects
 from pipeline.plan.retry import to_retry
 from pipeline.plan.selection import Keys, Selection
-from pipeline.run import check, execute, make_plan
+from pipeline.prepare import check, make_plan
+from pipeline.run import execute
 from pipeline.storage.objects import Storage
 from tests.support.runs import Engines, Silent, keep_metric, photo, run_settings
 from tests.support.shop import CONCEPTS, PROMPTS, PhotosVanish, away, go, open_shop, stock, tables

@@ -7,7 +7,7 @@ from pipeline.plan.selection import Keys, Missing, Selection, select
 from pipeline.plan.workqueue import WorkQueue
 from tests.support.plans import concept, planned, requests
 
-CONCEPTS = [concept(name) for name in ("mug-1", "mug-2", "mug-3")] + [concept("bad", code="image_missing")]
+CONCEPTS = [concept(name) for name in ("mug-1", "mug-2", "mug-3")] + [concept("bad", error_code="image_missing")]
 PROMPTS = [
     {"prompt": "a {product}", "num_images": 2, "tag": "x"},
     {"prompt": "nothing"},

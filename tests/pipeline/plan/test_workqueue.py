@@ -19,7 +19,7 @@ STATUSES = [Status.OK, Status.OK, Status.OK, Status.FAILED, Status.INVALID]
 def outcome(unit, task, status=Status.OK):
     kind = "concept" if isinstance(unit, TrainUnit) else "render"
     return Outcome(
-        kind, task.key, status, None if status == Status.OK else Code.INTERNAL, message=f"{task.key[:4]} broke"
+        kind, task.key, status, None if status == Status.OK else Code.INTERNAL, error_message=f"{task.key[:4]} broke"
     )
 
 
@@ -87,8 +87,8 @@ def test_every_key_ends_once_under_random_failures(seed, page, most):
                 ended[item.key] = item.status
                 recorded.append(item.key)
             for item in lost:
-                assert item.code == Code.CONCEPT_FAILED
-                assert "broke" in (item.message or "")
+                assert item.error_code == Code.CONCEPT_FAILED
+                assert "broke" in (item.error_message or "")
                 assert any(ended.get(key, Status.OK) != Status.OK for key in needs[item.key])
         assert queue.next() is None
         assert sorted(recorded) == sorted((trained - done) | set(needs))

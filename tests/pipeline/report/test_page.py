@@ -202,7 +202,7 @@ def small_run(storage: Storage) -> None:
             *(render(1, index, [name], uri) for index, (name, uri) in enumerate(zip(names, shots, strict=True))),
             render(2, 0, names[:2], shots[0], origin="reused", finished_at=datetime(2026, 1, 1, tzinfo=UTC)),
             render(3, 0, ["mug-1"], None, **bad(Code.RENDER_NOT_FINITE, "the picture is not finite", "failed")),
-            render(4, 0, ["mug-2"], None, **bad(Code.OUT_OF_RANGE, "x") | {"status": "filtered", "error_code": None}),
+            render(4, 0, ["mug-2"], None, **bad(Code.OUT_OF_RANGE, "x") | {"status": "withheld", "error_code": None}),
         ],
         [pa.field("category", pa.string())],
     )
@@ -253,10 +253,13 @@ def test_counts_are_those_of_the_tables(storage):
         )
         for table in ("concepts", "renders")
     }
-    assert count == {"concepts": {"ok": 3, "invalid": 2}, "renders": {"ok": 4, "failed": 1, "filtered": 1}}
+    assert count == {"concepts": {"ok": 3, "invalid": 2}, "renders": {"ok": 4, "failed": 1, "withheld": 1}}
     assert "4 of 6 pictures and 3 of 5 concepts are ready" in text
-    assert "2 need a correction in a manifest. 1 went wrong and may succeed when run again. 1 is withheld" in text
-    assert "Pictures 6 rows ✓ ok 4 66.7 % ✕ failed 1 16.7 % ◐ filtered 1 16.7 %" in text
+    assert (
+        "2 need a correction in a manifest. 1 went wrong and may succeed when run again. "
+        "1 has a status that this version does not know." in text
+    )
+    assert "Pictures 6 rows ✓ ok 4 66.7 % ✕ failed 1 16.7 % ? withheld 1 16.7 %" in text
     assert "Pictures 3 rendered, 1 reused" in text
     assert "Concepts 3 trained, 0 reused" in text
     # 3 pictures in 20 + 21 + 22 ms; what is reused cost this run nothing

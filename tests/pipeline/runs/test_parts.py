@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.contract.errors import Code, Origin, Status
@@ -123,7 +124,7 @@ def test_ok_wins_then_the_later_lease_then_the_later_part(tmp_path):
     storage = Storage(str(tmp_path))
     written = [
         (2, [ok("a", worker="2"), ok("b", worker="2"), failed("c")]),
-        (10, [failed("a"), ok("b", worker="10"), replace(failed("c"), message="later"), ok("d", worker="0")]),
+        (10, [failed("a"), ok("b", worker="10"), replace(failed("c"), error_message="later"), ok("d", worker="0")]),
         (1, [ok("b", worker="1"), ok("e", worker="1")]),
     ]
     for lease, rows in written:
@@ -139,7 +140,7 @@ def test_ok_wins_then_the_later_lease_then_the_later_part(tmp_path):
     assert [(row["key"], row["status"], row["worker"]) for row in got] == [
         ("a", "ok", "2"), ("b", "ok", "10"), ("c", "failed", None), ("d", "ok", "last"), ("e", "ok", "1"),
     ]  # fmt: skip
-    assert got[2]["message"] == "later"
+    assert got[2]["error_message"] == "later"
 
 
 def test_a_damaged_part_is_an_error_that_names_it(tmp_path):
@@ -181,3 +182,15 @@ def test_only_objects_that_are_there_are_done(tmp_path):
         counted = count_plan(db)
     assert (counted.renders.reused, counted.renders.to_do) == (2, 2)
     assert (counted.concepts.reused, counted.concepts.keys_to_do) == (3, 1)
+
+
+def test_files_keep_the_column_names_of_earlier_versions(tmp_path):
+    storage = Storage(str(tmp_path))
+    writer = PartWriter(storage, "run", 1, clock=Clock())
+    writer.add([replace(failed("a"), error_column="images")])
+    writer.flush()
+    [row] = pq.read_table(storage.full(part_path("run", 1, 0))).to_pylist()
+    assert (row["code"], row["column_name"], row["message"]) == ("timed_out", "images", "it took too long: ü'\n")
+    [row] = outcomes(storage)
+    assert (row["error_code"], row["error_column"]) == ("timed_out", "images")
+    assert row["error_message"] == "it took too long: ü'\n"

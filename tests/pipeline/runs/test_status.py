@@ -97,10 +97,10 @@ def test_what_is_staged_so_far_counts_each_key_once(storage, clock):
     first.add([ended("concept", "a"), ended("concept", "b", Status.FAILED), ended("render", "x", Status.FAILED)])
     first.flush()
     second = PartWriter(storage, "r1", 2, clock=clock.monotonic)
-    second.add([ended("concept", "b"), ended("render", "x", Status.FILTERED), ended("render", "y")])
+    second.add([ended("concept", "b"), ended("render", "x", Status.INVALID), ended("render", "y")])
     second.flush()
     [status] = read_status(storage, clock)
-    assert status.statuses == {"concepts": {"ok": 2}, "renders": {"filtered": 1, "ok": 1}}
+    assert status.statuses == {"concepts": {"ok": 2}, "renders": {"invalid": 1, "ok": 1}}
     assert status.planned == {"concepts": 3, "renders": 9}
 
 

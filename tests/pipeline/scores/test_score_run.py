@@ -205,7 +205,7 @@ def test_a_message_names_the_picture_and_every_problem_of_a_row(root, choice, sc
     score(root, choice, scorers)
     [row] = [row for row in root.scores() if row["render_key"] == long]
     assert row["error_code"] == Code.PROMPT_TOO_LONG
-    assert "a training picture of concept 'mug-1' cannot be compared with: there is no" in row["error_message"]
+    assert "a photo of concept 'mug-1' is unavailable: there is no" in row["error_message"]
     assert "mug-1-1.png" in row["error_message"]
 
 

@@ -263,7 +263,7 @@ VIRTUAL = ["rowid", "filename", "file_row_number", "file_index", "column", "sele
 
 def test_columns_may_bear_any_word_of_our_own_statements(tmp_path):
     words = [*sql_words(), *(word for word in VIRTUAL if word not in sql_words())]
-    assert {"row", "code", "message", "age", "place", "uri"} - {*words} <= RESERVED_COLUMNS
+    assert {"row", "error_code", "error_message", "age", "place", "uri"} - {*words} <= RESERVED_COLUMNS
     assert len(words) > 200
     half = len(words) // 2
     theirs, prompts_theirs = dict.fromkeys(words[:half], "theirs"), dict.fromkeys(words[half:], "theirs")
@@ -302,7 +302,9 @@ def test_where_may_use_a_column_of_any_name():
     for word in ("row", "code", "concepts", "good", "age", "k", "c", "e"):
         concepts = [concept("a", extras={word: 1}), concept("b", extras={word: 2})]
         with planned(concepts, [{"prompt": "{product}", "where_expr": f"{word} = 2"}]) as db:
-            assert db.connection.execute("SELECT concept_ids, code FROM requests").fetchall() == [(["b"], None)], word
+            assert db.connection.execute("SELECT concept_ids, error_code FROM requests").fetchall() == [
+                (["b"], None)
+            ], word
 
 
 def test_names_of_the_program_are_refused():

@@ -11,7 +11,7 @@ from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.contract.layout import part_path
 from pipeline.contract.schemas import PART, conform
 from pipeline.database.memory import MemoryFullError, ScratchFullError, in_memory, retried
-from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.database.plandb import EXTRA_ROW, PlanDB, Stage
 from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from pipeline.storage.objects import Storage
 from pipeline.tables.publish import publish
@@ -57,8 +57,9 @@ def filled(db, shape):
     fill(f"""
         INSERT INTO concepts BY NAME SELECT range + 1 AS row, 'c' || (range * 7919) % 1000003 AS concept_id,
             'mug' AS superclass, [{{'uri': 'm', 'sha256': sha256('photo ' || {picture})}}] AS images,
-            CASE WHEN range = 5 THEN 'image_missing' END AS code, CASE WHEN range = 5 THEN 'images' END AS column_name,
-            CASE WHEN range = 5 THEN 'no x.png' END AS message
+            CASE WHEN range = 5 THEN 'image_missing' END AS error_code,
+            CASE WHEN range = 5 THEN 'images' END AS error_column,
+            CASE WHEN range = 5 THEN 'no x.png' END AS error_message
         FROM range({shape.concepts})""")
     fill(f"""
         INSERT INTO prompts BY NAME SELECT range + 1 AS row,
@@ -87,6 +88,7 @@ def outcomes(db, storage, origin):
     db.connection.execute(f"""
         INSERT INTO done SELECT kind, key, 'memory://done/' || key, sha256(key), 1000, 0.5, 0.25
         FROM {keys} WHERE {done}""")
+    db.mark_filled(Stage.DONE)
     made = db.connection.sql(f"""
         SELECT kind, key, CASE WHEN {failed} THEN 'failed' ELSE 'ok' END AS status,
             CASE WHEN {failed} THEN 'internal' END AS code,
@@ -149,9 +151,9 @@ def expected(db, made, table):
         repeated = again and found.get("status") == "ok"
         yield {
             **{name: row.get(name) for name in ("manifest_row", "concept_id", key, "prompt", "images", "seed")},
-            "status": "invalid" if row["code"] else found.get("status"),
-            "error_code": row["code"] or found.get("code"), "error_column": row["column_name"],
-            "error_message": row["message"] or found.get("message"),
+            "status": "invalid" if row["error_code"] else found.get("status"),
+            "error_code": row["error_code"] or found.get("code"), "error_column": row["error_column"],
+            "error_message": row["error_message"] or found.get("message"),
             "attempts": 0 if repeated else found.get("attempts", 0),
             "origin": "reused" if repeated else found.get("origin"),
             **{name: found.get(name) for name in ("uri", "sha256", "bytes", "batch", "worker")},

@@ -21,7 +21,14 @@ MANIFEST = [
     concept("a", color="red", size=1),
     concept("b", color="blue", size=2),
     concept("twin", color="green", size=3, images=concept("a")["images"]),
-    concept("bad", color="grey", size=4, code="image_missing", column_name="images", message="there is no x.png"),
+    concept(
+        "bad",
+        color="grey",
+        size=4,
+        error_code="image_missing",
+        error_column="images",
+        error_message="there is no x.png",
+    ),
 ]
 PROMPTS = [
     {"prompt": "a {product} here", "tag": "here"},
@@ -163,7 +170,7 @@ def test_a_failed_concept_takes_its_renders_along_and_a_later_attempt_mends_it(t
         ("a", "ok", None, 0), ("b", "failed", "concept_failed", 0), ("twin", "ok", None, 0),
     ]  # fmt: skip
     causes = set(rows(storage, "renders", "error_code, error_message"))
-    assert ("concept_failed", "concept 'b' was not made: it broke") in causes
+    assert ("concept_failed", "concept 'b' failed: it broke") in causes
     with run(storage, "r1", lease=2) as db:
         published = publish(db, storage, run_id="r1", **RUN)
     assert published.statuses["renders"] == {"invalid": 1, "ok": 6}

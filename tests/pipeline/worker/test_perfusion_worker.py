@@ -85,7 +85,7 @@ def stored(worker, task):
 def check_objects(worker, unit, outcomes):
     assert [outcome.key for outcome in outcomes] == [task.key for task in unit.tasks]
     for task, outcome in zip(unit.tasks, outcomes, strict=True):
-        assert outcome.status == Status.OK, outcome.message
+        assert outcome.status == Status.OK, outcome.error_message
         file = stored(worker, task)
         assert outcome.uri == f"file://{file}"
         assert outcome.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -242,7 +242,7 @@ def test_a_bad_photo_fails_only_its_row(worker, tmp_path):
     tasks[3] = dataclasses.replace(tasks[3], images=(planned(tmp_path / "cut.png"),))
     photo(tmp_path / "mask.png", seed=5, mode="L")
     outcomes = worker.run(trainings(*tasks, masked))
-    found = [(outcome.status, outcome.code) for outcome in outcomes]
+    found = [(outcome.status, outcome.error_code) for outcome in outcomes]
     assert found == [
         (Status.OK, None),
         (Status.FAILED, Code.IMAGE_CHANGED),
@@ -251,16 +251,16 @@ def test_a_bad_photo_fails_only_its_row(worker, tmp_path):
         (Status.OK, None),
         (Status.FAILED, Code.IMAGE_CHANGED),
     ]
-    assert "changed.png" in outcomes[1].message
-    assert "run again" in outcomes[1].message
-    assert "mask.png" in outcomes[5].message
+    assert "changed.png" in outcomes[1].error_message
+    assert "run again" in outcomes[1].error_message
+    assert "mask.png" in outcomes[5].error_message
 
 
 def test_trained_keys_are_asked_of_concepts_that_have_them(shared):
     bad, good = picture("no keys", "mug", lock="trained"), picture("locked", "mug")
     first, second = shared.run(renders(bad, good))
-    assert (first.status, first.code) == (Status.INVALID, Code.OUT_OF_RANGE)
-    assert "learned no keys" in first.message
+    assert (first.status, first.error_code) == (Status.INVALID, Code.OUT_OF_RANGE)
+    assert "learned no keys" in first.error_message
     assert second.status == Status.OK
 
 
@@ -273,9 +273,9 @@ def test_prompts_that_do_not_fit_name_their_column(shared):
     ]
     long, negative, short = shared.run(renders(*tasks))
     assert short.status == Status.OK
-    assert (long.status, long.code, long.message[:8]) == (Status.INVALID, Code.PROMPT_TOO_LONG, "prompt: ")
-    assert (negative.code, negative.message[:17]) == (Code.PROMPT_TOO_LONG, "negative_prompt: ")
-    assert len(long.message.encode()) <= MESSAGE_BYTES
+    assert (long.status, long.error_code, long.error_message[:8]) == (Status.INVALID, Code.PROMPT_TOO_LONG, "prompt: ")
+    assert (negative.error_code, negative.error_message[:17]) == (Code.PROMPT_TOO_LONG, "negative_prompt: ")
+    assert len(long.error_message.encode()) <= MESSAGE_BYTES
 
 
 def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
@@ -286,10 +286,10 @@ def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
     absent = replace(picture("no weights", "nobody"), concept_ids=("n-1",))
     locked = replace(picture("keys", "bag", lock="trained"), concept_ids=("b-1",))
     long, lost, keyless = shared.run(renders(task, absent, locked))
-    assert "('a {1} on a {b-1} very" in long.message
-    assert "the weights of concept 'n-1' cannot be used" in lost.message
-    assert "but concept 'b-1' learned no keys" in keyless.message
-    assert not [each for each in (long, lost, keyless) if "{0}" in each.message]
+    assert "('a {1} on a {b-1} very" in long.error_message
+    assert "the weights of concept 'n-1' cannot be used" in lost.error_message
+    assert "but concept 'b-1' learned no keys" in keyless.error_message
+    assert not [each for each in (long, lost, keyless) if "{0}" in each.error_message]
 
 
 def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
@@ -298,12 +298,12 @@ def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
     ]
     good, wordless, long = worker.run(trainings(*tasks))
     assert good.status == Status.OK
-    assert (wordless.status, wordless.code, wordless.column_name) == (
+    assert (wordless.status, wordless.error_code, wordless.error_column) == (
         Status.INVALID,
         Code.EMPTY_SUPERCLASS,
         "superclass",
     )
-    assert (long.status, long.code, long.column_name) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
+    assert (long.status, long.error_code, long.error_column) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
 
 
 def test_missing_or_damaged_weights_fail_their_rows_and_are_trained_again(worker, tmp_path):
@@ -318,14 +318,14 @@ def test_missing_or_damaged_weights_fail_their_rows_and_are_trained_again(worker
     fresh = ready_worker(tmp_path / "root")  # the first one has them in memory
     rows = renders(*(picture(name, name) for name in (*BASES, "never trained")))
     outcomes = fresh.run(rows)
-    assert [(row.status, row.code) for row in outcomes] == [
+    assert [(row.status, row.error_code) for row in outcomes] == [
         (Status.FAILED, Code.WEIGHTS_INVALID),
         (Status.FAILED, Code.WEIGHTS_INVALID),
         (Status.OK, None),
         (Status.FAILED, Code.WEIGHTS_INVALID),
     ]
-    assert "another base model (eeeeeeeeeeee...," in outcomes[1].message
-    assert "there is no " in outcomes[3].message
+    assert "another base model (eeeeeeeeeeee...," in outcomes[1].error_message
+    assert "there is no " in outcomes[3].error_message
     assert not cut.exists()
     after = fresh.run(trainings(*tasks))
     assert [row.accelerator_s > 0 for row in after] == [True, True, False]
@@ -340,7 +340,7 @@ def test_concepts_that_learned_the_same_fail_their_row_alone(shared):
     one = read_concept_of(shared, "mug")
     twin.create(weights_path(key("twin")), write_concept(one, key=key("twin")))
     same, good = shared.run(renders(picture("twins", "mug", "twin", prompt="a {0} and a {1}"), picture("ok", "mug")))
-    assert (same.status, same.code) == (Status.FAILED, Code.CONCEPTS_ALIKE)
+    assert (same.status, same.error_code) == (Status.FAILED, Code.CONCEPTS_ALIKE)
     assert good.status == Status.OK
 
 
@@ -352,8 +352,8 @@ def test_settings_that_diffusers_refuses_are_named(shared):
     for outcome in shared.run(
         renders(*(picture(f"odd {n}", "mug", shape=RenderShape(12, 64, 2, 4.5, "ddim")) for n in (1, 2)))
     ):
-        assert (outcome.status, outcome.code) == (Status.INVALID, Code.OUT_OF_RANGE)
-        assert "12 x 64 pixels in 2 steps of ddim" in outcome.message
+        assert (outcome.status, outcome.error_code) == (Status.INVALID, Code.OUT_OF_RANGE)
+        assert "12 x 64 pixels in 2 steps of ddim" in outcome.error_message
 
 
 def test_a_render_that_is_not_finite_is_not_stored(tmp_path):
@@ -363,7 +363,7 @@ def test_a_render_that_is_not_finite_is_not_stored(tmp_path):
     huge = dataclasses.replace(one, value_target=torch.full_like(one.value_target, 60_000.0))
     Storage(str(tmp_path / "root")).create(weights_path(key("huge")), write_concept(huge, key=key("huge")))
     bad, good = worker.run(renders(picture("bad", "huge"), picture("good", "mug")))
-    assert (bad.status, bad.code, bad.uri) == (Status.FAILED, Code.RENDER_NOT_FINITE, None)
+    assert (bad.status, bad.error_code, bad.uri) == (Status.FAILED, Code.RENDER_NOT_FINITE, None)
     assert good.status == Status.OK
     assert not stored(worker, picture("bad")).exists()
 
@@ -381,9 +381,9 @@ def test_a_training_that_diverges_fails_alone(worker, tmp_path, value, training,
         write_checkpoint(state, Trainer(worker.models.base, worker.models.metric, [example]).optimizer),
     )
     lost, fine = worker.run(trainings(bad, good))
-    assert (lost.status, lost.code, lost.uri) == (Status.FAILED, Code.TRAINING_DIVERGED, None)
-    assert words in lost.message
-    assert "lr_value" in lost.message
+    assert (lost.status, lost.error_code, lost.uri) == (Status.FAILED, Code.TRAINING_DIVERGED, None)
+    assert words in lost.error_message
+    assert "lr_value" in lost.error_message
     assert fine.status == Status.OK
     assert not stored(worker, bad).exists()
     alone = ready_worker(tmp_path / "alone")
@@ -500,7 +500,7 @@ def test_storage_that_is_busy_for_a_moment_fails_no_row(tmp_path):
             TROUBLES["busy"] = Trouble(errors=3, where=where, operations=(operation,))
             waits.clear()
             [outcome] = worker.run(unit)
-            assert outcome.status == Status.OK, outcome.message
+            assert outcome.status == Status.OK, outcome.error_message
             if TROUBLES["busy"].errors == 0:
                 assert waits[:3] == list(WAITS_S[:3])
             if unit is train:
@@ -519,7 +519,7 @@ def test_photos_that_cannot_be_read_for_a_moment_fail_no_row(tmp_path):
         worker = ready_worker(tmp_path / "root", sleep=waits.append, limits=InputLimits(allow=("http://",)))
         task = concept(tmp_path, "mug", images=[dataclasses.replace(image, uri=f"{address}/mug.png")])
         [outcome] = worker.run(trainings(task))
-    assert outcome.status == Status.OK, outcome.message
+    assert outcome.status == Status.OK, outcome.error_message
     assert waits == list(WAITS_S[:2])
 
 
@@ -552,8 +552,8 @@ def test_storage_that_stays_down_fails_the_rows_and_is_not_awaited_for_each_row(
     train = trainings(*(concept(tmp_path, f"mug-{n}") for n in range(8)))
     TROUBLES["down"] = Trouble(errors=10**6, where="/weights/")
     outcomes = worker.run(train)
-    assert {(row.status, row.code) for row in outcomes} == {(Status.FAILED, Code.STORAGE)}
-    assert "503 Slow Down" in outcomes[0].message
+    assert {(row.status, row.error_code) for row in outcomes} == {(Status.FAILED, Code.STORAGE)}
+    assert "503 Slow Down" in outcomes[0].error_message
     assert sum(WAITS_S) <= sum(waits) <= UNIT_S
     TROUBLES["down"] = Trouble()
     assert {row.status for row in worker.run(train)} == {Status.OK}
@@ -572,6 +572,6 @@ def test_permanent_errors_are_not_retried(tmp_path):
     worker = ready_worker(tmp_path / "root", sleep=waits.append)
     task = concept(tmp_path, "gone")
     (tmp_path / "gone.png").unlink()
-    assert worker.run(trainings(task))[0].code == Code.IMAGE_MISSING
-    assert worker.run(renders(picture("a", "never trained")))[0].code == Code.WEIGHTS_INVALID
+    assert worker.run(trainings(task))[0].error_code == Code.IMAGE_MISSING
+    assert worker.run(renders(picture("a", "never trained")))[0].error_code == Code.WEIGHTS_INVALID
     assert waits == []

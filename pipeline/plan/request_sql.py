@@ -1,0 +1,230 @@
+"""The SQL of `pipeline.plan.expand`: from the rows of both manifests to requests.
+
+Each statement fills one table. `pipeline.plan.expand.plan_requests` runs them in this order, per chunk of prompts.
+"""
+
+from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS
+from pipeline.contract.errors import Code
+from pipeline.contract.placeholders import PLACEHOLDER
+
+_MAX_SEED = 2**63 - 1
+
+BAD_CONCEPTS = """
+CREATE OR REPLACE TEMP TABLE bad_concepts AS
+SELECT concept_id, min(row) AS row, arg_min(error_message, row) AS error_message
+FROM concepts WHERE error_code IS NOT NULL AND concept_id IS NOT NULL GROUP BY concept_id
+"""
+
+BAD_PROMPTS = """
+INSERT INTO requests BY NAME
+SELECT row AS prompt_row, 0 AS image_index, prompt, negative_prompt, seed, bias, temperature, lock,
+    width, height, steps, guidance, scheduler, error_code, error_column, error_message
+FROM prompts WHERE error_code IS NOT NULL
+"""
+
+# The good prompts of a chunk: the text between placeholders, and their names, those of `prompt` first.
+CHUNK = f"""
+CREATE OR REPLACE TEMP TABLE chunk AS
+SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
+    steps, guidance, scheduler,
+    string_split_regex(prompt, '{PLACEHOLDER}') AS texts,
+    string_split_regex(negative_prompt, '{PLACEHOLDER}') AS negative_texts,
+    regexp_extract_all(prompt, '{PLACEHOLDER}', 1)
+        || regexp_extract_all(negative_prompt, '{PLACEHOLDER}', 1) AS names,
+    list_contains(names, 'product') AS crossed, crossed AND list_unique(names) = 1 AS alone
+FROM (
+    SELECT * REPLACE (
+        coalesce(negative_prompt, $negative_prompt) AS negative_prompt, nullif(trim(where_expr), '') AS where_expr,
+        coalesce(num_images, 1) AS num_images, coalesce(bias, $bias::DOUBLE) AS bias,
+        coalesce(temperature, $temperature::DOUBLE) AS temperature, coalesce(lock, $lock) AS lock,
+        coalesce(width, $width) AS width, coalesce(height, $height) AS height, coalesce(steps, $steps) AS steps,
+        coalesce(guidance, $guidance::DOUBLE) AS guidance, coalesce(scheduler, $scheduler) AS scheduler
+    )
+    FROM prompts WHERE row >= $start AND row < $stop AND error_code IS NULL
+)
+"""
+
+# One row per placeholder; those of {product} have no key yet.
+NAMES = """
+CREATE OR REPLACE TEMP TABLE names AS
+SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.trained,
+    b.row AS bad_row, b.error_message AS bad_message
+FROM (
+    SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
+        position < len(texts) AS in_prompt
+    FROM chunk
+) n
+LEFT JOIN keyed k ON k.concept_id = n.name AND n.name <> 'product'
+LEFT JOIN bad_concepts b ON b.concept_id = n.name AND n.name <> 'product'
+"""
+
+HINTS = """
+CREATE OR REPLACE TEMP TABLE hints AS
+WITH unknown AS (
+    SELECT DISTINCT name FROM names WHERE name <> 'product' AND concept_key IS NULL AND bad_row IS NULL
+)
+SELECT u.name, arg_min(k.concept_id, (levenshtein(u.name, k.concept_id), k.concept_id)) AS nearest
+FROM unknown u CROSS JOIN keyed k
+WHERE (SELECT count(*) FROM unknown) * (SELECT count(*) FROM keyed) <= $pairs
+    AND levenshtein(u.name, k.concept_id) <= greatest(2, len(u.name) // 4)
+GROUP BY u.name
+"""
+
+# The first problem of each row of the chunk.
+PROBLEMS = f"""
+CREATE OR REPLACE TEMP TABLE problems AS
+WITH matched AS (SELECT DISTINCT where_expr FROM matches),
+found AS (
+    SELECT row, position AS rank, CASE WHEN in_prompt THEN 'prompt' ELSE 'negative_prompt' END AS error_column,
+        CASE WHEN bad_row IS NULL THEN '{Code.UNKNOWN_CONCEPT}' ELSE '{Code.CONCEPT_INVALID}' END AS error_code,
+        error_column || ' names concept ''' || name || ''', ' || CASE WHEN bad_row IS NULL
+            THEN 'which the concepts manifest does not have: '
+                || coalesce('write ''' || nearest || ''' if that is meant, or ', '') || 'add a row with this concept_id'
+            ELSE 'whose row ' || bad_row || ' of the concepts manifest is invalid (' || coalesce(bad_message, '')
+                || '): correct that row' END AS error_message
+    FROM names LEFT JOIN hints USING (name) WHERE name <> 'product' AND concept_key IS NULL
+    UNION ALL
+    {LONG_TEXTS}
+    UNION ALL
+    SELECT row, 900001, error_column, '{Code.OUT_OF_RANGE}', error_message
+    FROM chunk JOIN bad_samplers USING (scheduler, steps)
+    UNION ALL
+    SELECT row, 1000000, 'where', '{Code.BAD_WHERE}',
+        'where selects concepts for {{product}}, but the prompt has no {{product}}: '
+        || 'write it in the prompt or leave where empty'
+    FROM chunk WHERE where_expr IS NOT NULL AND NOT crossed
+    UNION ALL
+    SELECT row, 1000001, 'where', '{Code.BAD_WHERE}', error_message FROM chunk JOIN refusals USING (where_expr)
+    UNION ALL
+    SELECT row, 1000002, 'seed', '{Code.OUT_OF_RANGE}',
+        'seed ' || seed || ' with ' || num_images || ' images goes past the largest seed, {_MAX_SEED}: '
+        || 'choose a smaller one'
+    FROM chunk WHERE seed > {_MAX_SEED} - (num_images - 1)
+    UNION ALL
+    SELECT row, 1000003, 'where', '{Code.NO_MATCH}',
+        'where "' || where_expr || '" is true for none of the good concepts: correct the condition or the manifest'
+    FROM chunk ANTI JOIN matched USING (where_expr) WHERE where_expr IS NOT NULL AND crossed
+    UNION ALL
+    SELECT row, 1000004, 'prompt', '{Code.NO_MATCH}',
+        'there is no good concept for {{product}}: correct the invalid rows of the concepts manifest'
+    FROM chunk WHERE crossed AND where_expr IS NULL AND NOT EXISTS (SELECT 1 FROM keyed)
+)
+SELECT * FROM found QUALIFY row_number() OVER (PARTITION BY row ORDER BY rank) = 1
+"""
+
+PROBLEM_REQUESTS = """
+INSERT INTO requests BY NAME
+SELECT c.row AS prompt_row, 0 AS image_index, nullif(list_filter(
+        c.names, lambda name, i: name <> 'product' AND list_position(c.names, name) = i), []) AS concept_ids,
+    c.prompt, c.negative_prompt, c.seed, c.bias, c.temperature, c.lock, c.width, c.height, c.steps, c.guidance,
+    c.scheduler, p.error_code, p.error_column, p.error_message
+FROM chunk c JOIN problems p USING (row)
+"""
+
+# Prompts with {product} alone, the most frequent ones: the text around the concept is computed once per prompt.
+REQUESTS_ALONE = f"""
+INSERT INTO requests BY NAME
+WITH good AS (
+    SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, len(negative_texts) - 1 AS negative_slots,
+        unnest(range(num_images)) AS image_index, array_to_string(texts, '{{0}}') AS task_prompt,
+        array_to_string(negative_texts, '{{0}}') AS task_negative_prompt, render_text(
+            task_prompt, task_negative_prompt, steps, guidance, scheduler, width, height,
+            bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
+    FROM chunk c JOIN lengths l USING (row) ANTI JOIN problems p ON p.row = c.row
+    WHERE c.alone
+),
+crossed AS (#CROSSED#),
+pictures AS (
+    SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed),
+        [concept_id] AS named, CASE WHEN NOT trained THEN concept_id END AS untrained,
+        tokens + slots * superclass_tokens AS prompt_count,
+        negative_tokens + negative_slots * superclass_tokens AS negative_count, {FLAW} AS flaw
+    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key]) || material AS material) FROM crossed)
+)
+SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
+    CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
+    replace(prompt, '{{product}}', '{{' || concept_id || '}}') AS prompt, task_prompt,
+    replace(negative_prompt, '{{product}}', '{{' || concept_id || '}}') AS negative_prompt,
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, {FLAWED}
+FROM pictures
+"""
+
+# DuckDB gives each thread 122,880 rows of a scan: most catalogues would be planned by a single thread.
+SLICE = """
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    FROM good g CROSS JOIN keyed k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
+    UNION ALL
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id)
+    WHERE k.row % {slices} = {slice}
+"""
+
+# `ids` and `keys` are in the order of the placeholders. A concept's number is the position of its key among the
+# distinct keys: two ids with equal content are one concept to the method, whose directions must be independent.
+REQUESTS = f"""
+INSERT INTO requests BY NAME
+WITH good AS (
+    SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, coalesce(n.keys, []) AS keys, n.sizes, n.trains
+    FROM chunk c JOIN lengths l USING (row)
+    LEFT JOIN (
+        SELECT row, list(concept_key ORDER BY position) AS keys, list(superclass_tokens ORDER BY position) AS sizes,
+            list(trained ORDER BY position) AS trains
+        FROM names GROUP BY row
+    ) n USING (row)
+    ANTI JOIN problems p ON p.row = c.row
+    WHERE NOT c.alone
+),
+crossed AS (
+    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.trained
+    FROM good g CROSS JOIN keyed k WHERE g.crossed AND g.where_expr IS NULL
+    UNION ALL
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE g.crossed
+    UNION ALL
+    SELECT g.*, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
+),
+filled AS (
+    SELECT * REPLACE (
+            list_transform(keys, lambda key: coalesce(key, product_key)) AS keys,
+            list_transform(sizes, lambda size: coalesce(size, superclass_tokens)) AS sizes,
+            list_transform(trains, lambda learns: coalesce(learns, trained)) AS trains
+        ),
+        list_transform(names, lambda name: CASE name WHEN 'product' THEN product_id ELSE name END) AS ids
+    FROM crossed
+),
+numbered AS (
+    SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
+        list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
+    FROM filled
+),
+written AS (
+    SELECT *,
+        array_to_string(list_transform(
+            texts, lambda part, i: part || CASE WHEN i < len(texts) THEN numbers[i] ELSE '' END), '') AS task_prompt,
+        array_to_string(list_transform(negative_texts, lambda part, i: part
+            || CASE WHEN i < len(negative_texts) THEN numbers[len(texts) - 1 + i] ELSE '' END), '')
+            AS task_negative_prompt,
+        render_material(
+            $base_digest, distinct_keys, task_prompt, task_negative_prompt, steps, guidance, scheduler, width, height,
+            bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
+    FROM numbered
+),
+pictures AS (
+    SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed)
+    FROM (SELECT *, unnest(range(num_images)) AS image_index FROM written)
+),
+judged AS (
+    SELECT *, list_filter(ids, lambda id, i: list_position(ids, id) = i) AS named,
+        ids[list_position(trains, false)] AS untrained,
+        tokens + coalesce(list_sum(sizes[:slots]), 0) AS prompt_count,
+        negative_tokens + coalesce(list_sum(sizes[slots + 1:]), 0) AS negative_count, {FLAW} AS flaw
+    FROM pictures
+)
+SELECT row AS prompt_row, image_index, named AS concept_ids,
+    list_filter(keys, lambda key, i: list_position(ids, ids[i]) = i) AS concept_keys,
+    CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
+    coalesce(replace(prompt, '{{product}}', '{{' || product_id || '}}'), prompt) AS prompt, task_prompt,
+    coalesce(replace(negative_prompt, '{{product}}', '{{' || product_id || '}}'), negative_prompt) AS negative_prompt,
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, {FLAWED}
+FROM judged
+"""

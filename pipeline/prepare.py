@@ -1,0 +1,218 @@
+"""From settings to a plan: both manifests checked, keys for everything, and what of it exists already.
+
+A run does this before it acquires its lease; `perfusion validate` and `perfusion plan` do nothing else.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from perfusion_ops.base.folder import BaseFolder
+from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
+from pipeline.bases.captions import captions_digest
+from pipeline.bases.find import find_base
+from pipeline.bases.superclasses import superclass_check
+from pipeline.contract.errors import ManifestError
+from pipeline.contract.keys import metric_key, settings_json
+from pipeline.contract.kinds import RENDERS, PlanCounts
+from pipeline.contract.layout import INPUTS_FOLDER
+from pipeline.contract.units import Activity, Outcome
+from pipeline.database.plandb import PlanDB
+from pipeline.inputs.cache import InputCache
+from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
+from pipeline.plan.changes import Changes, find_changes
+from pipeline.plan.done import load_done
+from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
+from pipeline.plan.left_out import find_left_out
+from pipeline.plan.repeat import content_digest
+from pipeline.plan.selection import Missing, Selection, select
+from pipeline.settings import RunSettings
+from pipeline.storage.objects import Storage
+from pipeline.tables.columns import carried_columns
+from pipeline.worker.settings import WorkerSettings
+
+
+class Observer(Protocol):
+    """Receives progress events."""
+
+    def stage(self, name: str, detail: str) -> None:
+        """A new stage has begun."""
+        ...
+
+    def planned(self, work: PlanCounts) -> None:
+        """The plan is complete."""
+        ...
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
+
+        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
+        """
+        ...
+
+    def outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Some tasks have ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Checked manifests, and what follows from them and the settings before any render is planned.
+
+    Attributes:
+        base: the base model.
+        counter: counts its tokens.
+        concepts: the concepts manifest.
+        prompts: the prompts manifest.
+        worker: what every worker gets.
+        digest: hex sha256 of manifests, base model and settings; part of the run id.
+        content: hex sha256 of `digest` and of the key or the error of every concepts row.
+        columns: notices about carried columns.
+    """
+
+    base: BaseFolder
+    counter: TokenCounter
+    concepts: ManifestSummary
+    prompts: ManifestSummary
+    worker: WorkerSettings
+    digest: str
+    content: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was skipped or assumed in the manifests, and which of their columns the tables carry differently."""
+        return (*self.concepts.notices, *self.prompts.notices, *self.columns)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan: its counts, the chosen keys that it lacks, and why each key is to be done if that was asked for."""
+
+    checked: Checked
+    work: PlanCounts
+    missing: Missing = field(default_factory=Missing)
+    changes: Changes | None = None
+
+
+def check(
+    db: PlanDB, storage: Storage, settings: RunSettings, observer: Observer, selection: Selection | None = None
+) -> Checked:
+    """Check every row of both manifests and give every good concept its key.
+
+    Raises:
+        BaseError, ManifestError, StorageError: the run cannot start; with a message for the user.
+    """
+    observer.stage("base", settings.base)
+    base = find_base(settings.base, settings.storage_options)
+    counter = TokenCounter(load_tokenizer(base))
+    options = settings.storage_options or None
+    observer.stage("validate", settings.concepts)
+    concepts = load_concepts(
+        db,
+        settings.concepts,
+        storage=storage,
+        limits=settings.inputs,
+        cache=InputCache(storage),
+        storage_options=options,
+        threads=settings.engine.threads,
+        superclass_check=superclass_check(counter, base.settings.templates),
+    )
+    observer.stage("validate", settings.prompts)
+    prompts = load_prompts(db, settings.prompts, storage_options=options)
+    key = metric_key(
+        base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
+    )
+    training, sampling = settings.training(base), settings.sampling(base)
+    plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
+    parts = [
+        concepts.digest,
+        prompts.digest,
+        base.digest,
+        key,
+        settings_json(training),
+        settings_json(sampling),
+        str(settings.seed),
+        *([selection.name] if selection else []),
+    ]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    worker = WorkerSettings(
+        root=storage.root,
+        storage_options=options,
+        base=settings.base,
+        base_digest=base.digest,
+        metric=settings.metric,
+        metric_key=key,
+        limits=settings.inputs.allowing(storage.uri(INPUTS_FOLDER)),
+        device=settings.engine.device,
+        dtype=settings.engine.dtype,
+        micro_batch=settings.engine.micro_batch,
+        checkpoint_s=settings.engine.checkpoint_s,
+        edit_unconditional=sampling.edit_unconditional,
+    )
+    # The columns of renders include those of concepts.
+    _, columns = carried_columns(db, storage, RENDERS)
+    return Checked(
+        base=base,
+        counter=counter,
+        concepts=concepts,
+        prompts=prompts,
+        worker=worker,
+        digest=digest,
+        content=content_digest(db, digest),
+        columns=columns,
+    )
+
+
+def make_plan(
+    db: PlanDB,
+    storage: Storage,
+    settings: RunSettings,
+    checked: Checked,
+    *,
+    selection: Selection | None = None,
+    explain: bool = False,
+) -> Planned:
+    """Give every render its key, apply the `selection`, and find out what exists; call it after `list_objects`.
+
+    With `explain`, also find out why each key is to be done, which reads the published tables once more.
+
+    Raises:
+        ManifestError, StorageError: the run cannot start; with a message for the user.
+    """
+    base = checked.base
+    plan_requests(
+        db,
+        base_digest=base.digest,
+        sampling=settings.sampling(base),
+        seed=settings.seed,
+        counter=checked.counter,
+        schedule=base.schedule,
+    )
+    missing = _select(db, storage, selection, base.digest, settings.engine.plan_memory) if selection else Missing()
+    load_done(db, storage)
+    work = count_plan(db)
+    changes = None
+    if explain:
+        memory = settings.engine.plan_memory
+        changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
+    return Planned(checked=checked, work=work, missing=missing, changes=changes)
+
+
+def _select(db: PlanDB, storage: Storage, selection: Selection, base_digest: str, memory_limit: str) -> Missing:
+    """Apply the selection, and find out why keys of it are not in the plan.
+
+    Raises:
+        ManifestError: none of the chosen keys is in the plan.
+    """
+    if not selection.keys:
+        return select(db, selection)
+    reasons, refused = find_left_out(db, storage, selection.keys, base_digest=base_digest, memory_limit=memory_limit)
+    missing = replace(select(db, selection, refused), reasons=reasons)
+    if (missing.concepts, missing.renders) == (len(selection.keys.concepts), len(selection.keys.renders)):
+        raise ManifestError(
+            "\n".join(each.sentence for each in reasons)
+            or "none of the rows to do again is in the plan; `perfusion run` makes what the manifests ask for now"
+        )
+    return missing

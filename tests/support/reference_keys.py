@@ -1,0 +1,106 @@
+"""The definition of content keys in Python: what the SQL macros of `pipeline.contract.keys` must compute."""
+
+import hashlib
+
+from pipeline.contract.keys import normalise_superclass, settings_json
+
+
+def _text(value):
+    return "-" if value is None else f"{len(value.encode())}:{value}"
+
+
+def _integer(value):
+    return _text(None if value is None else str(value))
+
+
+def _number(value):
+    return _text(repr(value + 0.0))
+
+
+def _texts(values):
+    return f"{len(values)}[" + "".join(map(_text, values)) + "]"
+
+
+def _digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def picture_field(sha256, reading=None):
+    """The field of one photo or mask in a concept's key: its digest, and how its pixels are read.
+
+    `reading` names a rule that was added later and changed the pixels of the same bytes
+    (`pipeline.inputs.headers.Reading`). A photo that no such rule applies to keeps its digest alone.
+    """
+    return f"{sha256}:{reading}" if reading else sha256
+
+
+def concept_key(*, base_digest, metric_key, training, superclass, images):
+    """Key of a trained concept.
+
+    Args:
+        base_digest: digest of the base model.
+        metric_key: key of the metric C that the concept is trained under.
+        training: the complete settings.
+        superclass: its words; white space between them does not matter.
+        images: (image, mask or None) pairs in any order, each as `picture_field` writes it.
+
+    Returns:
+        64 hex digits.
+    """
+    pairs = sorted(_text(image) + _text(mask) for image, mask in images)
+    return _digest(
+        "perfusion concept 1 "
+        + _text(base_digest)
+        + _text(metric_key)
+        + _text(settings_json(training))
+        + _text(normalise_superclass(superclass))
+        + _texts(pairs)
+    )
+
+
+def render_material(
+    *, base_digest, concepts, prompt, negative_prompt, steps, guidance, scheduler, width, height,
+    bias, temperature, lock, edit_unconditional):  # fmt: skip
+    """Everything that decides a picture except its seed, as canonical text.
+
+    Args:
+        base_digest: digest of the base model.
+        concepts: concept keys; number n stands where the prompts hold `{n}`.
+        prompt: with `{0}`, `{1}`, ... numbered in order of first appearance.
+        negative_prompt: with the same numbers.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale.
+        scheduler: name of the sampler.
+        width: pixels, None for the base model's own size.
+        height: pixels, None for the base model's own size.
+        bias: bias of the gate.
+        temperature: temperature of the gate.
+        lock: what fills the key columns.
+        edit_unconditional: whether the unconditional rows are edited too.
+    """
+    return (
+        _text(base_digest)
+        + _texts(concepts)
+        + _text(prompt)
+        + _text(negative_prompt)
+        + _integer(steps)
+        + _number(guidance)
+        + _text(scheduler)
+        + _integer(width)
+        + _integer(height)
+        + _number(bias)
+        + _number(temperature)
+        + _text(lock)
+        + _text("true" if edit_unconditional else "false")
+    )
+
+
+def render_key(material, seed):
+    """Key of a picture: 64 hex digits from `render_material` and the seed."""
+    return _digest("perfusion render 1 " + material + _integer(seed))
+
+
+def default_seed(material, base_seed, image_index):
+    """Seed of a picture that asks for none, in [0, 2^31): the same row always gets the same picture."""
+    digest = _digest("perfusion seed 1 " + material + _integer(base_seed) + _integer(image_index))
+    return int(digest[:8], 16) & 0x7FFFFFFF
