@@ -36,7 +36,7 @@ def local_engine(settings: RunSettings, worker: WorkerSettings) -> Iterator[Engi
             env_vars=WORKER_ENVIRONMENT,
         )
         try:
-            yield Engine(executor, local.stop)
+            yield Engine(executor, local.stop, executor.activities)
         finally:
             executor.close()
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from jobs.output import location
 from jobs.tally import Tally, describe
+from pipeline.contract.kinds import PlanCounts
 from pipeline.contract.units import Activity, Outcome
-from pipeline.plan.expand import Pending
 
 if TYPE_CHECKING:  # rich is slow to load
     from rich.live import Live
@@ -59,7 +59,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._is_live = self._console.is_terminal
         self._clock = clock
         self._beat_s = beat_s
-        self._work: Pending | None = None
+        self._work: PlanCounts | None = None
         self._tally: Tally | None = None
         self._shown_at = 0.0
         self._news = False
@@ -87,7 +87,7 @@ class Progress(AbstractContextManager["Progress"]):
         if name == "start":
             self._start_beating()
 
-    def planned(self, work: Pending) -> None:
+    def planned(self, work: PlanCounts) -> None:
         """Take the plan's totals."""
         self._work = work
 

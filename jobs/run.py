@@ -22,13 +22,14 @@ from jobs.output import (
 )
 from jobs.progress import Progress
 from pipeline.contract.errors import MEANING, Code
-from pipeline.contract.layout import TABLES, table_path
+from pipeline.contract.kinds import RESULTS
+from pipeline.contract.layout import table_path
 from pipeline.plan.changes import Changes
 from pipeline.plan.selection import Selection
 from pipeline.run import MakeEngine, RunResult, execute
+from pipeline.runs.record import Published
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
-from pipeline.tables.publish import Published
 
 
 def part(limit: int | None, sample: int | None) -> Selection | None:
@@ -107,17 +108,17 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
         say(f"run {result.run_id} of {published.run_date} already covers this spec (checked in {took})")
     else:
         say(f"run {result.run_id}{' (resumed)' if result.resumed else ''} finished in {took}")
-    for name, each in (("concepts", work.concepts), ("renders", work.renders)):
-        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[name].items()))
-        say(f"  {name:9} {counts or 'none'}; {each.reused:,} of them reused")
+    for table, each in work.items():
+        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(published.statuses[table.name].items()))
+        say(f"  {table.name:9} {counts or 'none'}; {each.reused:,} of them reused")
     tell_changes(result.planned.changes)
     for left_out in result.planned.missing.reasons:
         say(f"  {left_out.sentence}")
     if not work.concepts.keys_to_do and not work.renders.keys_to_do:
         say("  nothing to do: everything that can be made exists already")
-    for name in TABLES:
-        for code, count in sorted(published.codes[name].items()):
-            say(f"  {name:9} {count:,} {code}: {MEANING[Code(code)]}")
+    for table in RESULTS:
+        for code, count in sorted(published.codes[table.name].items()):
+            say(f"  {table.name:9} {count:,} {code}: {MEANING[Code(code)]}")
     folder = PurePosixPath(table_path("*", published.run_date, published.run_id)).parent
     say(f"  tables    {location(f'{storage.root}/{folder}')}")
     if result.report:
@@ -126,9 +127,9 @@ def _tell(result: RunResult, published: Published, storage: Storage) -> None:
 
 def tell_changes(changes: Changes | None) -> None:
     """Print why concepts and renders have to be made."""
-    for name in TABLES if changes else ():
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in getattr(changes, name).items())
-        say(f"  {name:9} to do because of: {reasons or 'nothing'}")
+    for table, counts in changes.items() if changes else ():
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        say(f"  {table.name:9} to do because of: {reasons or 'nothing'}")
 
 
 def _all_ok(statuses: dict[str, dict[str, int]]) -> bool:

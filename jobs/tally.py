@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from jobs.output import counted, duration
 from pipeline.contract.errors import Status
+from pipeline.contract.kinds import PlanCounts
 from pipeline.contract.units import Activity, Kind, Outcome
-from pipeline.plan.expand import Pending
 
 
 @dataclass
@@ -64,7 +64,7 @@ def describe(activities: Sequence[Activity]) -> str:
 class Tally:
     """Counts, rates and the estimated time of one run."""
 
-    def __init__(self, work: Pending, now: float) -> None:
+    def __init__(self, work: PlanCounts, now: float) -> None:
         """Start counting at `now`, in seconds of the clock that all later times come from."""
         self._concepts = _Kind(work.concepts.keys_to_do)
         self._renders = _Kind(work.renders.keys_to_do)

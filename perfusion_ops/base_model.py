@@ -83,14 +83,14 @@ def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = t
         pipe = StableDiffusionPipeline.from_pretrained(
             folder.path, dtype=dtype, safety_checker=None, local_files_only=True, use_safetensors=True
         )
-    return base_from_parts(
-        folder,
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder.to(device=device, dtype=torch.float32),
-        unet=pipe.unet.to(device=device, dtype=dtype),
-        vae=pipe.vae.to(device=device, dtype=dtype),
-        scheduler=pipe.scheduler,
-    )
+        return base_from_parts(
+            folder,
+            tokenizer=pipe.tokenizer,
+            text_encoder=pipe.text_encoder.to(device=device, dtype=torch.float32),
+            unet=pipe.unet.to(device=device, dtype=dtype),
+            vae=pipe.vae.to(device=device, dtype=dtype),
+            scheduler=pipe.scheduler,
+        )
 
 
 def base_from_parts(

@@ -16,6 +16,8 @@
     ├── ScratchFullError            1
     ├── StorageError                1
     │   └── MissingObjectError      1
+    ├── StoredJsonError             1
+    │   └── NewerJsonError          1
     ├── TensorFileError             1
     ├── TrainingDivergedError       1
     ├── UnaccountedError            1

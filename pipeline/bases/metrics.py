@@ -1,7 +1,7 @@
 """The metric of a base model, kept under the root: estimated once, by the first worker that needs it."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 from perfusion_ops.api.metrics import HELD_OUT, built_in_captions
@@ -15,7 +15,14 @@ from pipeline.storage.objects import Storage, StorageError
 _LEAST = 1000  # to estimate from: as many as are held out
 
 
-def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) -> Metric:
+def load_metric(
+    storage: Storage,
+    base: Base,
+    config: MetricConfig,
+    key: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Metric:
     """Read the metric, or estimate and store it; of two that do so at once, both use the first one stored.
 
     Args:
@@ -23,6 +30,7 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
         base: the loaded base model.
         config: how to estimate.
         key: the metric's content key.
+        progress: called with (captions encoded so far, captions in all) while the metric is estimated.
 
     Raises:
         MetricError: the captions do not suit the base model, or the stored file is damaged.
@@ -31,6 +39,8 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
     path = metric_path(key)
     if not storage.exists(path):
         held_out, captions = _captions(base, config, storage.options)
+        if progress is not None:
+            captions = _counted(captions, config.captions, progress)
         metric = estimate(
             base.text_encoder,
             base.tokenizer,
@@ -44,6 +54,12 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
         return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
     except MetricError as error:
         raise MetricError(f"{storage.uri(path)}: {error}") from error
+
+
+def _counted(captions: Iterator[str], total: int, progress: Callable[[int, int], None]) -> Iterator[str]:
+    for done, caption in enumerate(captions):
+        progress(done, total)
+        yield caption
 
 
 def _captions(

@@ -1,6 +1,7 @@
-"""What travels between the driver and a worker: tasks, units of them, and the outcome of each task.
+"""What the driver and a worker send each other: tasks, units of tasks, and the outcome of each task.
 
-All of it is small (an outcome is under 1 KB): pictures and weights go from worker to storage, never to the driver.
+All of it is small: photos, renders and weights go between worker and storage, never through the driver. An outcome is
+about 1 KB at most, because its message is cut to `MESSAGE_BYTES`.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from perfusion_ops.config import Lock, Scheduler, TrainingConfig
 from pipeline.contract.errors import Code, Origin, Status
 
 Kind = Literal["concept", "render"]
+MESSAGE_BYTES = 500  # of an outcome's message in UTF-8
 
 
 @dataclass(frozen=True)

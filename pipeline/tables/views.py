@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.contract.layout import table_folder
 from pipeline.contract.schemas import INTERNAL, PUBLISHED
 from pipeline.database.memory import Config, in_memory
 from pipeline.storage.objects import Storage
@@ -71,7 +72,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage) -> No
     if not local:
         connection.register_filesystem(storage.filesystem)
     for table in PUBLISHED:
-        files = [path for path, _ in storage.list(f"tables/{table}") if path.endswith(".parquet")]
+        files = [path for path, _ in storage.list(table_folder(table)) if path.endswith(".parquet")]
         if files:
             # DuckDB takes every name for a pattern.
             spell = storage.full if local else storage.uri

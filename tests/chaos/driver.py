@@ -16,7 +16,7 @@ from jobs.engine import WORKER_ENVIRONMENT, make_worker
 from jobs.output import complain
 from jobs.run import run
 from jobs.spec import load_spec
-from pipeline.engine.scheduler import EngineError
+from pipeline.engine.figures import EngineError
 from pipeline.run import Engine
 from pipeline.runs.lease import LeaseHeld
 from pipeline.storage.objects import StorageError

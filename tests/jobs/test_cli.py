@@ -257,7 +257,7 @@ def test_a_run_that_someone_works_on_is_1(perfusion, shop):
     with acquire(Storage(str(shop.folder / "results")), status.run_id, clock=SystemClock()):
         code, out, err = perfusion("run", spec)
     assert (code, out) == (1, "")
-    assert f"run {status.run_id!r} has been worked on by process {os.getpid()}" in err.splitlines()[-1]
+    assert f"run {status.run_id!r} is held by process {os.getpid()}" in err.splitlines()[-1]
 
 
 def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):

@@ -10,12 +10,12 @@ import pytest
 from jobs.progress import Progress
 from jobs.tally import describe
 from pipeline.contract.errors import Code, Origin, Status
+from pipeline.contract.kinds import Counts, PerKind
 from pipeline.contract.units import Activity, Outcome
-from pipeline.plan.expand import Pending, Work
 
-PENDING = Pending(
-    Work(rows=8, invalid=1, reused=1, to_do=6, keys=7, keys_to_do=6),
-    Work(rows=60, invalid=0, reused=5, to_do=55, keys=58, keys_to_do=53),
+PENDING = PerKind(
+    Counts(rows=8, invalid=1, reused=1, to_do=6, keys=7, keys_to_do=6),
+    Counts(rows=60, invalid=0, reused=5, to_do=55, keys=58, keys_to_do=53),
 )
 
 
@@ -260,7 +260,7 @@ def test_the_last_state_is_shown_however_it_ends(error):
 
 
 def test_one_kind_of_work_alone():
-    pending = Pending(Work(3, 0, 3, 0, 3, 0), Work(9, 0, 0, 9, 9, 9))
+    pending = PerKind(Counts(3, 0, 3, 0, 3, 0), Counts(9, 0, 0, 9, 9, 9))
     shown = Shown(pending=pending)
     with shown.progress:
         shown.progress.stage("start", "run r")

@@ -34,12 +34,12 @@ ROOMS = {
         "files": {"contract", "storage"},
         "manifest": {"contract", "storage", "database", "inputs", "files"},
         "bases": {"contract", "storage"},
-        "tables": {"contract", "storage", "database"},
-        "runs": {"contract", "clock", "storage", "database", "tables"},
-        "plan": {"contract", "storage", "database", "bases", "tables"},
-        "worker": {"contract", "storage", "inputs", "bases"},
-        "report": {"contract", "storage", "database", "inputs"},
-        "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables"},
+        "runs": {"contract", "clock", "storage", "database", "inputs", "settings"},
+        "tables": {"contract", "storage", "database", "runs"},
+        "plan": {"contract", "storage", "database", "bases", "tables", "runs"},
+        "worker": {"contract", "clock", "storage", "inputs", "bases"},
+        "report": {"contract", "storage", "database", "inputs", "runs"},
+        "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables", "runs"},
         "run": None,  # the story at the top tells of every room
     },
     "perfusion_ops": {

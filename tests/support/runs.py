@@ -147,7 +147,7 @@ def keep_metric(storage):
 
 def limit_rows(worker, most):
     """Give the worker's denoiser an accelerator on which more than `most` rows at once do not fit."""
-    unet = worker._base.unet
+    unet = worker.models.base.unet
     base = next(each for each in type(unet).__mro__ if not hasattr(each, "most_rows"))
 
     class Limited(base):
@@ -193,9 +193,9 @@ class InProcess:
         try:
             outcomes = tuple(self.workers[slot].run(unit))
         except torch.OutOfMemoryError as error:
-            return [Completion(call, slot, unit, failure=Failure("out_of_memory", str(error)))]
+            return [Completion(call, slot, failure=Failure("out_of_memory", str(error)))]
         self.units.append(unit)
-        return [Completion(call, slot, unit, outcomes)]
+        return [Completion(call, slot, outcomes)]
 
     def retire(self, slot):
         self.workers.pop(slot, None)

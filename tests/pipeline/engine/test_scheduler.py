@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.units import RenderShape
 from pipeline.engine.executor import Failure
+from pipeline.engine.figures import EngineError
 from pipeline.engine.policy import Policy
-from pipeline.engine.scheduler import EngineError, run
+from pipeline.engine.scheduler import run
 from tests.support.fake_clock import FakeClock
 from tests.support.simulated_pool import Pool, Source, World, concept, ok, render
 
@@ -282,7 +283,7 @@ def test_source_with_neither_work_nor_an_end_is_an_error():
             return 1
 
     clock = FakeClock()
-    with pytest.raises(EngineError, match="fault in the work queue"):
+    with pytest.raises(EngineError, match="bug in the work queue"):
         run(Stuck([], []), Pool(World(), clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda _: None)
 
 

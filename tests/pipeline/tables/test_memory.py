@@ -12,7 +12,7 @@ from pipeline.contract.layout import part_path
 from pipeline.contract.schemas import PART, conform
 from pipeline.database.memory import MemoryFullError, ScratchFullError, in_memory, retried
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
-from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from pipeline.storage.objects import Storage
 from pipeline.tables.publish import publish
 
@@ -192,7 +192,7 @@ def test_a_resumed_run_of_a_hundred_thousand(tmp_path, shape):
         db.connection.execute(f"SET memory_limit = '{LIMIT}'")
         db.memory_limit = LIMIT
         good = shape.concepts - (shape.concepts > 5)
-        assert pending(db).renders.to_do == 0
+        assert count_plan(db).renders.to_do == 0
         published = publish(db, storage, **RUN)
     assert published.statuses["concepts"].get("ok") == good
     assert published.statuses["renders"] == {"invalid": 1, "ok": good * shape.prompts}
