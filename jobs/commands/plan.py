@@ -21,7 +21,7 @@ SELECT * FROM (
     SELECT 'concepts' AS manifest, row, column_name, code, message FROM concepts WHERE code IS NOT NULL
     UNION ALL
     SELECT 'prompts', prompt_row, column_name, code, message FROM requests WHERE code IS NOT NULL
-) ORDER BY manifest, row, column_name LIMIT {limit}
+) ORDER BY manifest, row, column_name LIMIT $limit
 """
 
 
@@ -97,6 +97,7 @@ def _plan(
 ) -> "tuple[Planned, int, list[dict[str, Any]]]":
     from jobs.progress import Progress
     from pipeline.database.plandb import PlanDB
+    from pipeline.database.query import rows
     from pipeline.plan.done import list_objects
     from pipeline.run import check, make_plan
     from pipeline.storage.objects import Storage
@@ -108,7 +109,5 @@ def _plan(
         list_objects(db, storage)
         planned = make_plan(db, storage, settings, checked, selection=selection, explain=explain)
         progress.planned(planned.work)
-        cursor = db.connection.execute(_BAD_ROWS.format(limit=limit))
-        names = [column[0] for column in cursor.description or ()]
-        shown = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        shown = rows(db.connection, _BAD_ROWS, {"limit": limit})
         return planned, planned.work.concepts.invalid + planned.work.renders.invalid, shown
