@@ -19,6 +19,7 @@ from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS, NO_LIMIT, me
 from pipeline.contract import keys
 from pipeline.contract.errors import Code, ManifestError, RowError
 from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCounts, ResultTable
+from pipeline.contract.placeholders import PLACEHOLDER
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.memory import retried
 from pipeline.database.plandb import PlanDB, extra_columns
@@ -26,7 +27,6 @@ from pipeline.plan.where import Sandbox
 
 _PROMPTS_PER_CHUNK = 100_000
 _HINT_PAIRS = 2_000_000  # unknown names x concepts that are compared to say "did you mean": about a second
-_PLACEHOLDER = r"\{([^{}]*)\}"
 _MAX_SEED = 2**63 - 1
 _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
 _SCRATCH = (
@@ -234,10 +234,10 @@ _CHUNK = f"""
 CREATE OR REPLACE TEMP TABLE chunk AS
 SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
     steps, guidance, scheduler,
-    string_split_regex(prompt, '{_PLACEHOLDER}') AS texts,
-    string_split_regex(negative_prompt, '{_PLACEHOLDER}') AS negative_texts,
-    regexp_extract_all(prompt, '{_PLACEHOLDER}', 1)
-        || regexp_extract_all(negative_prompt, '{_PLACEHOLDER}', 1) AS names,
+    string_split_regex(prompt, '{PLACEHOLDER}') AS texts,
+    string_split_regex(negative_prompt, '{PLACEHOLDER}') AS negative_texts,
+    regexp_extract_all(prompt, '{PLACEHOLDER}', 1)
+        || regexp_extract_all(negative_prompt, '{PLACEHOLDER}', 1) AS names,
     list_contains(names, 'product') AS crossed, crossed AND list_unique(names) = 1 AS alone
 FROM (
     SELECT * REPLACE (
