@@ -1,7 +1,7 @@
-"""A trained concept and its file: about 30 KB on SD 1.5, safetensors, bound to its base model and metric.
+"""A trained concept and its file: safetensors of about 30 KB on SD 1.5, bound to its base model and metric.
 
-Stored in float16: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key
-target is W_K i_super and is recomputed; only the trained-key ablation stores its own.
+The file holds in float16: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target).
+The key target is recomputed as W_K i_super; only the ablation with trained keys stores its own.
 """
 
 import math
@@ -33,11 +33,11 @@ class Concept:
         target_input: i*, (D,).
         superclass_input: i_super, (D,).
         value_target: o_V of all layers, (R / 2,).
-        key_target: o_K of all layers, (R / 2,), only where keys were trained.
+        key_target: o_K of all layers, (R / 2,), only if keys were trained.
         lock: how the keys were trained.
-        base_digest: the base model it was trained on.
-        metric_digest: the metric it was trained with.
-        loss: mean of the latest training losses, where it is known.
+        base_digest: digest of the base model.
+        metric_digest: digest of the metric.
+        loss: mean of the last training losses, if known.
     """
 
     superclass: str
@@ -56,7 +56,7 @@ class Concept:
 
         Args:
             stack: the base model's projections.
-            trained_keys: take the keys that the concept learned instead of the locked ones, W_K i_super (section 4.2).
+            trained_keys: use the keys that the concept learned instead of the locked ones, W_K i_super (section 4.2).
 
         Raises:
             ValueError: `trained_keys` is set, but the concept has none.

@@ -1,8 +1,8 @@
 """The metric of the edit: C, the uncentred second moment of text encodings (arXiv 2305.01644, supplement C).
 
-C belongs to one text encoder and one choice of tokens; a metric of another encoder silently ruins every gate, so an
-estimate is tested on captions it has not seen: with token-normalised C, mean e^T C^-1 e is D there. Its digest is
-stored in every concept.
+C belongs to one text encoder and one choice of tokens. The metric of another encoder would silently ruin every gate, so
+an estimate is tested on held-out captions, where the mean of e^T C^-1 e must be close to D. Every concept stores the
+metric's digest.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FORMAT = "perfusion-metric-1"
 
 _BATCH = 256
 _SORTED_WINDOW = 32 * _BATCH
-# A share of D. Beyond it the held-out captions are not of the distribution C was estimated on.
+# Shares of D. Outside of them, the held-out captions are not of the distribution that C was estimated on.
 _VALID = (0.5, 1.5)
 
 
@@ -42,7 +42,7 @@ class Metric:
         ridge: share of the largest eigenvalue that was added.
         base_digest: the base model it belongs to.
         held_out: mean e^T C^-1 e over held-out captions, as a share of D; 1.0 is perfect.
-        digest: sha256 over C and the ridge.
+        digest: hex sha256 over C and the ridge.
     """
 
     second_moment: Tensor
@@ -83,7 +83,7 @@ def metric_from_moment(second_moment: Tensor, *, ridge: float, base_digest: str,
     moment = second_moment.double()
     moment = 0.5 * (moment + moment.mT)
     if not bool(torch.isfinite(moment).all()):
-        raise MetricError("the second moment of the text encodings is not finite; is the text encoder damaged?")
+        raise MetricError("the second moment of the text encodings is not finite: check the text encoder's weights")
     largest = torch.linalg.eigvalsh(moment)[-1]
     regular = moment + ridge * largest * torch.eye(len(moment), dtype=torch.float64, device=moment.device)
     factor, failed = torch.linalg.cholesky_ex(regular)
@@ -125,7 +125,7 @@ def token_encodings(
 ) -> Iterator[Tensor]:
     """Encodings of the chosen tokens of many captions, a batch at a time: (n, D).
 
-    A causal encoder does not look ahead, so unless padding itself is wanted each batch is cut to its longest caption.
+    The encoder is causal, so each batch is cut to its longest caption, unless the tokens include the padding.
     """
     device = text_encoder.get_input_embeddings().weight.device
     source = iter(captions)
@@ -159,7 +159,7 @@ def second_moment(batches: Iterable[Tensor]) -> tuple[Tensor, int]:
         total = contribution if total is None else total.add_(contribution)
         count += len(exact)
     if total is None or count == 0:
-        raise MetricError("no caption has a token to estimate the metric from")
+        raise MetricError("the captions have no token to estimate the metric from: use other captions")
     return total / count, count
 
 
@@ -188,18 +188,18 @@ def estimate(
     Args:
         text_encoder: CLIPTextModel.
         tokenizer: its tokenizer.
-        captions: what C is estimated from; read once, never held in memory as a whole.
-        held_out: captions that are not among them.
+        captions: what C is estimated from; streamed, never in memory as a whole.
+        held_out: other captions, which test the estimate.
         config: tokens and ridge.
-        base_digest: the base model the result is bound to.
+        base_digest: the base model that the result is bound to.
 
     Raises:
-        MetricError: the estimate does not describe the held-out captions.
+        MetricError: there are too few tokens, or the estimate does not fit the held-out captions.
     """
     moment, count = second_moment(token_encodings(text_encoder, tokenizer, captions, tokens=config.tokens))
     width = len(moment)
     if count < width:
-        raise MetricError(f"{count} tokens cannot determine a {width} x {width} metric: use more captions")
+        raise MetricError(f"{count} tokens are too few for a metric of {width} x {width}: use more captions")
     metric = metric_from_moment(moment, ridge=config.ridge, base_digest=base_digest)
     share = held_out_share(metric, token_encodings(text_encoder, tokenizer, held_out, tokens=config.tokens))
     if not _VALID[0] <= share <= _VALID[1]:

@@ -1,7 +1,7 @@
-"""Where a base model comes from: the embedded one, a local folder, an object-store URL, or a hub id.
+"""Finds a base model: the embedded one, a local folder, the URI of an object store, or a hub id.
 
-Whatever the source, the result is a folder on local disk whose digest is the model's identity. Remote sources are
-copied once into the user's cache; only safetensors and configuration files are taken.
+The result is always a local folder, whose digest is the model's identity. A remote model is copied once into the user's
+cache, and only its safetensors and configuration files are copied.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _STORE_OPTIONS = ("endpoint_url", "account_name", "account_host", "connection_st
 
 
 def cache_folder() -> Path:
-    """Per-user cache: `PERFUSION_CACHE`, or `~/.cache/perfusion`."""
+    """The user's cache: `PERFUSION_CACHE`, or `~/.cache/perfusion`."""
     return Path(os.environ.get("PERFUSION_CACHE") or Path.home() / ".cache" / "perfusion")
 
 
@@ -31,7 +31,7 @@ def find_base(source: str, options: Mapping[str, object] | None = None) -> BaseF
         options: fsspec options, for one filesystem or grouped by scheme.
 
     Raises:
-        BaseError: there is no such base, it cannot be reached, or it is not of a known family.
+        BaseError: there is no such base model, it cannot be read, or it is not of a supported family.
     """
     if source == "mini":
         return describe(base_folder())

@@ -1,12 +1,12 @@
-"""Which prompts have more tokens than the base model reads, and which ask for keys that no training learns.
+"""Finds prompts with more tokens than the base model reads, and prompts that need keys which no training learns.
 
-Rendering tokenises the texts between placeholders one by one, so a prompt's count is a sum: start and end, the tokens
-of its texts, and one token for each placeholder. Under lock 'global' a second text is read, in which each placeholder
-is replaced by its concept's superclass; it has the superclass's tokens in the placeholder's place. Each text and each
-superclass is counted once; SQL adds the counts up for each picture.
+Rendering tokenises the texts between placeholders separately, so a prompt's count is a sum: start and end, the tokens
+of its texts, and one token per placeholder. Under lock 'global' a second text is encoded, in which each placeholder is
+replaced by its concept's superclass; there, a placeholder counts as the tokens of the superclass. Python counts each
+text and each superclass once, and SQL adds the counts up for each render.
 
-A prompt that is too long with any concept is a problem of its row (`LONG_TEXTS`). One that is too
-long for some concepts is a flaw of those pictures (`FLAW`, `FLAWED`).
+A prompt that is too long with every concept is a problem of its row (`LONG_TEXTS`). A prompt that is too long for some
+concepts is a flaw of those renders (`FLAW`, `FLAWED`).
 """
 
 import duckdb
@@ -23,16 +23,16 @@ _SUPERCLASSES = pa.schema([("superclass", pa.string()), ("tokens", pa.int32())])
 
 
 def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounter | None, *, locked: bool) -> None:
-    """Fill the temporary table `keyed`: `concept_keys`, each with its superclass's tokens and whether it trains keys.
+    """Fill the temporary table `keyed`: `concept_keys` with the tokens of the superclass and whether keys are trained.
 
     Args:
         connection: of a PlanDB with `concept_keys` filled.
         counter: of the base model; None leaves the tokens null.
-        locked: whether any prompt has lock 'global'; superclasses are counted for no other.
+        locked: whether any prompt has lock 'global'; otherwise superclasses are not counted.
     """
     connection.execute("CREATE OR REPLACE TEMP TABLE superclass_lengths (superclass VARCHAR, tokens INTEGER)")
     if counter and locked:
-        # The rows of one query cannot be inserted while it is read, so the counts of all of them are kept.
+        # The connection cannot insert while it reads a query, so all counts are collected first.
         reader = connection.sql(_DISTINCT_SUPERCLASSES).to_arrow_reader(_ROWS_PER_READ)
         counted = [
             pa.table(
@@ -54,8 +54,8 @@ def measure_prompts(
     Args:
         connection: of a PlanDB with a `chunk` of prompts.
         counter: of the base model; None counts nothing.
-        start: the first row of the chunk.
-        stop: the row behind its last one.
+        start: the chunk's first row.
+        stop: the chunk's last row plus one.
     """
     connection.execute("CREATE OR REPLACE TEMP TABLE lengths (row BIGINT, tokens INTEGER, negative_tokens INTEGER)")
     connection.execute(_SHOWN)
@@ -93,7 +93,8 @@ CREATE OR REPLACE TEMP MACRO shown(written) AS
     '''' || CASE WHEN length(written) > 200 THEN left(written, 197) || '...' ELSE written END || ''''
 """
 
-# Rows of `chunk` whose own words do not fit. Parameters: limit, negative_prompt (the spec's).
+# Rows of `chunk` whose own words do not fit, the prompt ranked before the negative prompt. Parameters: limit,
+# negative_prompt (the spec's).
 LONG_TEXTS = f"""
 SELECT row, CASE column_name WHEN 'prompt' THEN 899999 ELSE 900000 END AS rank,
     column_name, '{Code.PROMPT_TOO_LONG}' AS code,
@@ -110,8 +111,8 @@ FROM (
 WHERE count > $limit
 """
 
-# What is wrong with a picture, as a number. Columns: lock, untrained (the first concept without keys of its own),
-# prompt_count and negative_count (tokens with the superclasses in the placeholders' place).
+# What is wrong with a render, as a number. Columns: lock, untrained (the first concept without trained keys),
+# prompt_count and negative_count (tokens with superclasses instead of placeholders).
 FLAW = """
 CASE WHEN lock = 'trained' AND untrained IS NOT NULL THEN 1
     WHEN lock = 'global' AND prompt_count > $limit THEN 2
@@ -123,11 +124,11 @@ def _too_long(column: str, count: str) -> str:
     return f"""'{column} has ' || {count} || ' tokens with start and end for '
         || CASE len(named) WHEN 1 THEN 'concept ' ELSE 'concepts ' END
         || array_to_string(list_transform(named, lambda id: '''' || id || ''''), ', ')
-        || ': lock ''global'' reads the superclass in each placeholder''s place, and the base model reads ' || $limit
+        || ': lock ''global'' reads superclasses instead of placeholders, and the base model reads ' || $limit
         || ' tokens; shorten the superclass or ' || shown({column}) || ', or use lock ''local'''"""
 
 
-# The verdict on a picture by its `flaw`; `named` are the ids of its concepts.
+# The verdict on a render by its `flaw`; `named` are the ids of its concepts.
 FLAWED = f"""
 CASE flaw WHEN 1 THEN '{Code.OUT_OF_RANGE}' WHEN 2 THEN '{Code.PROMPT_TOO_LONG}' WHEN 3 THEN '{Code.PROMPT_TOO_LONG}'
     END AS code,

@@ -1,4 +1,4 @@
-"""What a base model can make of a superclass, told by its tokenizer before anything is trained."""
+"""Checks by a base model's tokenizer, before any training, whether the model can read a superclass."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -13,13 +13,13 @@ _MAX_CACHED = 100_000
 
 
 def superclass_check(counter: TokenCounter, templates: Sequence[str]) -> Callable[[str], None]:
-    """The check of a superclass for one base model: its tokenizer knows a word of it, and every training prompt fits.
+    """A check of superclasses for one base model: the tokenizer knows a word, and every training prompt fits.
 
-    The returned function takes a superclass with single blanks between its words and raises `RowError`.
+    The returned function takes a superclass with single blanks between its words, and raises `RowError`.
 
     Args:
         counter: of the base model.
-        templates: its training prompts, each with one `{}`.
+        templates: the base model's training prompts, each with one `{}`.
 
     Raises:
         BaseError: a training prompt leaves no room for any superclass.

@@ -1,7 +1,7 @@
-"""How a manifest's own column is carried: the type that it has in the plan's database, and the proof of no loss.
+"""The type that an extra column has in the plan's database, and the proof that no value is lost.
 
-A Parquet manifest may hold types that DuckDB lacks, or that come back from it as something Parquet lacks. Where another
-type holds every value exactly, the column takes that type; anything else is refused before work is paid for.
+A Parquet manifest may hold types that DuckDB lacks, or that DuckDB returns as a type that Parquet lacks. If another
+type holds every value exactly, the column takes that type; otherwise it is refused before any work is paid for.
 
 | in the manifest | carried as |
 |---|---|
@@ -27,26 +27,26 @@ _UTC = frozenset({"UTC", "Etc/UTC", "GMT", "Etc/GMT", "Z", "+00:00"})
 
 
 def carry(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same values in types that DuckDB and Parquet have.
+    """Cast a column to a type that DuckDB and Parquet have, without changing a value.
 
     Raises:
-        pa.ArrowException: a value that the type it would be carried as cannot hold.
+        pa.ArrowException: the new type cannot hold a value.
     """
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
         column = pa.chunked_array([_unviewed(chunk) for chunk in column.chunks], pa.large_list(column.type.value_field))
-    # Two casts, because Arrow counts a duration in its own unit: each cast is exact or fails.
+    # Two casts, because Arrow casts a duration to an integer in its own unit; each cast is exact or fails.
     carried = _cast(_cast(column, _exact_type(column.type)), _plain_type(_exact_type(column.type)))
     carried.validate(full=True)
     return carried
 
 
 def kept(column: pa.ChunkedArray, returned: pa.ChunkedArray) -> bool:
-    """Whether `returned` holds every value of `column` to the bit, after a round trip that may change types alone."""
+    """Whether `returned` holds every value of `column` to the bit, after a round trip that may change only types."""
     return len(column) == len(returned) and _same(_whole(column), _whole(returned))
 
 
 def through_parquet(table: pa.Table) -> pa.Table:
-    """The table as a Parquet file in memory gives it back.
+    """The table after a round trip through a Parquet file in memory.
 
     Raises:
         pa.ArrowException: Parquet has no such type.
@@ -57,7 +57,7 @@ def through_parquet(table: pa.Table) -> pa.Table:
 
 
 def changes(kind: pa.DataType) -> Iterator[str]:
-    """What readers of the tables must know about values of this type, in words that follow the column's name."""
+    """Differences between manifest and tables for values of this type, as messages that follow the column's name."""
     leaves = list(_leaves(kind))
     if any(pa.types.is_duration(leaf) for leaf in leaves):
         yield "holds durations: the tables hold them as whole nanoseconds (BIGINT)"
@@ -67,7 +67,7 @@ def changes(kind: pa.DataType) -> Iterator[str]:
 
 
 def _exact_type(kind: pa.DataType) -> pa.DataType:
-    """The type that holds all of the values, durations still being durations."""
+    """The type that holds all values exactly; durations stay durations."""
     if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.UuidType):
         known = pa.bool_() if isinstance(kind, pa.Bool8Type) else _exact_type(kind.storage_type)
     elif pa.types.is_dictionary(kind):
@@ -88,14 +88,14 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _nested_type(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with `change` made to its members; one that is not nested stays."""
+    """A nested type with `change` applied to its members; any other type unchanged."""
     if pa.types.is_map(kind):
         return pa.map_(change(kind.key_type), change(kind.item_type), keys_sorted=kind.keys_sorted)
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(change(field.type)).remove_metadata() for field in kind])
     if pa.types.is_fixed_size_list(kind) and 0 < kind.list_size <= _MAX_ARRAY:
         return pa.list_(kind.value_field.with_type(change(kind.value_type)).remove_metadata(), kind.list_size)
-    if pa.types.is_list_view(kind):  # within another type: Arrow does not cast it, DuckDB does
+    if pa.types.is_list_view(kind):  # inside another type, Arrow cannot cast it, but DuckDB can
         return pa.list_view(kind.value_field.with_type(change(kind.value_type)))
     if pa.types.is_large_list_view(kind):
         return pa.large_list_view(kind.value_field.with_type(change(kind.value_type)))
@@ -132,7 +132,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _unviewed(views: pa.Array) -> pa.Array:
-    """A list view as a list, which Arrow's own cast makes only of some."""
+    """A list view as a list; Arrow's own cast supports only some views."""
     offsets = pa.array(np.cumsum([0, *_lengths(views).fill_null(0).to_pylist()]), pa.int64())
     return pa.LargeListArray.from_arrays(
         offsets, views.flatten(), type=pa.large_list(views.type.value_field), mask=views.is_null()
@@ -155,7 +155,7 @@ def _same(left: pa.Array, right: pa.Array) -> bool:
     if _is_list(kind):
         return _lengths(left).equals(_lengths(right)) and _same(left.flatten(), right.flatten())
     if pa.types.is_floating(kind):
-        # By their bits: a comparison of numbers would find NaN different from itself, and -0.0 equal to 0.0.
+        # By their bits: as numbers, NaN differs from itself and -0.0 equals 0.0.
         bits = pa.uint32() if pa.types.is_float32(kind) else pa.uint64()
         return kind == right.type and left.view(bits).equals(right.view(bits))
     if isinstance(kind, pa.UuidType):
@@ -164,11 +164,11 @@ def _same(left: pa.Array, right: pa.Array) -> bool:
 
 
 def _lengths(lists: pa.Array) -> pa.Array:
-    """How many members each list has; the function is called by its name, as the module lists it nowhere."""
+    """The length of each list; called by name, because type checkers do not find the function in the module."""
     return pc.call_function("list_value_length", [lists]).cast(pa.int64())
 
 
 def _unmapped(maps: pa.Array) -> pa.Array:
-    """The maps as lists of pairs, for which Arrow has more functions."""
+    """Maps as lists of pairs, for which Arrow has more functions."""
     pairs = pa.StructArray.from_arrays([maps.keys, maps.items], ["key", "value"])
     return pa.ListArray.from_arrays(maps.offsets, pairs, mask=maps.is_null())

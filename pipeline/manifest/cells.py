@@ -1,7 +1,7 @@
-"""The cells of a manifest, one check a column: a value of the right kind and range, or a `RowError` with the remedy.
+"""Checks of manifest cells, one per column: a value of the right type and range, or a `RowError` with the remedy.
 
-A check takes the column's name and a cell and returns the value to keep; it never changes what a cell means.
-`RowReader` runs the checks of one row and collects every problem in the order of the columns.
+A check takes the column's name and a cell and returns the value to keep; it never changes a cell's meaning. `RowReader`
+runs the checks of one row and collects all problems in the order of the checks.
 """
 
 import json
@@ -28,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 _BRACES = re.compile(PLACEHOLDER)
 
 
-# What a setting must be, by the type of pydantic's error: its own words change with its version.
+# What a setting must be, by the type of pydantic's error, whose own message changes with its version.
 _WANTED = {
     "extra_forbidden": "there is no such setting",
     "int_type": "it must be a whole number",
@@ -45,14 +45,14 @@ _WANTED = {
 
 
 class RowReader:
-    """Runs checks over one row's cells; what fails becomes a problem and reads as None."""
+    """Runs checks over one row's cells; a cell that fails becomes a problem and reads as None."""
 
     def __init__(self, cells: Mapping[str, object]) -> None:
         self._cells = cells
         self.problems: list[RowProblem] = []
 
     def read(self, column: str, check: Check) -> Any:
-        """The checked value of a cell; a column that is not there is a null cell."""
+        """The checked value of a cell; a missing column reads as a null cell."""
         try:
             return check(column, self._cells.get(column))
         except RowError as error:
@@ -85,7 +85,8 @@ def text(limit: int = MAX_TEXT) -> Check:
         if found := _CONTROL.search(value):
             raise RowError(
                 Code.BAD_CHARACTER,
-                f"{column} holds the control character U+{ord(found[0]):04X} at place {found.start() + 1}: remove it",
+                f"{column} holds the control character U+{ord(found[0]):04X} at position {found.start() + 1}: "
+                "remove it",
             )
         if len(value) > limit:
             raise RowError(Code.TEXT_TOO_LONG, f"{column} has {len(value):,} characters: shorten it to {limit:,}")
@@ -95,7 +96,7 @@ def text(limit: int = MAX_TEXT) -> Check:
 
 
 def identifier(column: str, value: object) -> str:
-    """An id by the contract's pattern."""
+    """A concept id: matches `ID` and is not 'product'."""
     if not isinstance(value, str):
         raise RowError(Code.WRONG_TYPE, f"{column} is {show(value)}: it must be text")
     if not ID.fullmatch(value):
@@ -104,14 +105,12 @@ def identifier(column: str, value: object) -> str:
             f"{column} is {show(value)}: use 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit",
         )
     if value == "product":
-        raise RowError(
-            Code.BAD_ID, "concept_id is 'product', which {product} in a prompt means every product: rename it"
-        )
+        raise RowError(Code.BAD_ID, "concept_id is 'product', but {product} in a prompt means every product: rename it")
     return value
 
 
 def superclass(column: str, value: object) -> str:
-    """One or more words, single blanks between them."""
+    """One or more words, normalised to single blanks between them."""
     words = text(MAX_SUPERCLASS)(column, value)
     if not words.strip():
         raise RowError(
@@ -123,7 +122,7 @@ def superclass(column: str, value: object) -> str:
 
 
 def placeholders(template: str) -> tuple[str, ...]:
-    """Names in braces, in order, repetitions included.
+    """Names in braces, in order and with repetitions.
 
     Raises:
         RowError: BAD_PLACEHOLDER for a lone brace or a name that is neither `product` nor an id.
@@ -138,7 +137,7 @@ def placeholders(template: str) -> tuple[str, ...]:
     if "{" in rest or "}" in rest:
         raise RowError(
             Code.BAD_PLACEHOLDER,
-            f"{show(template)} has a brace without its partner: write {{product}} or {{concept-id}}",
+            f"{show(template)} has an unpaired brace: write {{product}} or {{concept-id}}",
         )
     return tuple(_BRACES.findall(template))
 
@@ -154,21 +153,21 @@ def prompt(column: str, value: object) -> str:
 
 
 def negative_prompt(column: str, value: object) -> str:
-    """A negative prompt: placeholders allowed, none required, may be empty."""
+    """A negative prompt: may be empty, and may have placeholders."""
     words = text()(column, value)
     placeholders(words)
     return words
 
 
 def whole(low: int, high: int, multiple: int = 1) -> Check:
-    """A whole number in [low, high], a multiple of `multiple`; a float without a fraction is one too."""
+    """A whole number in [low, high] and a multiple of `multiple`; a float without a fraction counts as whole."""
 
     def checked(column: str, value: object) -> int:
         number = _number(column, value)
         if number != int(number):
             raise RowError(Code.WRONG_TYPE, f"{column} is {show(value)}: it must be a whole number")
         if not low <= number <= high or int(number) % multiple:
-            steps = f" that {multiple} divides" if multiple > 1 else ""
+            steps = f" and be a multiple of {multiple}" if multiple > 1 else ""
             raise RowError(Code.OUT_OF_RANGE, f"{column} is {show(value)}: it must lie between {low} and {high}{steps}")
         return int(number)
 
@@ -189,7 +188,7 @@ def real(low: float, high: float, *, above: bool = False) -> Check:
 
 
 def setting(model: type[BaseModel], field: str, *, multiple: int = 1) -> Check:
-    """The check of one field of a settings model, by the bounds or the choices that the model states."""
+    """The check of one field of a settings model, by the bounds or choices of the model."""
     info = model.model_fields[field]
     low, high = _bound(info, "ge", "gt"), _bound(info, "le")
     if low is None or high is None:
@@ -217,14 +216,14 @@ def choice(options: tuple[str, ...]) -> Check:
 
 
 def overrides(column: str, value: object) -> str | None:
-    """A row's overrides of TrainingConfig (a mapping or its JSON) as canonical JSON; nulls are left out."""
+    """A row's overrides of TrainingConfig (a mapping or JSON) as canonical JSON without nulls; None without any."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise RowError(
                 Code.BAD_TRAIN_OVERRIDE,
-                f'{column} is {show(value)}: it is no JSON object; write {{"steps": 400}}',
+                f'{column} is {show(value)}: it is not a JSON object; write {{"steps": 400}}',
             ) from None
     if not isinstance(value, Mapping):
         raise RowError(Code.BAD_TRAIN_OVERRIDE, f"{column} is {show(value)}: it must be a struct or a JSON object")

@@ -1,11 +1,12 @@
-"""A manifest's own columns, carried through under their own names and types into one table of the plan's database.
+"""A manifest's extra columns, carried under their own names and types into one table of the plan's database.
 
-Parquet columns keep their types (`pipeline.manifest.carried_types`), and one column has one type in all files. A column
-will be published, so it is accepted only if the database and Parquet, tried in memory, return its values unchanged.
+Parquet columns keep their types (`pipeline.manifest.carried_types`), and a column has the same type in all files. A
+column will be published, so it is accepted only if the database and Parquet, tried in memory, return its values
+unchanged.
 
-CSV and JSON columns are held as text until all of them have been seen. Then a column of text becomes whole numbers,
-numbers or booleans if each value prints as the text in the file; else it stays text. JSON's own numbers need only keep
-their value (`pipeline.files.json_values`), and JSON text stays text.
+CSV and JSON columns are held as text until all rows are read. Then a column becomes whole numbers, numbers or booleans
+if each value prints as the text in the file; otherwise it stays text. JSON numbers must only keep their value
+(`pipeline.files.json_values`), and JSON text stays text.
 """
 
 import duckdb
@@ -18,9 +19,9 @@ from pipeline.database.query import quoted
 from pipeline.manifest.carried_types import carry, changes, kept, through_parquet
 
 _MAX_COLUMNS = 1_000
-# The texts that are tried as numbers: infinities and NaN are words.
+# Texts that may be numbers; infinities and NaN count as words.
 _NUMBER = r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
-# JSON numbers that a DOUBLE holds: no whole number that it would round.
+# JSON numbers that a DOUBLE holds: not whole numbers that it would round.
 _JSON_DOUBLE = r"-?[0-9]{1,15}|-?[0-9]+(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)"
 _CSV_TYPES = (("BOOLEAN", "true|false"), ("BIGINT", "-?[0-9]+"), ("DOUBLE", _NUMBER))
 _JSON_TYPES = (
@@ -31,7 +32,7 @@ _JSON_TYPES = (
 
 
 class ExtraColumns:
-    """The table `name`: `EXTRA_ROW` and the extra columns, filled by batches; `finish` settles the types of text."""
+    """The table `name` of `EXTRA_ROW` and the extra columns, filled in batches; `finish` sets the types of text."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         self._connection = connection
@@ -44,12 +45,12 @@ class ExtraColumns:
 
     @property
     def names(self) -> list[str]:
-        """Every extra column met so far."""
+        """Every extra column so far."""
         return [*self._types, *sorted(self._untyped.difference(self._types))]
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """A sentence for each column that the tables hold in another form than the manifest."""
+        """A message for each column whose type in the tables differs from the manifest's."""
         return tuple(self._notices)
 
     def append(self, first_row: int, rows: int, extra: pa.Table, kinds: dict[str, set[str]]) -> None:
@@ -57,16 +58,16 @@ class ExtraColumns:
 
         Args:
             first_row: number of the first of them.
-            rows: how many.
-            extra: their extra columns; may have none.
-            kinds: for columns of text: the kinds of value in them (`pipeline.files.batches.Batch`).
+            rows: number of rows.
+            extra: their extra columns, if any.
+            kinds: kinds of value in each text column (`pipeline.files.rows.Batch`).
 
         Raises:
-            ManifestError: a column that has another type than before, or whose values cannot be published unchanged.
+            ManifestError: a column changes its type, or has values that cannot be published unchanged.
         """
         for column, met in kinds.items():
             self._kinds.setdefault(column, set()).update(met)
-        # A column of nothing but nulls may have no type of its own: another file decides.
+        # A column of only nulls may have no type; another file decides.
         self._untyped.update(field.name for field in extra.schema if pa.types.is_null(field.type))
         columns = {
             name: self._carried(name, extra.column(name))
@@ -82,7 +83,7 @@ class ExtraColumns:
             self._connection.unregister("extra_batch")
 
     def finish(self) -> None:
-        """Give every text column the type that all of its values have."""
+        """Give each text column the type that all its values fit."""
         for column in sorted(self._untyped.difference(self._types)):
             self._declare(column, DuckDBPyType("VARCHAR"))
         for column, kind in self._types.items():
@@ -93,7 +94,11 @@ class ExtraColumns:
                 self._retype(column, kind)
 
     def _carried(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The column as the database takes it, after it made the whole way to a published file."""
+        """The column as the database takes it, tried on the whole way to a published file.
+
+        Raises:
+            ManifestError: the way changes a value or does not support the type.
+        """
         try:
             carried = carry(column)
             self._connection.register("extra_column", pa.table({name: carried}))
@@ -107,7 +112,7 @@ class ExtraColumns:
         except (pa.ArrowException, duckdb.DataError, duckdb.NotSupportedError, duckdb.ProgrammingError) as error:
             raise ManifestError(_refusal(name, column.type, str(error).strip().splitlines()[0])) from error
         if not unchanged:
-            raise ManifestError(_refusal(name, column.type, "its values come back changed"))
+            raise ManifestError(_refusal(name, column.type, "its values would be changed"))
         self._notices.update(dict.fromkeys(f"column {name!r} {change}" for change in changes(column.type)))
         return carried
 
@@ -130,7 +135,7 @@ class ExtraColumns:
         self._types[column] = DuckDBPyType(kind)
 
     def _settled(self, column: str, kinds: set[str]) -> str | None:
-        """The type for a text column, or None when it stays text; one that would not hold a value is not taken."""
+        """The type for a text column, or None if it stays text, because no other type fits all values."""
         name = quoted(column)
         if "text" in kinds:
             options = [
@@ -145,7 +150,7 @@ class ExtraColumns:
             ]
         for kind, look, holds in options:
             fits = f"SELECT bool_and(regexp_full_match({name}, '{look}') AND {holds}) FROM {self._name} "
-            # All rows are fetched, although there is one: the connection refuses other work until a result has ended.
+            # `fetchall` for one row: the connection refuses other work until a result has been read to its end.
             if self._connection.execute(f"{fits} WHERE {name} IS NOT NULL").fetchall()[0][0]:
                 return kind
         return None
@@ -159,7 +164,7 @@ def _refusal(name: str, kind: pa.DataType, reason: str) -> str:
 
 
 def _merged(known: DuckDBPyType, other: DuckDBPyType) -> str | None:
-    """The one type of two that differ at most where one has nothing but nulls; None when they clash."""
+    """The common type of two that differ only where one has only nulls; None if they clash."""
     if str(known) == str(other) or other.id == "null":
         return str(known)
     if known.id == "null":
@@ -176,7 +181,7 @@ def _merged(known: DuckDBPyType, other: DuckDBPyType) -> str | None:
 
 
 def _filled(kind: DuckDBPyType) -> str:
-    """The type with text where nothing but nulls was met."""
+    """The type with text where all values were null."""
     if kind.id == "null":
         return "VARCHAR"
     if kind.id not in ("list", "array", "map", "struct"):

@@ -1,6 +1,6 @@
-"""The pictures and masks of one concept: every one located, read, inspected, and referred to by address and digest.
+"""The photos and masks of one concept: each is located, inspected, and referred to by URI and digest.
 
-A picture that the manifest carries as bytes is stored once, under its own digest, and then referred to like any other.
+A photo that the manifest holds as bytes is stored once, under its digest, and then referred to like any other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must sho
 
 
 class ImageReader:
-    """Reads the `images` and `masks` cells of rows; several threads may share it."""
+    """Reads the cells `images` and `masks` of rows; threads may share it."""
 
     def __init__(self, folder: str, storage: Storage, inputs: InputStore) -> None:
         """Bind what all rows share.
@@ -44,10 +44,18 @@ class ImageReader:
     def read(
         self, images: object, masks: object, problems: list[RowProblem]
     ) -> tuple[list[Picture] | None, list[Picture] | None]:
-        """References to a row's pictures and masks; None for a cell with a problem, which is added to `problems`.
+        """References to a row's photos and masks.
+
+        Args:
+            images: the cell of photos.
+            masks: the cell of masks; None for a concept without masks.
+            problems: extended by the problems of both cells.
+
+        Returns:
+            Photos and masks; None and None if there is a problem.
 
         Raises:
-            StorageError: a picture given as bytes cannot be stored.
+            StorageError: a photo given as bytes cannot be stored.
         """
         before = len(problems)
         photos = self._column("images", "image", images, problems)
@@ -90,7 +98,7 @@ class ImageReader:
         elif item is None:
             raise RowError(Code.MISSING_VALUE, "it is null: give a URI or remove it from the list")
         else:
-            raise RowError(Code.WRONG_TYPE, f"it is {_shown(item)}: it must be a URI or the picture's bytes")
+            raise RowError(Code.WRONG_TYPE, f"it is {_shown(item)}: it must be a URI or the bytes of a picture")
         return {"uri": uri, "sha256": found.sha256, "reading": found.reading}, found
 
 
@@ -108,7 +116,7 @@ def _items(column: str, cell: object, most: int) -> Sequence[object]:
 
 
 def _content(item: object) -> object:
-    """What a struct of `bytes` and `path`, as Hugging Face's datasets write pictures, holds; others as they are."""
+    """The content of a struct of `bytes` and `path`, as datasets of Hugging Face hold photos; others unchanged."""
     if isinstance(item, Mapping) and item and set(item) <= {"bytes", "path"}:
         data = item.get("bytes")
         if data is None:
@@ -123,14 +131,14 @@ def _name(item: object) -> str:
 
 
 def _shown(item: object) -> str:
-    """A value for a message; a struct without its values, which may be addresses with signatures."""
+    """A value for a message; a struct without its values, which may be pre-signed addresses."""
     return f"a struct of {', '.join(map(str, item)) or 'nothing'}" if isinstance(item, Mapping) else show(item)
 
 
 def _mismatches(images: list[Inspected], masks: list[Inspected]) -> list[RowProblem]:
     if len(images) != len(masks):
-        sentence = f"masks has {len(masks)} entries and images {len(images)}: give one mask for each picture, or none"
-        return [RowProblem(Code.MASKS_MISMATCH, "masks", sentence)]
+        message = f"masks has {len(masks)} entries and images {len(images)}: give one mask for each picture, or none"
+        return [RowProblem(Code.MASKS_MISMATCH, "masks", message)]
     return [
         RowProblem(
             Code.MASKS_MISMATCH,

@@ -1,6 +1,6 @@
-"""A cell that lists pictures as text: JSON, or addresses with `;`, `|`, commas or line breaks between them.
+"""A cell that lists photos as text: JSON, or addresses separated by `;`, `|`, commas or line breaks.
 
-Only what is unambiguous is taken apart: every item must look like a picture's address, and no file may have the whole
+A text is split only if it is unambiguous: every item must look like a photo's address, and no file may have the whole
 text as its name. In CSV a semicolon always separates.
 """
 
@@ -21,8 +21,8 @@ def split_list(text: str, exists: Callable[[str], bool], *, csv: bool) -> list[o
 
     Args:
         text: the cell.
-        exists: whether there is a file of that address; asked only where `text` could be a list.
-        csv: whether a semicolon separates whatever the items look like.
+        exists: whether there is a file at an address; called only if `text` could be a list.
+        csv: whether a semicolon separates items of any look.
     """
     whole = text.strip()
     listed = _brackets(whole)
@@ -43,7 +43,7 @@ def split_list(text: str, exists: Callable[[str], bool], *, csv: bool) -> list[o
 
 
 def _addresses(items: list[str]) -> bool:
-    """Whether every item looks like a picture: all are URIs, or all are paths that end as pictures do."""
+    """Whether every item looks like a photo: all are URIs, or all are paths with a photo's extension."""
     uris = [bool(_URI.match(item)) for item in items]
     return all(uris) or (not any(uris) and all(_PICTURE.fullmatch(item) for item in items))
 

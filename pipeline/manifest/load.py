@@ -1,7 +1,7 @@
-"""Manifests into the plan's database: every row lands there, good or bad, and none of them in memory at once.
+"""Streams manifests into the plan's database: every row is stored, good or bad.
 
-A good row has its cells and no code. A bad one has the code, the column and the sentence of its first problem, with the
-sentences of all the others joined on. What concerns the manifest as a whole is a `ManifestError`, and nothing starts.
+A good row has its cells and no code. A bad row has the code and the column of its first problem, and the messages of
+all its problems. A problem of the manifest as a whole is a `ManifestError`, and nothing starts.
 """
 
 import hashlib
@@ -96,7 +96,7 @@ _PROMPT_ROW = pa.schema(
     ]
 )
 
-# Column of the manifest, column of the table, check: in the order in which problems are reported.
+# Column of the manifest, column of the table, check; problems are reported in this order.
 _PROMPT_CHECKS = (
     ("prompt", "prompt", required(prompt)),
     ("where", "where_expr", optional(text())),
@@ -116,10 +116,16 @@ _PROMPT_CHECKS = (
 
 @dataclass(frozen=True)
 class ManifestSummary:
-    """What a manifest came to.
+    """The result of checking a manifest.
 
-    `bad` counts rows by code; `digest` (hex sha256) is of its files' contents, sorted; `notices` are sentences about
-    what was skipped or assumed.
+    Attributes:
+        uri: of the manifest.
+        digest: hex sha256 over the sorted digests of its files.
+        files: number of files.
+        rows: number of rows.
+        good: rows without a problem.
+        bad: rows with a problem, by code.
+        notices: messages about what was skipped or assumed.
     """
 
     uri: str
@@ -133,7 +139,7 @@ class ManifestSummary:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as read: its number from 1, its known cells, and why it could not be read if it could not."""
+    """A row as read: its number from 1, its known cells, and why it could not be read, or None."""
 
     number: int
     cells: Mapping[str, object]
@@ -151,22 +157,22 @@ def load_concepts(
     threads: int = 8,
     superclass_check: Callable[[str], None] | None = None,
 ) -> ManifestSummary:
-    """Check a concepts manifest, pictures included, into `concepts` and `concepts_extra`.
+    """Check a concepts manifest with its photos, and fill the tables `concepts` and `concepts_extra`.
 
     Args:
-        db: the plan's database; the two tables are filled here.
-        uri: path or URI of a file, folder or glob of Parquet, CSV or JSON lines; relative picture paths are taken
-            from the folder that it names or lies in.
-        storage: root under which pictures that the manifest carries as bytes are kept, once each.
-        limits: what pictures may be and where they may lie.
-        cache: earlier inspections; what is learnt here is saved into it.
-        storage_options: fsspec options for the manifest and the pictures, for one filesystem or grouped by scheme.
-        threads: pictures inspected at the same time.
+        db: the plan's database.
+        uri: path or URI of a file, folder or glob of Parquet, CSV or JSON lines; relative photo paths start from this
+            folder, or from the folder of this file.
+        storage: root that keeps photos which the manifest holds as bytes, each once.
+        limits: where photos may lie, and how large they may be.
+        cache: earlier inspections; new ones are saved in it.
+        storage_options: fsspec options for the manifest and the photos, for one filesystem or grouped by scheme.
+        threads: photos inspected at the same time.
         superclass_check: raises `RowError` for a superclass that the base model cannot read
-            (`pipeline.bases.superclasses`); without it only the text is checked.
+            (`pipeline.bases.superclasses`); by default only the text is checked.
 
     Raises:
-        ManifestError: nothing can start from this manifest.
+        ManifestError: the manifest as a whole cannot be used.
         StorageError: the root cannot be written.
     """
     manifest = find_manifest(uri, storage_options)
@@ -183,7 +189,7 @@ def load_concepts(
 
 
 def load_prompts(db: PlanDB, uri: str, *, storage_options: Mapping[str, object] | None = None) -> ManifestSummary:
-    """Check a prompts manifest into `prompts` and `prompts_extra`; arguments and errors as for `load_concepts`."""
+    """Check a prompts manifest, and fill the tables `prompts` and `prompts_extra`; see `load_concepts`."""
     reading = _Reading(db, "prompts", find_manifest(uri, storage_options), _PROMPTS)
     _insert(db, "prompts", _PROMPT_ROW, map(_prompt, reading.rows()))
     return reading.summary()
@@ -192,7 +198,7 @@ def load_prompts(db: PlanDB, uri: str, *, storage_options: Mapping[str, object] 
 def bounded_map(
     pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], window: int
 ) -> Iterator[Out]:
-    """`pool.map`, but at most `window` items are taken from `items` ahead of the result that is waited for."""
+    """Like `pool.map`, but takes at most `window` items ahead of the result that the caller waits for."""
     waiting: deque[Future[Out]] = deque()
     try:
         for item in items:
@@ -207,7 +213,7 @@ def bounded_map(
 
 
 class _Reading:
-    """One pass over a manifest: rows are handed out once, extra columns go to their table on the way."""
+    """One pass over a manifest: yields its rows once and writes the extra columns to their table."""
 
     def __init__(self, db: PlanDB, table: str, manifest: ManifestFiles, columns: Columns) -> None:
         self._db = db
@@ -222,7 +228,7 @@ class _Reading:
         """Every row, in the order of the files.
 
         Raises:
-            ManifestError: as soon as a file turns out to be unusable, or at the end when there was no row.
+            ManifestError: a file cannot be used, or, at the end, there was no row.
         """
         for file in self._manifest.files:
             with local_copy(self._manifest, file.name) as (path, digest):
@@ -235,7 +241,7 @@ class _Reading:
                     for index, cells in enumerate(batch.cells):
                         yield _Row(first + index, cells, batch.broken.get(index))
         if not self._rows:
-            raise ManifestError(f"the manifest {self._manifest.uri} holds no rows: nothing can be made from it")
+            raise ManifestError(f"the manifest {self._manifest.uri} holds no rows: add at least one")
         self._extra.finish()
 
     def summary(self) -> ManifestSummary:
@@ -252,7 +258,6 @@ class _Reading:
             rows=self._rows,
             good=good,
             bad={code: by_code[code] for code in sorted(filter(None, by_code))},
-            # What the files say first, then what the columns say.
             notices=(*self._manifest.notices.messages(self._manifest.uri), *self._extra.notices),
         )
 
@@ -289,7 +294,7 @@ def _concept(row: _Row, images: ImageReader, superclass_check: Check) -> dict[st
 
 
 def _listed(cell: object, exists: Callable[[str], bool]) -> object:
-    """A cell of pictures, as a list where it is text that lists them."""
+    """A cell of photos; text that lists photos is split into a list."""
     if isinstance(cell, ListText):
         return split_list(cell.text, exists, csv=True)
     return split_list(cell, exists, csv=False) if isinstance(cell, str) else cell
@@ -319,7 +324,7 @@ def _broken(sentence: str) -> dict[str, str | None]:
 
 
 def _raw(cell: object) -> str | None:
-    """What a bad cell held, for the people who look for the row; text only."""
+    """The text of a bad row's cell, which helps to find the row; None if it is no text."""
     return storable(cell) if isinstance(cell, str) else None
 
 
@@ -334,13 +339,13 @@ def _insert(db: PlanDB, table: str, schema: pa.Schema, rows: Iterable[dict[str, 
 
 
 def _mark_duplicates(db: PlanDB) -> None:
-    """Give every row but the first of an id its code; the id is the first column, so this problem comes first."""
+    """Mark every row after the first of an id; the id is checked first, so this problem is named first."""
     db.connection.execute(
         """
         UPDATE concepts SET
             code = ?, column_name = 'concept_id',
-            message = 'concept_id ''' || concepts.concept_id || ''' stands in row ' || first.row
-                || ' already: give each product an id of its own' || coalesce('; also: ' || concepts.message, '')
+            message = 'concept_id ''' || concepts.concept_id || ''' is already in row ' || first.row
+                || ': give each product its own id' || coalesce('; also: ' || concepts.message, '')
         FROM (
             SELECT concept_id, min(row) AS row FROM concepts WHERE concept_id IS NOT NULL
             GROUP BY concept_id HAVING count(*) > 1

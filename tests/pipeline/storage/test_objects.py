@@ -54,7 +54,7 @@ def test_write_read_list_delete(storage):
 def test_reads_are_capped(storage):
     storage.write("x.bin", b"12345")
     assert storage.read("x.bin", max_bytes=5) == b"12345"
-    with pytest.raises(StorageError, match="larger than the 4 bytes"):
+    with pytest.raises(StorageError, match="larger than the limit of 4 bytes"):
         storage.read("x.bin", max_bytes=4)
 
 
@@ -230,7 +230,7 @@ def test_roots_are_absolute(tmp_path, monkeypatch):
         ("s3//bucket/x", "s3://bucket/x"),
         ("S3:/bucket", "s3://bucket"),
         ("gcs:/bucket", "gcs://bucket"),
-        ("abfss:/box@account/x", "leave them out and write abfss://"),
+        ("abfss:/box@account/x", "remove them and write abfss://"),
         ("https:/host/x", "https://host/x"),
         ("hdfs:/data", "hdfs://data"),
         ("made-up:/x", "made-up://x"),
