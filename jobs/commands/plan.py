@@ -22,7 +22,7 @@ SELECT * FROM (
     FROM concepts WHERE error_code IS NOT NULL
     UNION ALL
     SELECT 'prompts', prompt_row, error_column, error_code, error_message FROM requests WHERE error_code IS NOT NULL
-) ORDER BY manifest, row, column_name LIMIT {limit}
+) ORDER BY manifest, row, column_name LIMIT $limit
 """
 
 
@@ -98,6 +98,7 @@ def _plan(
 ) -> "tuple[Planned, int, list[dict[str, Any]]]":
     from jobs.progress import Progress
     from pipeline.database.plandb import PlanDB
+    from pipeline.database.query import rows
     from pipeline.plan.done import list_objects
     from pipeline.prepare import check, make_plan
     from pipeline.storage.objects import Storage
@@ -109,7 +110,5 @@ def _plan(
         list_objects(db, storage)
         planned = make_plan(db, storage, settings, checked, selection=selection, explain=explain)
         progress.planned(planned.work)
-        cursor = db.connection.execute(_BAD_ROWS.format(limit=limit))
-        names = [column[0] for column in cursor.description or ()]
-        shown = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        shown = rows(db.connection, _BAD_ROWS, {"limit": limit})
         return planned, planned.work.concepts.invalid + planned.work.renders.invalid, shown
