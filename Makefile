@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv; nothing else has to be installed but Python 3.11 or newer.
+# Every target sets up .venv first. It needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 NAME ?=
@@ -6,20 +6,20 @@ ARGS ?=
 
 .PHONY: demo test test-fresh check bench quality chaos stores clean
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
 	@echo "setting up .venv (a few minutes the first time) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: .venv/ready  ## train 6 products with the embedded model, render them, publish, report
 	@$(BIN)/perfusion demo
 
-test: .venv/ready  ## every test, under 15 minutes on 2 cores
+test: .venv/ready  ## the full test suite: under 15 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-fresh: .venv/ready  ## every property with new examples, ten times as many: 20 minutes; a failure prints how to repeat it
+test-fresh: .venv/ready  ## property tests with ten times as many, new examples: 20 minutes; a failure prints how to repeat it
 	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile -m hypothesis --timeout 7200 $(ARGS)
 
 check: .venv/ready  ## lint, format and types
@@ -30,15 +30,15 @@ check: .venv/ready  ## lint, format and types
 bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | plan | noop | publish
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, hurt 36 times; make test holds a small share
+chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, with 36 faults; make test has a small share
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-stores: .venv/ready  ## storage on Azure's and Google's emulators, beside the S3 server of make test; needs Node
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[azure,gcs]' gcp-storage-emulator==2026.7.19
+stores: .venv/ready  ## storage on the emulators of Azure and Google, beside the S3 server of make test; needs Node
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[azure,gcs]' gcp-storage-emulator==2026.7.19
 	@npm install --silent --prefix .venv/azurite azurite@3.37.0
 	@$(BIN)/python -m pytest tests/behaviour/test_object_stores.py
 
-quality: .venv/ready  ## the embedded models against their bars, a contact sheet in .bench/quality
+quality: .venv/ready  ## the embedded models against their target figures, and a contact sheet in .bench/quality
 	@$(BIN)/python -m perfusion_ops.mini.quality --out .bench/quality $(ARGS)
 
 clean:

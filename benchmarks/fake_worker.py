@@ -18,6 +18,9 @@ class FakeWorker:
 
     close = setup
 
+    def activity(self) -> None:
+        """Nothing to show."""
+
     def run(self, unit: Unit) -> list[Outcome]:
         """An ok outcome for each task."""
         time.sleep(self._seconds)

@@ -22,14 +22,15 @@ from pyarrow.fs import FileSelector, LocalFileSystem
 
 from benchmarks.measure import finish, peak_memory_gb, reset_peak_memory, show
 from pipeline.contract.errors import Status
+from pipeline.contract.kinds import Counts, PlanCounts
 from pipeline.contract.layout import image_path, weights_path
 from pipeline.contract.units import Origin, Outcome
 from pipeline.database.plandb import PlanDB
-from pipeline.plan.expand import Pending, Work
-from pipeline.run import Engine, RunResult, check, execute, find_runs, make_plan
+from pipeline.run import Engine, RunResult, check, execute, make_plan
+from pipeline.runs.find import find_runs
+from pipeline.runs.parts import PartWriter
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import PartWriter
 from pipeline.worker.settings import WorkerSettings
 
 BAR = 1e6 / 10  # rows per second: a million in under ten seconds
@@ -50,7 +51,10 @@ class _Stages:
         self._name, self._since = name, now
         show(f"{name} {detail}")
 
-    def planned(self, work: Pending) -> None:
+    def planned(self, work: PlanCounts) -> None:
+        pass
+
+    def working(self, activities: object) -> None:
         pass
 
     def outcomes(self, outcomes: object) -> None:
@@ -78,7 +82,7 @@ def run(options: argparse.Namespace) -> bool:
         stages.stage("end", "")
         assert second.published is not None
         assert second.repeated
-        assert second.planned.work.renders == Work(rows, 0, rows, 0, rows, 0)
+        assert second.planned.work.renders == Counts(rows, 0, rows, 0, rows, 0)
         peak_gb = peak_memory_gb()
         bare_s = _bare(folder / "root")
     figures = {

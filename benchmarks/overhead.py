@@ -28,8 +28,8 @@ from pipeline.database.plandb import PlanDB
 from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import run as schedule
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import PartWriter
 
 # What must be reached: of the slots' time, how much is work when a unit takes a tenth of what it takes on a GPU.
 BUSY = 0.97

@@ -11,7 +11,7 @@ import time
 from benchmarks.catalogue import fill, plan
 from benchmarks.measure import finish, peak_memory_gb, show
 from pipeline.database.plandb import PlanDB
-from pipeline.plan.expand import pending
+from pipeline.plan.expand import count_plan
 from pipeline.plan.workqueue import WorkQueue
 from pipeline.settings import EngineSettings
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> bool:
         plan(db)
         planned_s = time.perf_counter() - begin
         show(f"planned {rows:,} pictures in {planned_s:.1f} s")
-        work = pending(db)
+        work = count_plan(db)
         queue = WorkQueue(db, group_size=8, render_batch=16)
         took_s = time.perf_counter() - begin
         expected = concepts // _NEW * _PROMPTS

@@ -157,7 +157,7 @@ class Cluster:
         if kind == "preempted" and not slot.calls:
             failure = Failure("died", "the machine was taken away", preempted=True)
             self.retire(number)
-            return [Completion(None, number, None, failure=failure)]
+            return [Completion(None, number, failure=failure)]
         call, unit = slot.calls[0]
         if kind == "ends":
             slot.calls.popleft()
@@ -165,11 +165,11 @@ class Cluster:
             if slot.calls:
                 self._begin(number)
             outcomes = tuple(self._outcome(unit, task.key) for task in unit.tasks)
-            return [Completion(call, number, unit, outcomes=outcomes)]
+            return [Completion(call, number, outcomes=outcomes)]
         taken = kind == "preempted"
         message = "the machine was taken away" if taken else "killed by signal 11"
         self.retire(number)
-        return [Completion(call, number, unit, failure=Failure("died", message, preempted=taken))]
+        return [Completion(call, number, failure=Failure("died", message, preempted=taken))]
 
     def _outcome(self, unit: Unit, key: str) -> Outcome:
         kind = "concept" if isinstance(unit, TrainUnit) else "render"

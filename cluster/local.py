@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from perfusion_ops.errors import PerfusionError
+
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class ClusterError(Exception):
+class ClusterError(PerfusionError):
     """Ray could not be started or reached; the message is a sentence with the remedy."""
 
 

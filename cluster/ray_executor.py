@@ -1,11 +1,11 @@
-"""Slots as Ray actors: one warm worker each, started again only by the scheduler.
+"""Slots as Ray actors with one warm worker each. Ray restarts and retries nothing; that is left to the scheduler.
 
-The first slot is set up alone, because its set-up may write what the others read (a metric, a cache of weights);
-the others start when it is ready, without anyone waiting for them. Ray itself restarts and retries nothing. Values that
-cross the wire are small: a unit goes out, rows come back; an exception of a worker travels as text, so that the driver
-needs none of the worker's classes. Every failure of Ray ends as a `Failure`.
+The first slot starts alone, because its worker may write what the others read (a metric, a cache of weights). The
+others start when it is ready. What is sent is small: units to a worker, outcomes back. A worker's exception is sent as
+text, so that the driver needs none of the worker's classes. Each failure of Ray becomes a `Failure`.
 """
 
+import math
 import os
 import re
 import time
@@ -18,20 +18,21 @@ import ray
 from ray import cloudpickle
 from ray import exceptions as errors
 
-from pipeline.contract.messages import plain
-from pipeline.contract.units import Outcome, Unit
+from pipeline.contract.messages import clip, plain
+from pipeline.contract.units import MESSAGE_BYTES, Activity, Outcome, TrainUnit, Unit
 from pipeline.engine.executor import Completion, Failure, Worker
 
-_GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints bound the loss
-# PyTorch reports an unusable device with these words; the process cannot recover, every later call would fail too.
+_GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints limit the loss
+_ASK_EVERY_S = 1.0  # what workers are doing
+_WATCH = "watch"  # the concurrency group that answers while a unit runs
+# PyTorch reports an unusable device with these words. The process cannot recover: all its later calls would fail.
 _DEVICE_LOST = ("AcceleratorError", "CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "NCCL error")
 _NO_MEMORY = re.compile(r"CUDA error: out of memory|_STATUS_ALLOC_FAILED|can't allocate memory")
-_TEXT_CHARACTERS = 600
 
 
 @dataclass(frozen=True)
 class SlotResources:
-    """What Ray reserves for one slot, and how many threads its process computes with."""
+    """What Ray reserves for a slot, and the number of threads that its process computes with."""
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
@@ -39,22 +40,22 @@ class SlotResources:
 
 
 class _Actor:
-    """The process of a slot. Its environment is set before anything of the worker is imported."""
+    """The process of a slot. Its environment is set before the worker's modules are imported."""
 
     def __init__(self, make_worker: bytes, env_vars: dict[str, str]) -> None:
         os.environ.update(env_vars)
         self._make_worker = make_worker
         self._worker: Worker | None = None
 
-    def setup(self) -> int | Failure:
-        """Make the worker; returns the process id."""
+    def setup(self) -> Failure | None:
+        """Make the worker; returns None when it is ready."""
         try:
             worker: Worker = cloudpickle.loads(self._make_worker)()
+            self._worker = worker
             worker.setup()
-        except Exception as error:  # noqa: BLE001 (the boundary of the process: whatever it is becomes text)
+        except Exception as error:  # noqa: BLE001 (the boundary of the process: any exception becomes text)
             return Failure("raised", text_of(error))
-        self._worker = worker
-        return os.getpid()
+        return None
 
     def run(self, unit: Unit) -> tuple[Outcome, ...] | Failure:
         """Run one unit."""
@@ -64,14 +65,19 @@ class _Actor:
         except Exception as error:  # noqa: BLE001 (as above)
             return failure_of_worker(error)
 
+    @ray.method(concurrency_group=_WATCH)
+    def activity(self) -> Activity | None:
+        """What the worker is doing; answered while `setup` or `run` is in progress."""
+        return self._worker.activity() if self._worker is not None else None
+
     def close(self) -> None:
-        """Let the worker go."""
+        """Close the worker."""
         if self._worker is not None:
             self._worker.close()
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's type, message and origin in one line."""
+    """An exception's type, message and origin (file and line) on one line."""
     origin = ""
     trace = error.__traceback__
     while trace is not None:
@@ -81,8 +87,8 @@ def text_of(error: BaseException) -> str:
 
 
 def failure_of_worker(error: Exception) -> Failure:
-    """What an exception inside `Worker.run` says about the unit and about the process."""
-    # torch.OutOfMemoryError by name, without importing torch; its other allocators raise a plain error with a text.
+    """The failure that an exception of `Worker.run` means for the unit and the process."""
+    # torch.OutOfMemoryError is found by name, without importing torch; other allocators raise a RuntimeError.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)):
         return Failure("out_of_memory", text_of(error))
     if type(error).__name__ in _DEVICE_LOST or any(words in str(error) for words in _DEVICE_LOST):
@@ -91,10 +97,10 @@ def failure_of_worker(error: Exception) -> Failure:
 
 
 def failure_of_ray(error: errors.RayError) -> Failure:
-    """What an error of Ray says about the call."""
+    """The failure that an error of Ray means for the call."""
     text = _line(str(error))
     if isinstance(error, errors.ActorDiedError):
-        # A machine that vanishes says nothing about the row, and Ray has only these words for it.
+        # A machine that vanishes says nothing about the row; Ray reports it only in these words.
         kind = "unavailable" if "its node has died" in text else "died"
         return Failure(kind, text, preempted=error.preempted)
     if isinstance(error, errors.OutOfMemoryError | errors.WorkerCrashedError):
@@ -105,16 +111,34 @@ def failure_of_ray(error: errors.RayError) -> Failure:
 
 
 def _line(text: str) -> str:
-    words = plain(text)
-    return words if len(words) <= _TEXT_CHARACTERS else words[: _TEXT_CHARACTERS - 4] + " ..."
+    return clip(plain(text), MESSAGE_BYTES)
+
+
+@dataclass(frozen=True)
+class _Call:
+    number: int
+    reference: Any
+    is_training: bool
 
 
 @dataclass
 class _Slot:
     actor: Any
-    starting: Any  # the reference of its set-up, None once it is ready
-    pid: int | None = None
-    calls: deque[tuple[int, Unit, Any]] = field(default_factory=deque)
+    starting: Any  # the reference of its set-up; None when it is ready
+    calls: deque[_Call] = field(default_factory=deque)
+    asked: Any = None  # the reference of the question what it is doing; None when there is none
+    activity: Activity | None = None  # the latest answer
+
+    def is_worth_asking(self) -> bool:
+        """Whether it may estimate a metric or train."""
+        return self.starting is not None or (bool(self.calls) and self.calls[0].is_training)
+
+
+def _answer(reference: Any) -> Activity | None:
+    try:
+        return ray.get(reference)
+    except errors.RayError:  # the worker is gone, which its call reports
+        return None
 
 
 class RayExecutor:
@@ -128,18 +152,22 @@ class RayExecutor:
         resources: SlotResources,
         env_vars: Mapping[str, str] | None = None,
     ) -> None:
-        """Start the first slot; returns without waiting for it.
+        """Start the first slot, without waiting for it.
 
         Args:
-            make_worker: called in each actor; what it holds is sent by value, so it must be small.
-            slots: how many workers.
+            make_worker: called in each actor; it is sent by value, so it must be small.
+            slots: number of workers.
             resources: of each slot.
-            env_vars: added to each process's environment before the worker's modules are imported.
+            env_vars: added to the environment of each process before the worker's modules are imported.
+
+        Raises:
+            ValueError: `slots` is less than 1.
         """
         if slots < 1:
-            raise ValueError(f"slots is {slots}: at least one is needed to run anything")
+            raise ValueError(f"slots is {slots}: use 1 or more")
         threads = str(resources.threads)
-        actor_class: Any = ray.remote(_Actor)
+        remote: Any = ray.remote
+        actor_class = remote(concurrency_groups={_WATCH: 1})(_Actor)
         self._actor_class = actor_class.options(
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus,
@@ -152,8 +180,9 @@ class RayExecutor:
             {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(env_vars or {})},
         )
         self._slots: dict[int, _Slot] = {}
-        self._waiting = tuple(range(1, slots))  # for the first slot to be ready
+        self._waiting = tuple(range(1, slots))  # until the first slot is ready
         self._calls = 0
+        self._asked_at = -math.inf
         self._start(0)
 
     def _start(self, number: int) -> None:
@@ -165,29 +194,25 @@ class RayExecutor:
         return tuple(sorted(number for number, slot in self._slots.items() if slot.starting is None))
 
     def starting(self) -> tuple[int, ...]:
-        """See `Executor`. Slots that wait for the first one are not among them."""
+        """See `Executor`. Does not include slots that wait for the first one."""
         return tuple(sorted(number for number, slot in self._slots.items() if slot.starting is not None))
-
-    def pid(self, number: int) -> int | None:
-        """Process id of a ready slot's worker on its own machine."""
-        slot = self._slots.get(number)
-        return slot.pid if slot else None
 
     def submit(self, slot: int, unit: Unit) -> int:
         """See `Executor`."""
         self._calls += 1
-        self._slots[slot].calls.append((self._calls, unit, self._slots[slot].actor.run.remote(unit)))
+        reference = self._slots[slot].actor.run.remote(unit)
+        self._slots[slot].calls.append(_Call(self._calls, reference, isinstance(unit, TrainUnit)))
         return self._calls
 
     def wait(self, timeout_s: float) -> Sequence[Completion]:
-        """See `Executor`. Also notices slots that have become ready."""
-        # An actor runs its calls in order, so the oldest reference of a slot is the next to be there.
+        """See `Executor`. Also learns which slots have become ready."""
+        # An actor runs its calls in order, so the oldest reference of a slot completes first.
         oldest = {}
         for number, slot in self._slots.items():
             if slot.starting is not None:
                 oldest[slot.starting] = number
             elif slot.calls:
-                oldest[slot.calls[0][2]] = number
+                oldest[slot.calls[0].reference] = number
         if not oldest:
             time.sleep(timeout_s)
             return []
@@ -207,18 +232,38 @@ class RayExecutor:
         if slot.starting is not None:
             if isinstance(result, Failure):
                 self.retire(number)
-                return Completion(None, number, None, failure=result)
-            slot.starting, slot.pid = None, result
+                return Completion(None, number, failure=result)
+            slot.starting = None
             waiting, self._waiting = self._waiting, ()
             for other in waiting:
                 self._start(other)
             return None
-        call, unit, _ = slot.calls.popleft()
+        call = slot.calls.popleft().number
         if isinstance(result, Failure):
             if result.kind in ("died", "unavailable"):
                 self.retire(number)
-            return Completion(call, number, unit, failure=result)
-        return Completion(call, number, unit, outcomes=result)
+            return Completion(call, number, failure=result)
+        return Completion(call, number, outcomes=result)
+
+    def activities(self) -> tuple[Activity, ...]:
+        """What workers were doing when last asked, about a second ago; see `pipeline.run.Observer.working`.
+
+        Never waits: it asks, and reads the answers at a later call.
+        """
+        asked = {slot.asked: slot for slot in self._slots.values() if slot.asked is not None}
+        if asked:
+            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+            for reference in ready:
+                asked[reference].asked, asked[reference].activity = None, _answer(reference)
+        due = time.monotonic() - self._asked_at >= _ASK_EVERY_S
+        if due:
+            self._asked_at = time.monotonic()
+        for slot in self._slots.values():
+            if not slot.is_worth_asking():
+                slot.activity = None
+            elif due and slot.asked is None:
+                slot.asked = slot.actor.activity.remote()
+        return tuple(slot.activity for slot in self._slots.values() if slot.activity is not None)
 
     def retire(self, slot: int) -> None:
         """See `Executor`."""

@@ -1,1 +1,1 @@
-"""What a person runs: the spec file and the `perfusion` command."""
+"""The command line: spec files and the `perfusion` command."""

@@ -1,25 +1,41 @@
-"""The `perfusion` command. Known errors end as a sentence and an exit code, unknown ones with their traceback.
+"""The `perfusion` command. A known error ends it with a message and an exit code, an unknown one with a traceback.
 
 Exit codes: 0 ok, 1 crash or outage, 2 usage or unusable manifest, 3 finished with rows that are not ok, 4 stopped
-before the end, 130 interrupted before it began to work.
+before the end, 130 interrupted before the work began. Those of errors are in `perfusion_ops.errors`.
 """
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status
-from jobs.output import CRASH, INTERRUPTED, USAGE, complain
-from jobs.spec_file import SpecError
+from jobs.output import INTERRUPTED, OK, complain, say
+from perfusion_ops.errors import PerfusionError
 
 app = typer.Typer(
     name="perfusion",
-    help="Personalised product pictures in bulk: manifests in, tiny concepts, pictures and tables out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"perfusion {version('perfusion-pipeline')}")
+        raise typer.Exit(OK)
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")]
+
+
+@app.callback()
+def _perfusion(_: Version = False) -> None:
+    """Bulk personalisation of product photos: manifests in, concepts, renders and tables out."""
+
+
 app.command("demo")(demo.command)
 app.command("catalog")(catalog.command)
 app.command("validate")(plan.validate)
@@ -36,31 +52,13 @@ app.command("schema")(schema.command)
 
 def main() -> None:
     """Entry point of the console script."""
-    from cluster.local import ClusterError
-    from perfusion_ops.base.folder import BaseError
-    from perfusion_ops.mini.catalog import CatalogError
-    from perfusion_ops.scoring.folder import ScorerError
-    from pipeline.contract.errors import ManifestError
-    from pipeline.database.memory import MemoryFullError, ScratchFullError, outage
-    from pipeline.engine.scheduler import EngineError
-    from pipeline.runs.lease import LeaseHeld
-    from pipeline.storage.objects import StorageError
-
     try:
         app(prog_name="perfusion")
-    except (SpecError, ManifestError, BaseError, CatalogError, ScorerError) as error:
+    except PerfusionError as error:
         for line in str(error).splitlines():
             complain(line)
-        sys.exit(USAGE)
-    except (StorageError, LeaseHeld, EngineError, ClusterError, MemoryFullError, ScratchFullError) as error:
-        complain(str(error))
-        sys.exit(CRASH)
+        sys.exit(error.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            complain("stopped; the same command goes on where it stopped")
+        if end.code == INTERRUPTED:  # how typer ends a command after Ctrl-C
+            complain("stopped; run the same command again to resume")
         raise
-    except Exception as error:
-        if (sentence := outage(error)) is None:
-            raise
-        complain(sentence)
-        sys.exit(CRASH)

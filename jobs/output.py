@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, as text for people or one JSON object; exit codes; errors as sentences."""
+"""What commands print: results on stdout, as text or JSON; messages on stderr; exit codes."""
 
 import dataclasses
 import enum
@@ -20,35 +20,35 @@ _NUMBER = re.compile(r"-?[0-9][0-9,]*(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 def say(text: str = "") -> None:
-    """One line for people on stdout."""
+    """Print one line of text on stdout."""
     sys.stdout.write(text + "\n")
 
 
 def say_json(value: Any) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     sys.stdout.write(json_text(value) + "\n")
 
 
 def complain(text: str) -> None:
-    """A sentence on stderr."""
+    """Print a message on stderr."""
     sys.stderr.write(f"perfusion: {text}\n")
 
 
 def tell_notices(notices: Iterable[str]) -> None:
-    """What was skipped or assumed in the manifests, on stderr."""
+    """Print on stderr what was skipped or assumed in the manifests."""
     for notice in notices:
         complain(notice)
 
 
 def refuse(text: str) -> NoReturn:
-    """End the command with a sentence on stderr, and the exit code for wrong usage."""
+    """End the command with a message on stderr and the exit code for wrong usage."""
     complain(text)
     raise typer.Exit(USAGE)
 
 
 @contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Within the block a folder that cannot be written to ends the command with a sentence."""
+    """In this block, a folder that cannot be written to ends the command with a message."""
     try:
         yield
     except OSError as error:
@@ -56,14 +56,14 @@ def writing(folder: str) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it: what JSON has no number, list or object for becomes text; a Decimal is a number."""
+    """The value in the types of JSON. A Decimal is a number; a value that JSON has no type for becomes text."""
     match value:
         case None | bool() | int() | str() if not isinstance(value, enum.Enum):
             known = value
         case float() if math.isfinite(value):
             known = value
         case Decimal() if value.is_finite():
-            known = value  # JSON's numbers have as many digits as it has
+            known = value  # a number of JSON has any number of digits
         case enum.Enum():
             known = value.value
         case dict():
@@ -82,7 +82,7 @@ def plain(value: Any) -> Any:
 
 
 def _dumped(value: Any) -> str:
-    """JSON of what `plain` gives; the library would have to round a Decimal."""
+    """A result of `plain` as JSON text; the library would round a Decimal."""
     match value:
         case Decimal():
             text = format(value, "f")
@@ -101,7 +101,7 @@ def json_text(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """The value as people read it in a table; lists as in a CSV manifest, with `;` between their elements."""
+    """The value as text in a table. A list has `;` between its elements, as in a CSV manifest."""
     match plain(value):
         case None:
             return ""
@@ -125,14 +125,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them, with two units at most."""
+    """Seconds as text with at most two units, such as `2 min 05 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def location(uri: str) -> str:
-    """A local URI or path as the shortest path from the current folder, anything else as it is."""
+    """A local URI or path, relative to the current folder if it lies below it; any other location unchanged."""
     path = uri.removeprefix("file://")
     if not path.startswith("/"):
         return uri
@@ -141,11 +141,11 @@ def location(uri: str) -> str:
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows for people on stdout, numbers to the right; where a terminal is too narrow, a block of lines for each row.
+    """Print rows on stdout as a table with right-aligned numbers, or as blocks of lines if the terminal is too narrow.
 
     Args:
-        names: the columns'.
-        rows: cells of any type; see `cell`.
+        names: names of the columns.
+        rows: cells of any type, printed by `cell`.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -173,5 +173,5 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Line breaks and control characters of a stranger's text would break the table, or the terminal."""
+    """Text with its control characters escaped: a line break would break the table, others the terminal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -1,6 +1,7 @@
-"""How a run shows itself: one refreshed line on a terminal, plain lines elsewhere; always on stderr.
+"""Shows the progress of a run on stderr: one refreshed line on a terminal, plain lines elsewhere.
 
-A plain line comes with news, at most every ten seconds, and without any every minute, so that a log is never silent.
+A plain line is written when workers begin another kind of work, every ten seconds if there is progress, and at least
+every minute, so that a log is never silent.
 """
 
 import sys
@@ -12,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from jobs.output import location
-from jobs.tally import Tally
-from pipeline.contract.units import Outcome
-from pipeline.plan.expand import Pending
+from jobs.tally import Tally, describe
+from pipeline.contract.kinds import PlanCounts
+from pipeline.contract.units import Activity, Outcome
 
 if TYPE_CHECKING:  # rich is slow to load
     from rich.live import Live
@@ -22,8 +23,9 @@ if TYPE_CHECKING:  # rich is slow to load
 
 _NEWS_EVERY_S = 10.0
 _LINE_EVERY_S = 60.0
+_WAITING = "waiting for the first result"
 _STAGES = {
-    "base": "base model",
+    "base": "reading the base model",
     "validate": "checking",
     "plan": "planning against",
     "start": "starting workers for",
@@ -33,7 +35,7 @@ _STAGES = {
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Stages, and counts, rates and time of the work; an `Observer` of `pipeline.run`."""
+    """The `Observer` of `pipeline.run` that shows stages, counts, rates, activities and time."""
 
     def __init__(
         self,
@@ -46,10 +48,10 @@ class Progress(AbstractContextManager["Progress"]):
         """Show nothing yet.
 
         Args:
-            stream: where to; stderr when absent.
-            live: whether to refresh one line; when absent, whether `stream` is a terminal.
-            clock: seconds that never go back.
-            beat_s: seconds after which to look whether a plain line is due, though nothing has ended.
+            stream: where to write; default: stderr.
+            live: whether to refresh one line; default: whether `stream` is a terminal.
+            clock: monotonic seconds.
+            beat_s: seconds between checks whether a plain line is due.
         """
         from rich.console import Console
 
@@ -57,10 +59,12 @@ class Progress(AbstractContextManager["Progress"]):
         self._is_live = self._console.is_terminal
         self._clock = clock
         self._beat_s = beat_s
-        self._work: Pending | None = None
+        self._work: PlanCounts | None = None
         self._tally: Tally | None = None
         self._shown_at = 0.0
         self._news = False
+        self._doing = ""
+        self._seen: set[str] = set()
         self._live: Live | None = None
         self._beating: threading.Thread | None = None
         self._closed = threading.Event()
@@ -75,7 +79,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._close()
 
     def stage(self, name: str, detail: str) -> None:
-        """Say which stage has begun."""
+        """Show that a stage has begun."""
         self._close()
         if name == "start":
             self._begin()
@@ -83,21 +87,37 @@ class Progress(AbstractContextManager["Progress"]):
         if name == "start":
             self._start_beating()
 
-    def planned(self, work: Pending) -> None:
-        """Learn what the plan comes to."""
+    def planned(self, work: PlanCounts) -> None:
+        """Take the plan's totals."""
         self._work = work
 
+    def working(self, activities: Sequence[Activity]) -> None:
+        """Show what workers are doing, and at once if a kind of work begins."""
+        assert self._tally is not None, "workers exist after the start"
+        with self._lock:
+            begins = {each.doing for each in activities} - self._seen
+            self._seen |= begins
+            waiting = not self._seen and not self._tally.begun
+            doing = describe(activities) or (_WAITING if waiting else "")
+            self._news = self._news or (doing != self._doing and not waiting)
+            self._doing = doing
+            if not self._is_live and (begins or (self._news and self._due())):
+                self._show()
+
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Count what ended."""
+        """Count tasks that ended."""
         assert self._tally is not None, "work ends after it has started"
         with self._lock:
             self._tally.add(outcomes, self._clock())
             self._news = True
-            if not self._is_live and self._clock() - self._shown_at >= _NEWS_EVERY_S:
+            if not self._is_live and self._due():
                 self._show()
 
+    def _due(self) -> bool:
+        return self._clock() - self._shown_at >= _NEWS_EVERY_S
+
     def _begin(self) -> None:
-        """Say what the plan comes to, once it is about to be carried out."""
+        """Show the plan's totals just before the work starts."""
         assert self._work is not None, "a run starts after it is planned"
         self._shown_at = self._clock()
         self._tally = Tally(self._work, self._shown_at)
@@ -106,7 +126,7 @@ class Progress(AbstractContextManager["Progress"]):
             self._print(f"{name}: {each.rows:,} rows, {each.reused:,} reused, {each.to_do:,} to do{bad}")
 
     def _start_beating(self) -> None:
-        """From a thread, for a training may take minutes, and the time must be seen to go on."""
+        """Show the time from a thread: a training may take minutes."""
         if self._is_live:
             from rich.live import Live
 
@@ -124,7 +144,7 @@ class Progress(AbstractContextManager["Progress"]):
                     self._show()
 
     def _close(self) -> None:
-        """End the line that stands for the work, and leave its last state behind."""
+        """End the line of the work, and leave its last state on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -145,7 +165,7 @@ class Progress(AbstractContextManager["Progress"]):
         return Text(self._line(), no_wrap=True, overflow="ellipsis")
 
     def _line(self) -> str:
-        return self._tally.line(self._clock()) if self._tally else ""
+        return self._tally.line(self._clock(), self._doing) if self._tally else ""
 
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style or None, soft_wrap=True, markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""A query's result as CSV: text and nested values in quotes, everything else bare, nothing for null."""
+"""A query's result as CSV: text and nested values are quoted, other values are bare, null is empty."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -18,14 +18,13 @@ _BARE = frozenset(
 def write_csv(file: TextIO, names: Sequence[str], kinds: Sequence[DuckDBPyType], rows: Iterable[Sequence[Any]]) -> None:
     """Write a header and rows.
 
-    A list has `;` between its elements, as in a CSV manifest; where that would be ambiguous, and for other nested
-    values, the cell is JSON.
+    A list has `;` between its elements, as in a CSV manifest. An ambiguous list and any other nested value are JSON.
 
     Args:
-        file: where to.
-        names: the columns'.
-        kinds: their types.
-        rows: as `result_rows` gives them.
+        file: where to write.
+        names: names of the columns.
+        kinds: types of the columns.
+        rows: rows of `result_rows`.
     """
     file.write(",".join(map(_quoted, names)) + "\n")
     for row in rows:
@@ -38,7 +37,7 @@ def _cell(value: Any, kind: DuckDBPyType) -> str:
     if is_moment(kind):
         return csv_moment(value, kind)
     if kind.id == "float":
-        return str(np.float32(value))  # the digits that tell it from other floats of its size
+        return str(np.float32(value))  # the shortest text that reads as the same float32
     text = _listed(value) if kind.id == "list" else _text(value)
     return text if kind.id in _BARE else _quoted(text)
 
@@ -56,7 +55,7 @@ def _listed(value: list[Any]) -> str:
 
 
 def _separable(elements: list[Any]) -> bool:
-    """Whether the elements can be told apart again, and a missing one from an empty text."""
+    """Whether a reader can split the text again, and tell a missing element from an empty one."""
     if any(isinstance(element, list | dict) or element == "" for element in elements) or elements == [None]:
         return False
     return not any(";" in element or element.startswith(("[", "{")) for element in elements if isinstance(element, str))

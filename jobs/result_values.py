@@ -1,7 +1,7 @@
-"""Rows of a DuckDB result as values that Python holds whole: no type is rounded, cut short or in need of a package.
+"""Rows of a DuckDB result as Python values, without loss and without further packages.
 
-Python's dates end in the year 9999, its times in microseconds, and DuckDB asks for pytz where a time has a zone. So
-such types leave the database as its own text, wherever they are nested, and become values here.
+Python's dates end in the year 9999, its times have microseconds, and DuckDB needs pytz for a time with a zone. So the
+database prints values of such types as text, at any depth, and this module parses the text.
 """
 
 import json
@@ -35,11 +35,11 @@ _CLOCK = re.compile(r"(-?)(\d+):(\d\d):(\d\d)(?:\.(\d+))?")
 
 
 def result_rows(connection: duckdb.DuckDBPyConnection, result: duckdb.DuckDBPyRelation) -> Iterator[tuple[Any, ...]]:
-    """The rows of a result of the connection, which must be asked for nothing else until the last one was taken.
+    """The rows of a result. Do not use the connection for anything else before the last row.
 
-    Dates and times are text in ISO 8601, or DuckDB's own text where that has none (`infinity`, years before 1 or after
-    9999); intervals are months, days and nanoseconds; a union is an object of its member's name; a map is a list of
-    pairs. Numbers are exact.
+    Dates and times are ISO 8601 text, or DuckDB's own text if ISO 8601 has none (`infinity`, years before 1 or after
+    9999). Intervals are months, days and nanoseconds. A union is an object with the name of its member. A map is a list
+    of pairs. Numbers are exact.
 
     Raises:
         duckdb.Error: the query fails.
@@ -48,7 +48,7 @@ def result_rows(connection: duckdb.DuckDBPyConnection, result: duckdb.DuckDBPyRe
     kinds = perfusion_result.types
     names = [f"c{index}" for index in range(len(kinds))]
     casts = [f"CAST({name} AS {_sql(kind)})" if _sql(kind) else name for name, kind in zip(names, kinds, strict=True)]
-    # DuckDB finds the relation by the name of this function's own variable.
+    # DuckDB finds the relation by the name of a local variable.
     connection.execute(f"SELECT {', '.join(casts)} FROM perfusion_result AS t({', '.join(names)})")
     while rows := connection.fetchmany(_ROWS):
         for row in rows:
@@ -56,7 +56,7 @@ def result_rows(connection: duckdb.DuckDBPyConnection, result: duckdb.DuckDBPyRe
 
 
 def csv_moment(text: str, kind: DuckDBPyType) -> str:
-    """A date or time of `result_rows` with a blank in it and with all digits of its type, as CSV has it."""
+    """A date or time of `result_rows` as CSV text: a blank instead of `T`, and all digits of its type."""
     if not (found := _MOMENT.fullmatch(text)):
         return text
     day, clock, fraction, offset = found.groups(default="")
@@ -71,7 +71,7 @@ def is_moment(kind: DuckDBPyType) -> bool:
 
 
 def _sql(kind: DuckDBPyType) -> str | None:
-    """The type that a column must be cast to for Python to get it whole; None when it needs no cast."""
+    """The type to cast a column to before Python fetches it without loss; None if it needs no cast."""
     if kind.id in _TEXTS:
         return "VARCHAR"
     if kind.id in _JSON:
@@ -103,7 +103,7 @@ def _members(kind: DuckDBPyType) -> list[tuple[str, DuckDBPyType]]:
 
 
 def _value(value: Any, kind: DuckDBPyType) -> Any:
-    """What was fetched of a type, after the cast of `_sql`, as the value that is printed."""
+    """The value to print for a fetched value of a type, after the cast of `_sql`."""
     if value is None:
         return None
     match kind.id:
@@ -131,7 +131,7 @@ def _value(value: Any, kind: DuckDBPyType) -> Any:
 
 
 def _iso(text: str) -> str:
-    """DuckDB's text of a date or time as ISO 8601 with a fraction, if any, of 6 or 9 digits."""
+    """DuckDB's text of a date or time as ISO 8601; a fraction has 6 or 9 digits."""
     if not (found := _MOMENT.fullmatch(text)):
         return text
     day, clock, fraction, offset = found.groups(default="")
@@ -140,14 +140,14 @@ def _iso(text: str) -> str:
 
 
 def _pairs(value: dict[Any, Any], key: DuckDBPyType, item: DuckDBPyType) -> list[list[Any]]:
-    # Keys that Python cannot look up come as two lists.
+    # DuckDB gives keys that Python cannot hash as two lists.
     unhashable = key.id in _NESTED and list(value) == ["key", "value"]
     pairs = zip(value["key"], value["value"], strict=True) if unhashable else value.items()
     return [[_value(name, key), _value(inner, item)] for name, inner in pairs]
 
 
 def _interval(text: str) -> list[int]:
-    """Months, days and nanoseconds of DuckDB's text of an interval, such as `1 year 2 days -00:00:01.5`."""
+    """Months, days and nanoseconds of an interval in DuckDB's text, such as `1 year 2 days -00:00:01.5`."""
     months = days = nanoseconds = 0
     for count, unit in _UNITS.findall(text):
         match unit:

@@ -1,7 +1,7 @@
-"""The spec: `RunSettings` from a file, with `--set a.b=c` on top.
+"""Reads `RunSettings` from a spec file and applies `--set a.b=c`.
 
-Relative paths are taken from the spec's own folder, so that a spec means the same from wherever it is run. Messages
-name the setting, the value and the remedy, but never a value that may be a secret.
+Relative paths are relative to the folder of the spec, so that a spec means the same from any working directory.
+Messages name the setting, the value and the remedy, but never a value that may be a secret.
 """
 
 import difflib
@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from jobs.output import complain
 from jobs.spec_file import SpecError, parse_yaml, read_spec_file
-from pipeline.settings import RunSettings
+from pipeline.settings import RunSettings, old_names
 from pipeline.storage.objects import mistyped_uri
 
 _PATHS = ("root", "concepts", "prompts")
@@ -25,28 +26,30 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:
 
     Args:
         path: a local `.yaml`, `.yml`, `.toml` or `.json` file.
-        overrides: `a.b=c` texts; c is read as YAML, so numbers are numbers.
+        overrides: texts `a.b=c`; c is parsed as YAML, so numbers are numbers.
 
     Raises:
-        SpecError: absent, unreadable, unknown keys or values out of range.
+        SpecError: the file is missing or unreadable, or has unknown settings or values out of range.
     """
     values = read_spec_file(path)
     for override in overrides:
         _override(values, override)
     _resolve_paths(values, Path(path).parent)
+    for notice in old_names(values):
+        complain(f"{path}: {notice}")
     return _checked(values, path)
 
 
 def settings_of(stored: bytes, root: str, overrides: Sequence[str] = ()) -> RunSettings:
-    """The settings that a run was started with.
+    """The settings of an earlier run.
 
     Args:
         stored: its spec.json.
-        root: where its results lie now; a root may have moved since.
+        root: where its results are now; a root may have moved since the run.
         overrides: as in `load_spec`.
 
     Raises:
-        SpecError: it was written by an incompatible version, or an override is wrong.
+        SpecError: an incompatible version wrote it, or an override is wrong.
     """
     values = {**json.loads(stored)["settings"], "root": root}
     for override in overrides:
@@ -58,16 +61,16 @@ def _checked(values: dict[str, Any], path: str) -> RunSettings:
     try:
         return RunSettings.model_validate(values)
     except ValidationError as error:
-        raise SpecError("\n".join(f"{path}: {_sentence(problem)}" for problem in error.errors())) from error
+        raise SpecError("\n".join(f"{path}: {_message(problem)}" for problem in error.errors())) from error
 
 
 def resolve(path: str, folder: Path) -> str:
-    """An absolute path for a relative one; URIs, absolute paths and mistyped URIs, which the check refuses, stay."""
+    """An absolute path for a relative one. URIs, also mistyped ones, and absolute paths are returned unchanged."""
     return path if "://" in path or mistyped_uri(path) else str(folder.absolute() / Path(path).expanduser())
 
 
 def dump_spec(values: dict[str, Any]) -> str:
-    """A spec as YAML, in the order given."""
+    """A spec as YAML, in the order of `values`."""
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -77,12 +80,12 @@ def spec_schema() -> dict[str, Any]:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make every path in the spec absolute, in place; what is not text is left for the check to refuse."""
+    """Make every path in the spec absolute, in place. Validation refuses values that are not text."""
     for name in _PATHS:
         if isinstance(values.get(name), str) and values[name]:
             values[name] = resolve(values[name], folder)
     base = values.get("base")
-    # `owner/name` is a hub id unless such a folder stands beside the spec.
+    # `owner/name` is a hub id unless there is such a folder beside the spec.
     if isinstance(base, str) and (base.startswith((".", "~")) or ("/" in base and (folder / base).is_dir())):
         values["base"] = resolve(base, folder)
     metric, inputs = values.get("metric"), values.get("inputs")
@@ -97,7 +100,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     *folders, last = parts = name.split(".")
     if not equals or not all(parts):
-        raise SpecError(f"--set {override!r} is not of the form name=value, such as train.steps=200")
+        raise SpecError(f"--set {override!r} is not NAME=VALUE: write it as in --set train.steps=200")
     for folder in folders:
         if values.get(folder) is None:
             values[folder] = {}
@@ -110,7 +113,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {name}: the value cannot be read as YAML: {error}") from error
 
 
-def _sentence(problem: Any) -> str:
+def _message(problem: Any) -> str:
     names = [str(part) for part in problem["loc"]]
     where = ".".join(names)
     given, message = problem["input"], problem["msg"].removeprefix("Value error, ")
@@ -118,7 +121,7 @@ def _sentence(problem: Any) -> str:
         case "extra_forbidden":
             known = _known(names[:-1])
             close = difflib.get_close_matches(names[-1], known, n=1)
-            return f"{where} is no setting; " + (
+            return f"{where} is not a setting; " + (
                 f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
             )
         case "missing":
@@ -134,7 +137,7 @@ def _sentence(problem: Any) -> str:
 
 
 def _known(names: Sequence[str]) -> list[str]:
-    """Settings of the table that `names` leads to, by the schema."""
+    """Names of the settings in the table at the path `names`, from the schema."""
     schema = whole = spec_schema()
     for name in names:
         schema = schema.get("properties", {}).get(name, {})

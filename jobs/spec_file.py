@@ -1,6 +1,6 @@
-"""A spec file's text as a plain table of settings, whichever of the three notations it is in.
+"""Reads a spec file in YAML, TOML or JSON as a plain table of settings.
 
-A name that one table has twice is an error in all of them: otherwise one of the two would be dropped in silence.
+A name that appears twice in one table is an error in each format: the parsers would silently drop one of the two.
 """
 
 import json
@@ -11,22 +11,24 @@ from typing import Any
 
 import yaml
 
+from perfusion_ops.errors import UsageError
+
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
 
-class SpecError(ValueError):
-    """The spec cannot be used; each line of the message is one problem with its remedy."""
+class SpecError(UsageError, ValueError):
+    """The spec cannot be used. Each line of the message is one problem with its remedy."""
 
 
 def read_spec_file(path: str) -> dict[str, Any]:
-    """The settings in a local `.yaml`, `.yml`, `.toml` or `.json` file, unchecked.
+    """The settings of a local `.yaml`, `.yml`, `.toml` or `.json` file, not validated.
 
     Raises:
-        SpecError: absent, unreadable, not UTF-8, not in the notation that its name says, or not a table.
+        SpecError: the file is missing or unreadable, is not UTF-8, does not parse, or is not a table.
     """
     file = Path(path)
     if file.suffix not in SUFFIXES:
-        raise SpecError(f"{path} is no spec: its name must end in {', '.join(SUFFIXES)}")
+        raise SpecError(f"{path} is not a spec: its name must end in {', '.join(SUFFIXES)}")
     try:
         text = file.read_text(encoding="utf-8-sig")  # editors on Windows write a byte-order mark
     except OSError as error:
@@ -44,10 +46,10 @@ def read_spec_file(path: str) -> dict[str, Any]:
 
 
 def parse(text: str, suffix: str) -> Any:
-    """Text in the notation of a suffix of SUFFIXES.
+    """Parse text in the format of a suffix of SUFFIXES.
 
     Raises:
-        ValueError: it is not; the message says where.
+        ValueError: it does not parse; the message says where.
     """
     match suffix:
         case ".toml":
@@ -59,10 +61,10 @@ def parse(text: str, suffix: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML of plain values.
+    """Parse YAML of plain values.
 
     Raises:
-        ValueError: it is none; the message says where, on one line.
+        ValueError: it does not parse; the message says where, on one line.
     """
     try:
         loader = _Loader(text)
@@ -79,20 +81,20 @@ def _distinct_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in one table: keep one")
+        raise ValueError(f"{twice!r} appears twice in one table: keep one")
     return values
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and every name of a table once."""
+    """Loads plain values only, and refuses a name that appears twice in one table."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The table of a node, as SafeLoader makes it."""
+        """The table of a node."""
         seen: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands twice in one table: keep one", key.start_mark
+                    None, None, f"{key.value!r} appears twice in one table: keep one", key.start_mark
                 )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep=deep)

@@ -1,21 +1,21 @@
-"""What a run has done and has left, as one line of text. Pure: times and outcomes come in, a line goes out.
+"""What a run has done, is doing and has left, as one line of text. Pure: times and events in, a line out.
 
-Totals are the plan's. A rate is what was worked on, over the time since the first such unit began, so that neither
-start-up nor what turned out to be there already bends it; a kind of work without a rate yet has no estimate.
+Totals are the plan's. A rate counts finished work since the first unit of its kind began, so that neither start-up nor
+reused objects change it. A kind of work without a rate has no estimate.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.output import duration
+from jobs.output import counted, duration
 from pipeline.contract.errors import Status
-from pipeline.contract.units import Kind, Outcome
-from pipeline.plan.expand import Pending
+from pipeline.contract.kinds import PlanCounts
+from pipeline.contract.units import Activity, Kind, Outcome
 
 
 @dataclass
 class _Kind:
-    """One kind of work: tasks ended, those that cost time, and the moment at which the first of them began."""
+    """One kind of work: tasks that ended, tasks that cost time, and when the first of the latter began."""
 
     total: int
     ended: int = 0
@@ -30,22 +30,42 @@ class _Kind:
             self.worked += 1
 
     def rate(self, now: float) -> float | None:
-        """Tasks a second."""
+        """Tasks per second; None if there is no rate yet."""
         return self.worked / max(now - self.began, 1e-6) if self.worked else None
 
     def left_s(self, now: float) -> float | None:
-        """Seconds until all have ended; None when there is no telling yet."""
+        """Seconds until all have ended; None if there is no rate yet."""
         if self.ended >= self.total:
             return 0.0
         rate = self.rate(now)
         return (self.total - self.ended) / rate if rate else None
 
 
+def describe(activities: Sequence[Activity]) -> str:
+    """What workers are doing, as a part of the line; empty if no worker estimates the metric or trains."""
+    metric = [each for each in activities if each.doing == "metric"]
+    training = [each for each in activities if each.doing == "training"]
+    parts = []
+    if metric:
+        first = max(metric, key=lambda each: each.done)
+        parts.append(f"estimating the metric: {first.done:,}/{first.total:,} captions")
+    if len(training) == 1:
+        [only] = training
+        parts.append(f"training {counted(only.concepts, 'concept')}: step {only.done:,}/{only.total:,}")
+    elif training:
+        concepts = sum(each.concepts for each in training)
+        done = sum(each.done * each.concepts for each in training)
+        total = sum(each.total * each.concepts for each in training)
+        share = done / total if total else 0.0
+        parts.append(f"training {counted(concepts, 'concept')} on {len(training)} workers: {share:.0%} of the steps")
+    return ", ".join(parts)
+
+
 class Tally:
     """Counts, rates and the estimated time of one run."""
 
-    def __init__(self, work: Pending, now: float) -> None:
-        """Start counting at `now`, in seconds of any clock that all later times are of."""
+    def __init__(self, work: PlanCounts, now: float) -> None:
+        """Start counting at `now`, in seconds of the clock that all later times come from."""
         self._concepts = _Kind(work.concepts.keys_to_do)
         self._renders = _Kind(work.renders.keys_to_do)
         self._failed = 0
@@ -59,8 +79,13 @@ class Tally:
             kinds[outcome.kind].add(outcome, now)
             self._failed += outcome.status not in (Status.OK, Status.FILTERED)
 
-    def line(self, now: float) -> str:
-        """Counts, failures, rate, time; once all has ended, time stands still."""
+    @property
+    def begun(self) -> bool:
+        """Whether any task has ended."""
+        return self._concepts.ended + self._renders.ended > 0
+
+    def line(self, now: float, doing: str = "") -> str:
+        """Counts, failures, rate, what workers are `doing`, and time; the time stops when all work has ended."""
         done = all(kind.ended >= kind.total for kind in (self._concepts, self._renders))
         now = self._latest if done else now
         parts = [
@@ -72,20 +97,22 @@ class Tally:
             parts.append(f"{self._failed:,} failed")
         if rate := self._rate(now):
             parts.append(rate)
+        if doing and not done:
+            parts.append(doing)
         elapsed = duration(now - self._began)
         parts.append(f"in {elapsed}" if done else f"{elapsed} so far{self._left(now)}")
         return " | ".join(parts)
 
     def _rate(self, now: float) -> str:
-        """The rate of renders once there are any, of trainings before."""
+        """The rate of renders if there is one, else the rate of trainings."""
         if rate := self._renders.rate(now):
-            return f"{rate:.1f} pictures/s" if rate >= 1 else f"{rate * 60:.1f} pictures/min"
+            return f"{rate:.1f} renders/s" if rate >= 1 else f"{rate * 60:.1f} renders/min"
         if (rate := self._concepts.rate(now)) and self._concepts.ended < self._concepts.total:
             return f"{rate * 60:.1f} concepts/min"
         return ""
 
     def _left(self, now: float) -> str:
-        """Renders start when the trainings run out, so the time left is that of whichever takes longer."""
+        """Workers train first and render in between, so the time left is that of the kind that takes longer."""
         concepts, renders = self._concepts.left_s(now), self._renders.left_s(now)
         if concepts is not None and renders is not None:
             return f", about {duration(max(concepts, renders))} left"

@@ -84,26 +84,46 @@ def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = t
         pipe = StableDiffusionPipeline.from_pretrained(
             folder.path, dtype=dtype, safety_checker=None, local_files_only=True, use_safetensors=True
         )
-    return base_from_parts(
-        folder,
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder.to(device=device, dtype=torch.float32),
-        unet=pipe.unet.to(device=device, dtype=dtype),
-        vae=pipe.vae.to(device=device, dtype=dtype),
-        scheduler=pipe.scheduler,
-    )
+        return base_from_parts(
+            folder,
+            tokenizer=pipe.tokenizer,
+            text_encoder=pipe.text_encoder.to(device=device, dtype=torch.float32),
+            unet=pipe.unet.to(device=device, dtype=dtype),
+            vae=pipe.vae.to(device=device, dtype=dtype),
+            scheduler=pipe.scheduler,
+        )
 
 
 def base_from_parts(
-    folder: BaseFolder, *, tokenizer: Any, text_encoder: Any, unet: Any, vae: Any, scheduler: Any
+    folder: BaseFolder,
+    *,
+    tokenizer: Any,
+    text_encoder: Any,
+    unet: Any,
+    vae: Any,
+    scheduler: Any,
+    keep_projections: bool = False,
 ) -> Base:
-    """Freeze the parts and take the key/value stack out of the denoiser, in place."""
+    """Freeze the parts and take the key/value stack out of the denoiser, in place.
+
+    Args:
+        folder: where the parts come from.
+        tokenizer: see `Base`.
+        text_encoder: see `Base`.
+        unet: a UNet2DConditionModel with its projections.
+        vae: see `Base`.
+        scheduler: see `Base`.
+        keep_projections: let the denoiser take ordinary text encodings beside pre-projected conditioning.
+
+    Raises:
+        ValueError, TypeError: see `perfusion_ops.projection.install`.
+    """
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval()
     for module in (unet, vae):
         # Convolutions run a tenth faster in this layout on CPUs, and on GPUs in half precision.
         module.to(memory_format=torch.channels_last)
-    return Base(folder, tokenizer, text_encoder, unet, vae, scheduler, install(unet))
+    return Base(folder, tokenizer, text_encoder, unet, vae, scheduler, install(unet, keep=keep_projections))
 
 
 @torch.no_grad()
@@ -124,22 +144,18 @@ def encode_pictures(base: Base, pictures: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep log messages and progress bars of transformers and diffusers off the terminal; errors still raise.
+    """Silence the messages and progress bars of transformers and diffusers; errors still raise.
 
-    Both libraries get back the verbosity and the progress bars that they had before.
+    Afterwards both libraries have the settings that they had before.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
-    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
-    for each in libraries:
-        each.set_verbosity_error()
-        each.disable_progress_bar()
-    try:
+    with contextlib.ExitStack() as restore:
+        for library in (diffusers_logging, transformers_logging):
+            restore.callback(library.set_verbosity, library.get_verbosity())
+            if library.is_progress_bar_enabled():
+                restore.callback(library.enable_progress_bar)
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         yield
-    finally:
-        for each, (verbosity, bars) in zip(libraries, before, strict=True):
-            each.set_verbosity(verbosity)
-            if bars:
-                each.enable_progress_bar()

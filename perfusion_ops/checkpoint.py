@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from perfusion_ops import tensor_file
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.tensor_file import TensorFileError
 from perfusion_ops.training import ConceptState
 
 _FORMAT = "perfusion-checkpoint-1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PerfusionError, ValueError):
     """The checkpoint cannot be used; training must start from the beginning."""
 
 

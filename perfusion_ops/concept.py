@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from perfusion_ops import tensor_file
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.projection import KeyValueStack
 from perfusion_ops.tensor_file import TensorFileError
 
 FORMAT = "perfusion-concept-1"
 
 
-class ConceptFileError(ValueError):
+class ConceptFileError(PerfusionError, ValueError):
     """The file is not a concept that can be used here; the message says why."""
 
 

@@ -28,7 +28,6 @@ class PromptRow:
         bias: the paper's beta, per concept of the row.
         temperature: the paper's tau, per concept of the row.
         lock: local or global key-locking; `trained` uses keys a concept learned.
-        edited: False leaves the encodings alone even where concepts stand.
     """
 
     prompt: str
@@ -36,7 +35,36 @@ class PromptRow:
     bias: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
     lock: Lock = "local"
-    edited: bool = True
+
+
+def prompt_row(
+    text: str,
+    concepts: Sequence[Concept],
+    *,
+    bias: float,
+    temperature: float,
+    lock: Lock,
+    everywhere: bool = False,
+) -> PromptRow:
+    """The row of a text that names some of the concepts by number.
+
+    Args:
+        text: a prompt or a negative prompt with `{0}`, `{1}`, ... for the concepts that it names.
+        concepts: concepts by number.
+        bias: of every concept of the row; see `PromptRow`.
+        temperature: of every concept.
+        lock: see `PromptRow`.
+        everywhere: whether concepts that the text does not name act in it, too.
+    """
+    texts, numbers = pieces(text)
+    if max(numbers, default=-1) >= len(concepts):
+        raise ValueError(f"{text!r} names the concept {{{max(numbers)}}}, but there are {len(concepts)} concepts")
+    place = {number: index for index, number in enumerate(dict.fromkeys(numbers))}
+    renumbered = "".join([texts[0], *(f"{{{place[n]}}}{after}" for n, after in zip(numbers, texts[1:], strict=True))])
+    named = [concepts[number] for number in place]
+    others = [concept for concept in concepts if not any(concept is each for each in named)] if everywhere else []
+    acting = (*named, *others)
+    return PromptRow(renumbered, acting, (bias,) * len(acting), (temperature,) * len(acting), lock)
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,7 @@ def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
     plain = {
         index: substitute(base.tokenizer, row.prompt, [concept.superclass for concept in row.concepts])
         for index, row in enumerate(rows)
-        if row.lock == "global" and row.edited and row.concepts
+        if row.lock == "global" and row.concepts
     }
     return _Plan(tuple(tokenize(base.tokenizer, row.prompt) for row in rows), plain)
 
@@ -92,7 +120,7 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
     for b, row in enumerate(rows):
         for j, concept in enumerate(row.concepts):
             index[b, j] = order[id(concept), row.lock == "trained"]
-            used[b, j] = row.edited
+            used[b, j] = True
             bias[b, j], temperature[b, j] = row.bias[j], row.temperature[j]
     index, used, bias, temperature = index.to(device), used.to(device), bias.to(device), temperature.to(device)
     concepts = list(distinct.values())

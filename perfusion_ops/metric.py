@@ -17,6 +17,7 @@ from torch import Tensor
 
 from perfusion_ops import tensor_file
 from perfusion_ops.config import MetricConfig
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.tensor_file import TensorFileError
 
 FORMAT = "perfusion-metric-1"
@@ -27,7 +28,7 @@ _SORTED_WINDOW = 32 * _BATCH
 _VALID = (0.5, 1.5)
 
 
-class MetricError(ValueError):
+class MetricError(PerfusionError, ValueError):
     """The metric cannot be used with this base model or these captions."""
 
 

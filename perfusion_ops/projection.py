@@ -1,8 +1,8 @@
 """All cross-attention key and value projections of a denoiser as one stacked matrix.
 
 Text encodings enter every `attn2` layer unchanged, so the rows of all `to_k` and `to_v` form one matrix W (R x D), keys
-first. `install` replaces each projection by a view into conditioning that was multiplied by W beforehand: the denoiser
-then runs unmodified, knows nothing of concepts, and computes keys and values once per prompt instead of once per step.
+first. `install` replaces each projection by one that takes its columns out of conditioning that was multiplied by W
+beforehand. The denoiser's own code is unmodified, and keys and values are computed once per prompt, not once per step.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,25 @@ from torch import Tensor, nn
 
 
 class ColumnSlice(nn.Module):
-    """Stands in for one `to_k` or `to_v`: takes its own columns out of pre-projected conditioning."""
+    """Replaces one `to_k` or `to_v`: takes its own columns out of pre-projected conditioning.
 
-    def __init__(self, start: int, stop: int) -> None:
+    Args:
+        start, stop: its columns.
+        width: R, the number of columns of pre-projected conditioning.
+        projection: the layer replaced. If it is given, text encodings of its own width are projected as before.
+    """
+
+    def __init__(self, start: int, stop: int, width: int, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.start = start
         self.stop = stop
+        self.width = width
+        self.projection = projection
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """(B, N, R) -> (B, N, stop - start), a view."""
+        """(B, N, R) -> (B, N, stop - start), a view; with `projection` also (B, N, D) -> (B, N, stop - start)."""
+        if self.projection is not None and conditioning.shape[-1] != self.width:
+            return self.projection(conditioning)
         return conditioning[..., self.start : self.stop]
 
 
@@ -52,18 +62,19 @@ class KeyValueStack:
         return self.weight[self.key_rows :]
 
 
-def install(denoiser: nn.Module) -> KeyValueStack:
-    """Take the key and value projections out of every `attn2` of a diffusers denoiser, in place.
+def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
+    """Replace the key and value projections of every `attn2` of a diffusers denoiser, in place.
 
     Args:
         denoiser: a UNet whose text cross-attention modules are named `...attn2`.
+        keep: keep the projections beside the stack, so that the denoiser takes text encodings (B, N, D) as well.
 
     Returns:
         The stack, detached, in the denoiser's type and on its device.
 
     Raises:
         ValueError: there is no cross-attention, it has biases, or text widths differ between layers.
-        TypeError: a projection is no plain linear layer.
+        TypeError: a projection is not a plain linear layer, for example because `install` was called before.
     """
     layers = [(name, module) for name, module in denoiser.named_modules() if name.rsplit(".", 1)[-1] == "attn2"]
     if not layers:
@@ -72,7 +83,10 @@ def install(denoiser: nn.Module) -> KeyValueStack:
     for name, module in layers:
         to_k, to_v = module.to_k, module.to_v
         if not (isinstance(to_k, nn.Linear) and isinstance(to_v, nn.Linear)):
-            raise TypeError(f"{name} holds {type(to_k).__name__}, not nn.Linear: is the denoiser patched already?")
+            raise TypeError(
+                f"{name} has a {type(to_k).__name__} where an nn.Linear is expected: the denoiser was changed before "
+                "(by perfusion, a LoRA or a quantisation); load it again"
+            )
         if to_k.bias is not None or to_v.bias is not None:
             raise ValueError(f"{name} projects keys and values with a bias, which a rank-one edit does not cover")
         if to_k.weight.shape != to_v.weight.shape:
@@ -83,8 +97,9 @@ def install(denoiser: nn.Module) -> KeyValueStack:
     widths = tuple(to_k.out_features for to_k, _ in pairs)
     weight = torch.cat([to_k.weight for to_k, _ in pairs] + [to_v.weight for _, to_v in pairs]).detach().clone()
     start = 0
-    for projection in ("to_k", "to_v"):
+    for name in ("to_k", "to_v"):
         for (_, module), width in zip(layers, widths, strict=True):
-            setattr(module, projection, ColumnSlice(start, start + width))
+            kept = getattr(module, name) if keep else None
+            setattr(module, name, ColumnSlice(start, start + width, len(weight), kept))
             start += width
     return KeyValueStack(weight, widths)

@@ -12,11 +12,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from perfusion_ops.errors import PerfusionError
+
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 1 << 20  # the headers of this project take under 4 KB
 
 
-class TensorFileError(ValueError):
+class TensorFileError(PerfusionError, ValueError):
     """The bytes are not a safetensors file of the expected format; the message completes "the file ..."."""
 
 

@@ -13,11 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from perfusion_ops.base.tokenizer import pieces, words
+from perfusion_ops.errors import PerfusionError
 
-__all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "substitute", "tokenize", "words"]
+__all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "renumber", "substitute", "tokenize", "words"]
 
 
-class PromptTooLongError(ValueError):
+def renumber(prompt: str) -> tuple[str, tuple[int, ...]]:
+    """Number the concepts of a prompt 0, 1, ... in the order in which they first appear.
+
+    Returns:
+        The renumbered prompt, and the old number of each concept in the new order.
+
+    >>> renumber("a {2} on a {0} and a {2}")
+    ('a {0} on a {1} and a {0}', (2, 0))
+    """
+    texts, numbers = pieces(prompt)
+    place = {number: index for index, number in enumerate(dict.fromkeys(numbers))}
+    placed = (f"{{{place[number]}}}{text}" for number, text in zip(numbers, texts[1:], strict=True))
+    return "".join([texts[0], *placed]), tuple(place)
+
+
+class PromptTooLongError(PerfusionError, ValueError):
     """The prompt has more tokens than the text encoder takes; cutting it would drop words silently."""
 
 

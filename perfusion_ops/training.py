@@ -20,10 +20,15 @@ from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
+from perfusion_ops.errors import PerfusionError
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import Tokens, encode, tokenize, words
 
 _LOSS_WINDOW = 50
+
+
+class TrainingDivergedError(PerfusionError, ValueError):
+    """The loss of a concept, or its gradient, is not finite."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +95,6 @@ class ConceptState:
             metric_digest=metric.digest,
             loss=self.loss if self.losses else None,
         )
-
-
-def loss_masks(masks: Tensor, height: int, width: int) -> Tensor:
-    """Soft masks (n, 1, H, W) reduced to latent size by area, each divided by its own maximum.
-
-    Raises:
-        ValueError: a mask is zero everywhere at latent size.
-    """
-    small = nn.functional.interpolate(masks.float(), size=(height, width), mode="area")
-    peaks = small.amax(dim=(1, 2, 3), keepdim=True)
-    if bool((peaks <= 1e-3).any()):
-        raise ValueError("a mask is empty at the size the model works at: the product in it is too small")
-    return small / peaks
 
 
 @torch.no_grad()

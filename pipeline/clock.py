@@ -1,23 +1,27 @@
-"""Time as an argument, so that whatever waits or expires can be tested without waiting."""
+"""Time as an argument, so that deadlines are tested without waiting.
+
+Whatever has a deadline, expires or stamps a time takes a `Clock`; a part that needs only one of its two times takes
+that function alone.
+"""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """The two times there are."""
+    """The two kinds of time, in seconds."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back. For deadlines."""
+        """Seconds since an unspecified moment; never decreases. For durations and deadlines."""
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970, UTC. For what is stored or compared between machines."""
+        """Seconds since 1970, UTC. For times that are stored or compared between machines."""
         ...
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The clocks of this machine."""
 
     def monotonic(self) -> float:
         """See `Clock`."""

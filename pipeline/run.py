@@ -1,18 +1,16 @@
-"""One run from manifests to published tables; running it again resumes it, and again reuses it.
+"""One run from manifests to published tables. Rerunning resumes an unfinished run and reuses a finished one.
 
-The order of writes is the guarantee: objects, then parts that record them, then the published tables, then
-`published.json`. Wherever the driver is killed, the same settings find the same run, take its lease over, believe only
-what was recorded and is there, and go on.
+The order of writes is the guarantee: objects, then parts that record them, then the published tables, then the commit
+marker. A driver may be killed at any moment: the same settings find the same run, take over its lease, and trust only
+recorded results whose objects exist.
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from perfusion_ops.base.folder import BaseFolder
@@ -23,45 +21,52 @@ from pipeline.bases.superclasses import superclass_check
 from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
-from pipeline.contract.layout import run_path
-from pipeline.contract.units import Outcome
+from pipeline.contract.kinds import RENDERS, PerKind, PlanCounts
+from pipeline.contract.layout import INPUTS_FOLDER
+from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.policy import Policy
-from pipeline.engine.scheduler import RunSummary
+from pipeline.engine.figures import RunSummary
 from pipeline.engine.scheduler import run as schedule
 from pipeline.inputs.cache import InputCache
-from pipeline.inputs.uris import is_signed
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
 from pipeline.plan.changes import Changes, find_changes
 from pipeline.plan.done import list_objects, load_done
-from pipeline.plan.expand import Pending, pending, plan_concepts, plan_requests
+from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from pipeline.plan.left_out import find_left_out
-from pipeline.plan.repeat import content_digest, find_repeat
+from pipeline.plan.repeat import Repeat, content_digest, find_repeat
 from pipeline.plan.selection import Missing, Selection, select
-from pipeline.plan.workqueue import Remaining, WorkQueue
+from pipeline.plan.workqueue import WorkQueue
 from pipeline.report.page import write_report
+from pipeline.runs.find import find_runs
 from pipeline.runs.lease import Lease, LeaseHeld, acquire
-from pipeline.settings import EngineSettings, RunSettings
+from pipeline.runs.parts import PartWriter
+from pipeline.runs.photos import photos_to_record
+from pipeline.runs.record import Published, RunRecord, RunSpec
+from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.tables.columns import carried_columns
-from pipeline.tables.parts import PartWriter
-from pipeline.tables.publish import Published, publish
+from pipeline.tables.publish import publish
 from pipeline.worker.settings import WorkerSettings
-
-_INPUTS_SHOWN = 1000
 
 
 class Observer(Protocol):
-    """Learns how a run goes on; what it does with it is its own business."""
+    """Receives progress events."""
 
     def stage(self, name: str, detail: str) -> None:
         """A new stage has begun."""
         ...
 
-    def planned(self, work: Pending) -> None:
-        """The plan stands."""
+    def planned(self, work: PlanCounts) -> None:
+        """The plan is complete."""
+        ...
+
+    def working(self, activities: Sequence[Activity]) -> None:
+        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
+
+        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
+        """
         ...
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -71,9 +76,17 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Checked:
-    """Manifests that were read whole, and what follows from them and the settings before any picture is planned.
+    """Checked manifests, and what follows from them and the settings before any render is planned.
 
-    `digest` names the run: what is asked for, wherever it lies. `content` says what every concepts row came to as well.
+    Attributes:
+        base: the base model.
+        counter: counts its tokens.
+        concepts: the concepts manifest.
+        prompts: the prompts manifest.
+        worker: what every worker gets.
+        digest: hex sha256 of manifests, base model and settings; part of the run id.
+        content: hex sha256 of `digest` and of the key or the error of every concepts row.
+        columns: notices about carried columns.
     """
 
     base: BaseFolder
@@ -87,25 +100,34 @@ class Checked:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What was skipped or assumed in the manifests, and which of their columns the tables carry in another way."""
+        """What was skipped or assumed in the manifests, and which of their columns the tables carry differently."""
         return (*self.concepts.notices, *self.prompts.notices, *self.columns)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it was made from."""
+    """A plan: its counts, the chosen keys that it lacks, and why each key is to be done if that was asked for."""
 
     checked: Checked
-    work: Pending
+    work: PlanCounts
     missing: Missing = field(default_factory=Missing)
     changes: Changes | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; `published` is None when it was stopped with something `left`, and can be resumed.
+    """How a run ended.
 
-    `repeated`: an earlier run is the answer, and nothing was made or written.
+    Attributes:
+        run_id: the run.
+        resumed: whether an unfinished run was resumed.
+        repeated: whether an earlier run is the answer: nothing was made or written.
+        planned: the plan.
+        summary: of the scheduler.
+        left: keys without an outcome.
+        published: what was published; None if the run was stopped, and can be resumed.
+        report: URI of the HTML report; None unless the run is published.
+        seconds: since the start of this execution.
     """
 
     run_id: str
@@ -113,7 +135,7 @@ class RunResult:
     repeated: bool
     planned: Planned
     summary: RunSummary
-    left: Remaining
+    left: PerKind[int]
     published: Published | None
     report: str | None
     seconds: float
@@ -121,10 +143,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers, and whether someone asked the run to end."""
+    """Workers, whether the run was asked to stop, and what the workers are doing (for display)."""
 
     executor: Executor
     stop: Callable[[], bool]
+    activities: Callable[[], Sequence[Activity]] = tuple
 
 
 MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
@@ -133,10 +156,10 @@ MakeEngine = Callable[[WorkerSettings], AbstractContextManager[Engine]]
 def check(
     db: PlanDB, storage: Storage, settings: RunSettings, observer: Observer, selection: Selection | None = None
 ) -> Checked:
-    """Check both manifests whole and give every good concept its key.
+    """Check every row of both manifests and give every good concept its key.
 
     Raises:
-        BaseError, ManifestError, StorageError: nothing can start, with the sentence for the user.
+        BaseError, ManifestError, StorageError: the run cannot start; with a message for the user.
     """
     observer.stage("base", settings.base)
     base = find_base(settings.base, settings.storage_options)
@@ -160,7 +183,7 @@ def check(
     )
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
-    meaning = [
+    parts = [
         concepts.digest,
         prompts.digest,
         base.digest,
@@ -170,7 +193,7 @@ def check(
         str(settings.seed),
         *([selection.name] if selection else []),
     ]
-    digest = hashlib.sha256("\n".join(meaning).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     worker = WorkerSettings(
         root=storage.root,
         storage_options=options,
@@ -178,16 +201,25 @@ def check(
         base_digest=base.digest,
         metric=settings.metric,
         metric_key=key,
-        limits=settings.inputs.allowing(storage.uri("inputs")),
+        limits=settings.inputs.allowing(storage.uri(INPUTS_FOLDER)),
         device=settings.engine.device,
         dtype=settings.engine.dtype,
         micro_batch=settings.engine.micro_batch,
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
     )
-    # Those of renders are those of concepts and more.
-    _, columns = carried_columns(db, storage, "renders")
-    return Checked(base, counter, concepts, prompts, worker, digest, content_digest(db, digest), columns)
+    # The columns of renders include those of concepts.
+    _, columns = carried_columns(db, storage, RENDERS)
+    return Checked(
+        base=base,
+        counter=counter,
+        concepts=concepts,
+        prompts=prompts,
+        worker=worker,
+        digest=digest,
+        content=content_digest(db, digest),
+        columns=columns,
+    )
 
 
 def make_plan(
@@ -199,12 +231,12 @@ def make_plan(
     selection: Selection | None = None,
     explain: bool = False,
 ) -> Planned:
-    """Give every picture its key, take the `selection`, and find out what exists already; `objects` must be filled.
+    """Give every render its key, apply the `selection`, and find out what exists; call it after `list_objects`.
 
-    With `explain` also why each thing is to be done, which reads the published tables once more.
+    With `explain`, also find out why each key is to be done, which reads the published tables once more.
 
     Raises:
-        ManifestError, StorageError: nothing can start, with the sentence for the user.
+        ManifestError, StorageError: the run cannot start; with a message for the user.
     """
     base = checked.base
     plan_requests(
@@ -217,19 +249,19 @@ def make_plan(
     )
     missing = _select(db, storage, selection, base.digest, settings.engine.plan_memory) if selection else Missing()
     load_done(db, storage)
-    work = pending(db)
+    work = count_plan(db)
     changes = None
     if explain:
         memory = settings.engine.plan_memory
         changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
-    return Planned(checked, work, missing, changes)
+    return Planned(checked=checked, work=work, missing=missing, changes=changes)
 
 
 def _select(db: PlanDB, storage: Storage, selection: Selection, base_digest: str, memory_limit: str) -> Missing:
-    """Take the selection; what of it is not in the plan has its reasons.
+    """Apply the selection, and find out why keys of it are not in the plan.
 
     Raises:
-        ManifestError: none of the keys to do again is in the plan.
+        ManifestError: none of the chosen keys is in the plan.
     """
     if not selection.keys:
         return select(db, selection)
@@ -250,172 +282,191 @@ def execute(
     observer: Observer,
     selection: Selection | None = None,
     explain: bool = False,
-    policy: Policy | None = None,
     clock: Clock | None = None,
 ) -> RunResult:
     """Run, resume or reuse.
 
     Args:
         settings: the run.
-        make_engine: gives workers when there is work; not called when nothing is left to do.
-        observer: told of progress.
-        selection: a part of the plan; all of it when absent.
-        explain: whether to find out why each thing is to be done.
-        policy: how hard to try.
-        clock: times.
+        make_engine: starts workers; not called if there is nothing to do.
+        observer: receives progress events.
+        selection: a part of the plan; the whole plan if None.
+        explain: whether to find out why each key is to be done.
+        clock: time source.
 
     Raises:
-        BaseError, ManifestError, StorageError, LeaseHeld, EngineError: with the sentence for the user.
+        BaseError, ManifestError, StorageError, LeaseHeld, EngineError: with a message for the user.
     """
     clock = clock or SystemClock()
-    began = clock.monotonic()
-    storage = Storage(settings.root, settings.storage_options or None)
+    driver = _Driver(
+        settings=settings,
+        make_engine=make_engine,
+        observer=observer,
+        selection=selection,
+        explain=explain,
+        clock=clock,
+        began=clock.monotonic(),
+    )
     with PlanDB(memory_limit=settings.engine.plan_memory) as db:
-        checked = check(db, storage, settings, observer, selection)
-        observer.stage("plan", settings.root)
-        runs = find_runs(storage, checked.digest)
-        list_objects(db, storage)
-        if not runs.open and not (selection and selection.keys):
-            repeat = find_repeat(db, storage, runs.published, checked.content)
-            if repeat:
-                published, work = repeat
-                observer.planned(work)
-                planned = Planned(checked, work, changes=Changes() if explain else None)
-                report = _report(storage, published.run_id)
-                seconds = clock.monotonic() - began
-                nothing = RunSummary(), Remaining(0, 0)
-                return RunResult(published.run_id, False, True, planned, *nothing, published, report, seconds)
-        planned = make_plan(db, storage, settings, checked, selection=selection, explain=explain)
-        observer.planned(planned.work)
-        run_id = runs.next
-        with acquire(storage, run_id, clock=clock) as lease:
-            # Until here trouble is best told at once; from here on a run would be lost to it.
-            patience = Patience(budget_s=math.inf)
-            storage = PatientStorage(settings.root, settings.storage_options or None, patience)
-            run_date = _begin(storage, run_id, settings, planned, selection, clock)
-            writer = PartWriter(
-                storage, run_id, lease.number, seconds_per_part=settings.engine.flush_s, clock=clock.monotonic
-            )
-            queue = WorkQueue(db, group_size=settings.engine.group_size, render_batch=settings.engine.render_batch)
-            summary = RunSummary()
-
-            def sink(outcomes: Sequence[Outcome]) -> None:
-                writer.add(outcomes)
-                observer.outcomes(outcomes)
-
-            try:
-                if queue.unfinished():
-                    observer.stage("start", f"run {run_id}")
-                    with make_engine(checked.worker) as engine:
-                        stop = _stop(engine, settings.engine, clock, began)
-                        summary = schedule(
-                            queue, engine.executor, sink, policy=policy or Policy(), clock=clock, stop=stop
-                        )
-            finally:
-                _fence(lease, run_id, patience)
-                writer.flush()
-            published, report = None, None
-            if not queue.unfinished():
-                observer.stage("publish", f"run {run_id}")
-                published = publish(
-                    db,
-                    storage,
-                    run_id=run_id,
-                    run_date=run_date,
-                    base=checked.base.name,
-                    base_digest=checked.base.digest,
-                    content=checked.content,
-                    parts=writer.written,
-                )
-                storage.write(run_path(run_id, "inputs.json"), _inputs_shown(db))
-                observer.stage("report", f"run {run_id}")
-                report = write_report(storage, run_id, known=[file.path for file in published.files])
-    seconds = clock.monotonic() - began
-    return RunResult(run_id, runs.open, False, planned, summary, queue.remaining(), published, report, seconds)
+        return driver.run(db)
 
 
-def _stop(engine: Engine, caps: EngineSettings, clock: Clock, began: float) -> Callable[[float], str | None]:
-    """Why a run ends before its work does: it was asked to, or it has had what it may have."""
+def _heartbeat(
+    engine: Engine, observer: Observer, stop: Callable[[float], str | None]
+) -> Callable[[float], str | None]:
+    """`stop` for the scheduler, which asks it regularly; each time the observer learns what workers do."""
 
-    def stop(spent_s: float) -> str | None:
-        if engine.stop():
-            return "it was asked to end"
-        if caps.deadline_s is not None and clock.monotonic() - began >= caps.deadline_s:
-            return f"its engine.deadline_s of {caps.deadline_s:g} s is over"
-        if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
-            return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
-        return None
+    def beat(spent_s: float) -> str | None:
+        observer.working(engine.activities())
+        return stop(spent_s)
 
-    return stop
+    return beat
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Runs of one meaning: the id of the `next` one, whether it is `open`, and those that are published, newest first.
+class _Driver:
+    """One execution; see `execute` for the fields. `began` is the monotonic time of its start, in seconds."""
 
-    The id depends on nothing but storage and meaning, so that two drivers started at once meet at one lease.
-    """
+    settings: RunSettings
+    make_engine: MakeEngine
+    observer: Observer
+    selection: Selection | None
+    explain: bool
+    clock: Clock
+    began: float
 
-    next: str
-    open: bool
-    published: tuple[str, ...]
+    def run(self, db: PlanDB) -> RunResult:
+        # Before the lease a storage error fails fast. After it, it is retried: failing would waste a started run.
+        storage = Storage(self.settings.root, self.settings.storage_options or None)
+        checked = check(db, storage, self.settings, self.observer, self.selection)
+        self.observer.stage("plan", self.settings.root)
+        runs = find_runs(storage, checked.digest)
+        list_objects(db, storage)
+        # A retry is never a repeat: it does again what an earlier run has published.
+        if not runs.open and not (self.selection and self.selection.keys):
+            repeat = find_repeat(db, storage, runs.published, checked.content)
+            if repeat:
+                return self._repeated(storage, checked, repeat)
+        planned = make_plan(db, storage, self.settings, checked, selection=self.selection, explain=self.explain)
+        self.observer.planned(planned.work)
+        with acquire(storage, runs.next, clock=self.clock) as lease:
+            return self._worked(db, planned, lease, run_id=runs.next, resumed=runs.open)
+
+    def _repeated(self, storage: Storage, checked: Checked, repeat: Repeat) -> RunResult:
+        """An earlier run is the answer."""
+        run_id = repeat.published.run_id
+        self.observer.planned(repeat.work)
+        # The report is missing if the driver died between publishing and reporting.
+        report = RunRecord(storage, run_id).report() or write_report(storage, run_id)
+        return RunResult(
+            run_id=run_id,
+            resumed=False,
+            repeated=True,
+            planned=Planned(checked, repeat.work, changes=PerKind({}, {}) if self.explain else None),
+            summary=RunSummary(),
+            left=PerKind(0, 0),
+            published=repeat.published,
+            report=report,
+            seconds=self._seconds(),
+        )
+
+    def _worked(self, db: PlanDB, planned: Planned, lease: Lease, *, run_id: str, resumed: bool) -> RunResult:
+        """Do what is left to do; publish and report if that is everything."""
+        patience = Patience(budget_s=math.inf)
+        storage = PatientStorage(self.settings.root, self.settings.storage_options or None, patience)
+        record = RunRecord(storage, run_id)
+        spec = record.begin(self._spec(run_id, planned.checked))
+        record.write_plan(planned.work)
+        engine = self.settings.engine
+        queue = WorkQueue(db, group_size=engine.group_size, render_batch=engine.render_batch)
+        parts = PartWriter(storage, run_id, lease.number, seconds_per_part=engine.flush_s, clock=self.clock.monotonic)
+        try:
+            summary = self._scheduled(queue, parts, planned.checked.worker, run_id)
+        finally:
+            _ensure_lease_held(lease, run_id, patience)
+            parts.flush()
+        published = report = None
+        if not queue.unfinished():
+            published = self._published(db, storage, planned.checked, spec, parts.written)
+            record.write_photos(photos_to_record(db))
+            self.observer.stage("report", f"run {run_id}")
+            report = write_report(storage, run_id, known=[file.path for file in published.files])
+        return RunResult(
+            run_id=run_id,
+            resumed=resumed,
+            repeated=False,
+            planned=planned,
+            summary=summary,
+            left=queue.remaining(),
+            published=published,
+            report=report,
+            seconds=self._seconds(),
+        )
+
+    def _scheduled(self, queue: WorkQueue, parts: PartWriter, worker: WorkerSettings, run_id: str) -> RunSummary:
+        """Give the queue's work to workers until it is done or the run must stop."""
+        if not queue.unfinished():
+            return RunSummary()
+
+        def sink(outcomes: Sequence[Outcome]) -> None:
+            parts.add(outcomes)
+            self.observer.outcomes(outcomes)
+
+        self.observer.stage("start", f"run {run_id}")
+        with self.make_engine(worker) as engine:
+            stop = _heartbeat(engine, self.observer, self._stop(engine))
+            policy = self.settings.policy
+            return schedule(queue, engine.executor, sink, policy=policy, clock=self.clock, stop=stop)
+
+    def _published(
+        self, db: PlanDB, storage: Storage, checked: Checked, spec: RunSpec, parts: Sequence[str]
+    ) -> Published:
+        self.observer.stage("publish", f"run {spec.run_id}")
+        return publish(
+            db,
+            storage,
+            run_id=spec.run_id,
+            run_date=spec.run_date,
+            base=checked.base.name,
+            base_digest=checked.base.digest,
+            content=checked.content,
+            parts=parts,
+        )
+
+    def _spec(self, run_id: str, checked: Checked) -> RunSpec:
+        began_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock.wall()))
+        return RunSpec(
+            run_id=run_id,
+            run_date=began_at[:10],
+            began_at=began_at,
+            digest=checked.digest,
+            base_digest=checked.base.digest,
+            concepts_digest=checked.concepts.digest,
+            prompts_digest=checked.prompts.digest,
+            selection=self.selection.name if self.selection else None,
+            settings=self.settings.model_dump(mode="json"),
+        )
+
+    def _stop(self, engine: Engine) -> Callable[[float], str | None]:
+        """Why a run stops before its work is done, given the accelerator seconds spent: a signal, or a limit."""
+        caps = self.settings.engine
+
+        def stop(spent_s: float) -> str | None:
+            if engine.stop():
+                return "it was asked to end"
+            if caps.stop_after_s is not None and self._seconds() >= caps.stop_after_s:
+                return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
+            if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
+                return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
+            return None
+
+        return stop
+
+    def _seconds(self) -> float:
+        return self.clock.monotonic() - self.began
 
 
-def find_runs(storage: Storage, digest: str) -> Runs:
-    """The runs that a meaning has: the next one is the unfinished one if there is one, else has a new number."""
-    prefix = f"run-{digest[:12]}-"
-    numbers: dict[int, bool] = {}
-    for path, _ in storage.list("runs"):
-        parts = PurePosixPath(path).parts
-        if len(parts) > 2 and parts[1].startswith(prefix):
-            number = int(parts[1].removeprefix(prefix))
-            numbers[number] = numbers.get(number, False) or parts[2] == "published.json"
-    unfinished = [number for number, complete in numbers.items() if not complete]
-    published = sorted((number for number, complete in numbers.items() if complete), reverse=True)
-    number = max(unfinished) if unfinished else max(numbers, default=0) + 1
-    return Runs(f"{prefix}{number:04d}", bool(unfinished), tuple(f"{prefix}{each:04d}" for each in published))
-
-
-def _fence(lease: Lease, run_id: str, patience: Patience) -> None:
-    """What this attempt made is in storage and will be adopted; recording it is now another attempt's to do."""
+def _ensure_lease_held(lease: Lease, run_id: str, patience: Patience) -> None:
+    """Raise unless this driver may still record outcomes; the new holder adopts the objects that exist."""
     if not patience(lease.still_mine):
-        raise LeaseHeld(f"another attempt took run {run_id!r} over; this one ends here and loses nothing")
-
-
-def _begin(  # noqa: PLR0917 - what the files tell
-    storage: Storage, run_id: str, settings: RunSettings, planned: Planned, selection: Selection | None, clock: Clock
-) -> str:
-    """Write spec.json once and plan.json each time; returns the date that the run began on, UTC."""
-    checked = planned.checked
-    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.wall()))
-    spec = {
-        "run_id": run_id,
-        "run_date": began[:10],
-        "began_at": began,
-        "digest": checked.digest,
-        "base_digest": checked.base.digest,
-        "concepts_digest": checked.concepts.digest,
-        "prompts_digest": checked.prompts.digest,
-        "selection": selection.name if selection else None,
-        "settings": settings.model_dump(mode="json"),
-    }
-    path = run_path(run_id, "spec.json")
-    storage.create(path, json.dumps(spec, indent=1).encode())
-    storage.write(run_path(run_id, "plan.json"), json.dumps(asdict(planned.work), indent=1).encode())
-    return str(json.loads(storage.read(path))["run_date"])
-
-
-def _report(storage: Storage, run_id: str) -> str:
-    """Where a published run's report is; it is written where a crash came before it."""
-    path = run_path(run_id, "report/index.html")
-    return storage.uri(path) if storage.exists(path) else write_report(storage, run_id)
-
-
-def _inputs_shown(db: PlanDB) -> bytes:
-    """Training pictures of the concepts that a report may show, in the order in which it samples them."""
-    rows = db.connection.execute(
-        "SELECT concept_id, list_transform(images, lambda image: image.uri) FROM concepts "
-        f"WHERE code IS NULL ORDER BY md5(concept_id) LIMIT {_INPUTS_SHOWN}"
-    ).fetchall()
-    # A pre-signed address is a secret, and without its signature of no use: the manifest keeps it.
-    return json.dumps({name: uris for name, uris in rows if not any(map(is_signed, uris))}).encode()
+        raise LeaseHeld(f"another driver took run {run_id!r} over: this one stops, and no result is lost")

@@ -1,16 +1,17 @@
-"""Everything that decides a run, in one frozen model: what a spec file says, with defaults filled in.
+"""The settings of a run as one frozen model: a spec file with the defaults filled in.
 
-Secrets are not among it: credentials come from the environment, and an option that looks like one is refused.
+It holds no secrets: credentials come from the environment, and an option that looks like a credential is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
 
 from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
+from pipeline.engine.policy import Policy
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.uris import carries_credentials, redact
 from pipeline.storage.objects import mistyped_uri
@@ -32,7 +33,7 @@ _SECRET_NAMES = {"key", "pass", "sas"}
 
 
 def _part_of(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
-    """Some settings of a model, checked by it; what they leave out is another's to say."""
+    """Check some of a model's settings; a base model or the method supplies the absent ones."""
     model.model_validate(value)
     return value
 
@@ -49,50 +50,80 @@ _Sampling = Annotated[
 ]
 
 
+_OLD_ENGINE_NAMES = {"deadline_s": "stop_after_s"}  # recorded in the spec.json of older runs
+
+
 class EngineSettings(Frozen):
-    """How the work is cut and where it runs. None of it is part of any key: it never changes a result."""
+    """How the work is divided and where it runs. No field is part of a key: none of them changes a result."""
 
     group_size: int = Field(default=8, ge=1, le=1024, description="concepts trained together in one batch")
-    render_batch: int = Field(default=8, ge=1, le=1024, description="pictures rendered together in one batch")
+    render_batch: int = Field(default=8, ge=1, le=1024, description="renders made together in one batch")
     slots: int | None = Field(
-        default=None, ge=1, description="workers; one per GPU, or one in all without a GPU, when absent"
+        default=None, ge=1, description="workers; when absent one per GPU, or one in all on a machine without a GPU"
     )
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda)$")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda)$",
+        description="auto: the slot's GPU if it has one, else the CPU",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="number type of the denoiser; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
     micro_batch: int = Field(
-        default=128, ge=1, le=65536, description="training rows in the denoiser at once; halves by itself"
+        default=128,
+        ge=1,
+        le=65536,
+        description="training samples in the denoiser at once; a worker halves it when it runs out of memory",
     )
     checkpoint_s: float = Field(default=60.0, gt=0, description="seconds between training checkpoints")
-    flush_s: float = Field(default=20.0, gt=0, description="seconds after which finished rows are staged at the latest")
-    deadline_s: float | None = Field(
-        default=None, gt=0, description="seconds after which a run stops by itself; run again, it goes on"
+    flush_s: float = Field(default=20.0, gt=0, description="finished rows are staged after at most this many seconds")
+    stop_after_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after which the run stops with exit code 4; run the same command again to resume",
     )
     budget_h: float | None = Field(
-        default=None, gt=0, description="accelerator-hours that one start of a run may spend, likewise"
+        default=None,
+        gt=0,
+        description="accelerator-hours after which the run stops with exit code 4; each resume has the whole budget",
     )
     plan_memory: str = Field(
         default="750MB",
         pattern=r"^\d+(\.\d+)?(MB|GB)$",
-        description="what planning and publishing hold before they spill; up to 1.2 GB more were seen",
+        description="memory limit of DuckDB for planning and publishing; the process takes up to 1.2 GB more",
     )
-    threads: int = Field(default=8, ge=1, le=256, description="input pictures inspected at once")
+    threads: int = Field(default=8, ge=1, le=256, description="photos inspected at once")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Read old names; where both names have a value, the new name wins."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for old, new in _OLD_ENGINE_NAMES.items():
+            if old in values:
+                value = values.pop(old)
+                values[new] = value if values.get(new) is None else values[new]
+        return values
 
 
 class RunSettings(Frozen):
-    """One run: two manifests, a base model, and a root that everything is written under."""
+    """One run: two manifests, a base model, and the root under which everything is written."""
 
     root: str = Field(min_length=1, description="folder or URL for weights, images and tables")
     concepts: str = Field(min_length=1, description="concepts manifest: Parquet, CSV or JSONL; file, folder or glob")
-    prompts: str = Field(min_length=1, description="prompts manifest, likewise")
+    prompts: str = Field(min_length=1, description="prompts manifest, in the same formats")
     base: str = Field(
         default="mini", min_length=1, description="'mini', a diffusers folder, an object-store URL or a hub id"
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="from which rows without a seed derive theirs")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="base seed of the rows that give no seed")
     metric: MetricConfig = MetricConfig()
-    train: _Training = Field(default_factory=dict, description="what differs from the base model's training")
-    render: _Sampling = Field(default_factory=dict, description="what differs from the base model's sampling")
+    train: _Training = Field(default_factory=dict, description="overrides of the base model's training settings")
+    render: _Sampling = Field(default_factory=dict, description="overrides of the base model's sampling settings")
     inputs: InputLimits = InputLimits()
     engine: EngineSettings = EngineSettings()
+    policy: Policy = Policy()
     storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
 
     @field_validator("root", "concepts", "prompts", "base")
@@ -125,12 +156,22 @@ class RunSettings(Frozen):
         return value
 
     def training(self, base: BaseFolder) -> TrainingConfig:
-        """Complete training settings: the method's defaults, then the base model's, then this run's."""
+        """Complete training settings: this run's, else the base model's, else the method's defaults."""
         return TrainingConfig.model_validate({**base.settings.training, **self.train})
 
     def sampling(self, base: BaseFolder) -> SamplingConfig:
-        """Complete sampling settings, likewise."""
+        """Complete sampling settings, in the same order of precedence as `training`."""
         return SamplingConfig.model_validate({**base.settings.sampling, **self.render})
+
+
+def old_names(values: Mapping[str, Any]) -> list[str]:
+    """A notice for each setting of an unchecked spec that has an old name."""
+    engine = values.get("engine")
+    used = [old for old in _OLD_ENGINE_NAMES if isinstance(engine, Mapping) and old in engine]
+    return [
+        f"engine.{old} is now called engine.{_OLD_ENGINE_NAMES[old]}: rename it, the next version refuses the old name"
+        for old in used
+    ]
 
 
 def _refuse_credentials(uri: str) -> str:
@@ -154,7 +195,7 @@ def _secret_name(name: str) -> bool:
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every name at any depth, with what it stands for; elements of a list go by the list's name."""
+    """Each (name, value) at any depth; the elements of a list have the list's name."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key), inner

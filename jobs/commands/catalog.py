@@ -1,20 +1,20 @@
-"""`perfusion catalog`: a made-up catalogue of any size, with pictures, masks and both manifests."""
+"""`perfusion catalog`: a synthetic catalogue of any size, with photos, masks and both manifests."""
 
 from typing import Annotated
 
 import typer
 
-from jobs.commands.run import Json
+from jobs.options import Json
 from jobs.output import counted, location, say, say_json, writing
 
-Out = Annotated[str, typer.Argument(help="a new folder, or one that this command wrote", show_default=False)]
+Out = Annotated[str, typer.Argument(help="a new folder, or one that this command has written", show_default=False)]
 Products = Annotated[int, typer.Option("--products", min=1, max=100_000, help="how many products")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="another seed, another catalogue")]
-Images = Annotated[int, typer.Option("--images", min=1, max=64, help="training pictures per product")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="each seed gives another catalogue")]
+Images = Annotated[int, typer.Option("--images", min=1, max=64, help="training photos per product")]
 
 
 def command(out: Out, products: Products = 100, seed: Seed = 0, images: Images = 4, json: Json = False) -> None:
-    """Write a made-up catalogue: pictures, masks and both manifests."""
+    """Write a synthetic catalogue: photos, masks and both manifests."""
     from perfusion_ops.mini.catalog import write_catalog
 
     with writing(out):
@@ -22,7 +22,7 @@ def command(out: Out, products: Products = 100, seed: Seed = 0, images: Images =
     if json:
         say_json(summary)
         return
-    made = ((summary.products, "product"), (summary.images, "picture"), (summary.prompt_rows, "prompt row"))
+    made = ((summary.products, "product"), (summary.images, "photo"), (summary.prompt_rows, "prompt row"))
     say(", ".join(counted(number, noun) for number, noun in made))
     say(f"  {location(summary.concepts)}")
     say(f"  {location(summary.prompts)}")

@@ -1,24 +1,26 @@
-"""`perfusion demo`: a small catalogue of the embedded world, trained, rendered, published, scored and reported."""
+"""`perfusion demo`: a small catalogue of the synthetic world, trained, rendered, published, scored and reported."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.commands.run import Json, run
-from jobs.commands.score import newest, score, tell
+from jobs.options import Json
 from jobs.output import FAILED_ROWS, OK, complain, say, writing
-from jobs.spec import dump_spec, load_spec, resolve
 
-Folder = Annotated[str, typer.Option("--folder", help="where the catalogue and the spec go")]
-Root = Annotated[str | None, typer.Option("--root", help="where results go; FOLDER/results when absent")]
+Folder = Annotated[str, typer.Option("--folder", help="folder for the catalogue and the spec")]
+Root = Annotated[str | None, typer.Option("--root", help="results root; default: FOLDER/results", show_default=False)]
 Products = Annotated[int, typer.Option("--products", min=2, max=100_000, help="products in the catalogue")]
 
 
 def command(folder: Folder = "demo", root: Root = None, products: Products = 6, json: Json = False) -> None:
-    """Train, render, score and report a small made-up catalogue."""
+    """Train, render, score and report a small synthetic catalogue."""
+    from jobs.run import run
+    from jobs.score import score, tell
+    from jobs.spec import dump_spec, load_spec, resolve
     from perfusion_ops.mini.catalog import write_catalog
     from perfusion_ops.mini.embedded import embedded_scorers
+    from pipeline.runs.status import finished_run
     from pipeline.storage.objects import Storage
 
     home = Path(folder)
@@ -35,9 +37,9 @@ def command(folder: Folder = "demo", root: Root = None, products: Products = 6, 
         spec.write_text(text, encoding="utf-8")
     loaded = load_spec(str(spec))
     code = run(loaded, json=json)
-    run_id = newest(Storage(loaded.root), None) if code == OK else None
-    if run_id is not None:
-        summary, _ = score(Storage(loaded.root), run_id, embedded_scorers())
+    if code == OK:
+        storage = Storage(loaded.root)
+        summary, _ = score(storage, finished_run(storage), embedded_scorers())
         code = FAILED_ROWS if summary.errors else OK
         if not json:
             tell(summary)
@@ -45,5 +47,5 @@ def command(folder: Folder = "demo", root: Root = None, products: Products = 6, 
         say(f"  spec      {spec}")
         say(f'next: perfusion query {spec} "SELECT concept_id, count(*) FROM renders GROUP BY ALL"')
     elif code != OK:
-        complain("the demo did not come out whole; the lines above say why")
+        complain("the demo did not finish cleanly; see the lines above")
     raise typer.Exit(code)

@@ -1,22 +1,20 @@
-"""`perfusion plan` and `perfusion validate`: what a run would do and refuse; needs no accelerator."""
+"""`perfusion plan` and `perfusion validate`: what a run would do, and which rows it would refuse."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.commands.run import Drawn, First, Json, Set, Spec, part, tell_changes
-from jobs.output import OK, USAGE, counted, say, say_json, table, tell_notices
-from jobs.progress import Progress
-from jobs.spec import load_spec
-from pipeline.database.plandb import PlanDB
-from pipeline.plan.done import list_objects
-from pipeline.plan.estimate import Estimate, estimate
-from pipeline.plan.selection import Selection
-from pipeline.run import Planned, check, make_plan
-from pipeline.settings import RunSettings
-from pipeline.storage.objects import Storage
+from jobs.options import Drawn, First, Json, Set, Spec
+from jobs.output import OK, USAGE, complain, counted, say, say_json, table, tell_notices
 
-Limit = Annotated[int, typer.Option("--limit", min=1, help="bad rows to show")]
+if TYPE_CHECKING:
+    from pipeline.plan.estimate import Estimate
+    from pipeline.plan.selection import Selection
+    from pipeline.run import Planned
+    from pipeline.settings import RunSettings
+
+Show = Annotated[int, typer.Option("--show", min=1, metavar="N", help="bad rows to show")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, hidden=True)]
 
 _BAD_ROWS = """
 SELECT * FROM (
@@ -28,7 +26,12 @@ SELECT * FROM (
 
 
 def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None, json: Json = False) -> None:
-    """Say what a run would make, why, and at what cost. Needs no accelerator."""
+    """Show what a run would make, why, and at what cost. Needs no accelerator."""
+    from jobs.run import part, tell_changes
+    from jobs.spec import load_spec
+    from pipeline.plan.estimate import estimate
+    from pipeline.storage.objects import Storage
+
     settings = load_spec(spec, set_ or ())
     planned, bad, _ = _plan(settings, 0, part(limit, sample), explain=True)
     work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)
@@ -54,9 +57,13 @@ def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None
         say(f"{counted(bad, 'bad row')}: `perfusion validate` shows what is wrong")
 
 
-def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False) -> None:
-    """Check both manifests, pictures included, and show every bad row. Needs no accelerator."""
-    planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit)
+def validate(spec: Spec, set_: Set = None, show: Show = 50, limit: Limit = None, json: Json = False) -> None:
+    """Check both manifests and every photo, and show the bad rows. Needs no accelerator."""
+    from jobs.spec import load_spec
+
+    if limit is not None:
+        complain(f"--limit {limit} is the old spelling, and the next version drops it: write --show {limit}")
+    planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit or show)
     if json:
         checked = planned.checked
         manifests = {"concepts": checked.concepts, "prompts": checked.prompts}
@@ -69,25 +76,31 @@ def validate(spec: Spec, set_: Set = None, limit: Limit = 50, json: Json = False
             column = f", column {problem['column_name']}" if problem["column_name"] else ""
             say(f"{problem['manifest']} row {problem['row']}{column}: {problem['code']}\n    {problem['message']}")
         if bad > len(shown):
-            say(f"... and {bad - len(shown):,} more: see them with --limit {bad}")
+            say(f"... and {bad - len(shown):,} more: show them with --show {bad}")
         say("every row is good" if not bad else counted(bad, "bad row"))
     raise typer.Exit(USAGE if bad else OK)
 
 
-def _tell_cost(cost: Estimate) -> None:
+def _tell_cost(cost: "Estimate") -> None:
     hours = {"training": cost.training_h, "rendering": cost.rendering_h}
     known = [f"{value:.2f} accelerator-hours of {what}" for what, value in hours.items() if value is not None]
     if cost.bytes is not None:
         known.append(f"{cost.bytes / 1e6:,.1f} MB")
     if cost.measured_by and known:
-        say(f"  estimate  {', '.join(known)}, going by {' and '.join(cost.measured_by)}")
+        say(f"  estimate  {', '.join(known)}, measured in {' and '.join(cost.measured_by)}")
     elif not cost.measured_by:
-        say("  estimate  none: no run here has made anything yet to go by; try `perfusion run --sample 20`")
+        say("  estimate  none: this root has no finished work to measure; try `perfusion run --sample 20`")
 
 
 def _plan(
-    settings: RunSettings, limit: int, selection: Selection | None = None, *, explain: bool = False
-) -> tuple[Planned, int, list[dict[str, Any]]]:
+    settings: "RunSettings", limit: int, selection: "Selection | None" = None, *, explain: bool = False
+) -> "tuple[Planned, int, list[dict[str, Any]]]":
+    from jobs.progress import Progress
+    from pipeline.database.plandb import PlanDB
+    from pipeline.plan.done import list_objects
+    from pipeline.run import check, make_plan
+    from pipeline.storage.objects import Storage
+
     with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
         storage = Storage(settings.root, settings.storage_options or None)
         checked = check(db, storage, settings, progress, selection)

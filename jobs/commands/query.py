@@ -5,23 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.options import Target
 from jobs.output import complain, refuse, say_json, table
-from jobs.target import Target, storage_of
 
 Sql = Annotated[str, typer.Argument(help="one SELECT over concepts, renders, scores and current")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object a row")]
-Csv = Annotated[bool, typer.Option("--csv", help="CSV with a header")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object per row")]
+Csv = Annotated[bool, typer.Option("--csv", help="print CSV with a header")]
 
 _DEFAULT = "SELECT status, origin, count(*) AS rows, sum(bytes) AS bytes FROM renders GROUP BY ALL ORDER BY ALL"
 
 
 def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = False) -> None:
-    """Run SQL over the published tables. Views: concepts, renders, scores (all runs), current (what a shop shows)."""
+    """Run SQL over the published tables. Views: concepts, renders, scores (all runs), current (latest renders)."""
     import duckdb
 
     from jobs.result_csv import write_csv
     from jobs.result_values import result_rows
-    from pipeline.database.memory import outage
+    from jobs.target import storage_of
     from pipeline.tables.views import connect
 
     if json and csv:
@@ -30,7 +30,7 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
         with connect(storage_of(target)) as connection:
             if not _published(connection):
                 complain(f"nothing is published under {target} yet, so the tables are empty")
-            # Times with a zone print in the session's, which is the machine's own unless it is set.
+            # Times with a zone are printed in the zone of the session, by default that of the machine.
             connection.execute("SET TimeZone = 'UTC'")
             relation = connection.sql(sql)
             if relation is None:
@@ -45,8 +45,6 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
             else:
                 table(relation.columns, rows)
     except duckdb.Error as error:
-        if outage(error):
-            raise
         refuse(f"the query cannot be run: {str(error).strip()}")
 
 

@@ -1,29 +1,26 @@
-"""`perfusion report`: write a run's page again, with more or fewer products on it."""
+"""`perfusion report`: writes the report of a finished run again."""
 
 from typing import Annotated
 
 import typer
 
-from jobs.commands.run import Json
-from jobs.output import location, refuse, say, say_json
-from jobs.target import Target, storage_of
+from jobs.options import Json, Run, Target
+from jobs.output import location, say, say_json
 
-Run = Annotated[str | None, typer.Argument(help="the run; the newest finished one when absent", show_default=False)]
 Most = Annotated[int, typer.Option("--concepts", min=0, help="products shown at most")]
 
 
 def command(target: Target, run: Run = None, concepts: Most = 60, json: Json = False) -> None:
-    """Write a run's page: totals, failures, photos beside renders. One HTML file that needs no other."""
-    from pipeline.clock import SystemClock
-    from pipeline.report.page import write_report
-    from pipeline.runs.status import read_status
+    """Write the report of a run again: one self-contained HTML file.
 
-    storage = storage_of(target)
-    finished = [each.run_id for each in read_status(storage, SystemClock(), run) if each.state == "finished"]
-    if not finished:
-        refuse(f"there is no finished run{f' {run!r}' if run else ''} under {target}; see `perfusion status {target}`")
-    uri = write_report(storage, finished[-1], max_concepts=concepts)
+    It shows totals, failures, scores, and photos beside renders.
+    """
+    from jobs.target import finished_run_of
+    from pipeline.report.page import write_report
+
+    storage, run_id = finished_run_of(target, run)
+    uri = write_report(storage, run_id, max_concepts=concepts)
     if json:
-        say_json({"run_id": finished[-1], "report": uri})
+        say_json({"run_id": run_id, "report": uri})
     else:
         say(location(uri))

@@ -1,60 +1,68 @@
-"""`perfusion retry`: what failed in a run, and nothing else, once more."""
+"""`perfusion retry`: retries the failed rows of a finished run, and nothing else."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.run import Json, Set, run
+from jobs.options import Json, Run, Set, Target
 from jobs.output import OK, complain, counted, refuse, say, say_json
-from jobs.spec import settings_of
-from jobs.target import Target, storage_of
 
 if TYPE_CHECKING:
     from pipeline.contract.errors import Code
 
-Run = Annotated[str | None, typer.Argument(help="the run; the newest finished one when absent", show_default=False)]
-Only = Annotated[
-    str, typer.Option("--only", metavar="failed|code=CODE|from=dead-letter", help="which of the rows that failed")
+Failed = Annotated[bool, typer.Option("--failed", help="retry every failed row (default)")]
+OneCode = Annotated[
+    str | None, typer.Option("--code", metavar="CODE", help="retry only rows with this error code", show_default=False)
 ]
+DeadLetters = Annotated[
+    bool, typer.Option("--dead-letters", help="retry only worker_died, timed_out, out_of_memory, internal")
+]
+Only = Annotated[str | None, typer.Option("--only", hidden=True)]
+
+# The words by which runs know which rows they retry. They are part of a run's identity, so they stay as they are.
+_FAILED, _CODE, _DEAD_LETTERS = "failed", "code=", "from=dead-letter"
 
 
-def command(target: Target, run_id: Run = None, only: Only = "failed", set_: Set = None, json: Json = False) -> None:
-    """Do again what failed in a run that has ended.
+def command(
+    target: Target,
+    run: Run = None,
+    *,
+    failed: Failed = False,
+    code: OneCode = None,
+    dead_letters: DeadLetters = False,
+    only: Only = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Retry the failed rows of a finished run.
 
-    That is a run of its own, with the settings and the manifests that the first was started with; --set changes a
-    setting. `from=dead-letter` means the rows that killed or hung their workers, did not fit in memory, or met a fault
-    of the program.
+    This is a new run, with the settings and the manifests that the finished one was started with. --set changes a
+    setting. Rows whose input is bad are not retried: correct them, then use `perfusion run`.
     """
-    from pipeline.clock import SystemClock
+    from jobs.run import run as execute
+    from jobs.spec import settings_of
+    from jobs.target import finished_run_of
     from pipeline.contract.layout import run_path
     from pipeline.plan.retry import to_retry
     from pipeline.plan.selection import Selection
-    from pipeline.runs.status import read_status
 
-    codes = _codes(only)
-    storage = storage_of(target)
-    runs = read_status(storage, SystemClock(), run_id)
-    if run_id is not None and runs and runs[-1].state != "finished":
-        refuse(f"run {run_id} is not finished: run the command that started it again, and it resumes")
-    finished = [each.run_id for each in runs if each.state == "finished"]
-    if not finished:
-        which = f" {run_id!r}" if run_id else ""
-        refuse(f"there is no finished run{which} under {target}: see `perfusion status {target}`")
-    chosen = finished[-1]
+    which = _which(failed=failed, code=code, dead_letters=dead_letters, only=only)
+    codes = _codes(which)
+    storage, chosen = finished_run_of(target, run)
     again = to_retry(storage, chosen, codes)
     if not again.rows:
         if json:
             say_json({"run_id": None, "retried": chosen, "rows": 0, "refused": again.refused, "exit_code": OK})
         else:
-            say(f"no row of run {chosen} failed{'' if only == 'failed' else f' with {only}'}: nothing to do")
+            say(f"no row of run {chosen} failed{_with(which)}: nothing to do")
             if again.refused:
                 say(f"  {_refused(again.refused)}")
         raise typer.Exit(OK)
     settings = settings_of(storage.read(run_path(chosen, "spec.json")), storage.root, set_ or ())
-    complain(f"doing {counted(again.rows, 'row')} of run {chosen} again")
+    complain(f"retrying {counted(again.rows, 'row')} of run {chosen}")
     if again.refused:
         complain(_refused(again.refused))
-    raise typer.Exit(run(settings, json=json, selection=Selection(f"retry {chosen} {only}", keys=again.keys)))
+    raise typer.Exit(execute(settings, json=json, selection=Selection(f"retry {chosen} {which}", keys=again.keys)))
 
 
 def _refused(counts: dict[str, int]) -> str:
@@ -64,16 +72,45 @@ def _refused(counts: dict[str, int]) -> str:
     return f"{rows} refused before any work ({codes}): correct what is wrong, then use `perfusion run`"
 
 
-def _codes(only: str) -> "frozenset[Code]":
+def _which(*, failed: bool, code: str | None, dead_letters: bool, only: str | None) -> str:
+    """The one of `failed`, `code=CODE` and `from=dead-letter` that the options give."""
+    given = [
+        *([_FAILED] if failed else []),
+        *([f"{_CODE}{code}"] if code is not None else []),
+        *([_DEAD_LETTERS] if dead_letters else []),
+        *([only] if only is not None else []),
+    ]
+    if len(given) > 1:
+        refuse("--failed, --code and --dead-letters exclude each other: give one of them")
+    if only is not None:
+        complain(f"--only {only} is the old spelling, and the next version drops it: write {_option(only)}")
+    return given[0] if given else _FAILED
+
+
+def _option(which: str) -> str:
+    """The option that is spelled today."""
+    if which.startswith(_CODE):
+        return f"--code {which.removeprefix(_CODE)}"
+    return {_FAILED: "--failed", _DEAD_LETTERS: "--dead-letters"}.get(which, "--failed, --code or --dead-letters")
+
+
+def _with(which: str) -> str:
+    if which.startswith(_CODE):
+        return f" with {which.removeprefix(_CODE)}"
+    return " as a dead letter" if which == _DEAD_LETTERS else ""
+
+
+def _codes(which: str) -> "frozenset[Code]":
     from pipeline.contract.errors import Code
     from pipeline.plan.retry import DEAD_LETTER, FAILED
 
-    if only == "failed":
+    if which == _FAILED:
         return FAILED
-    if only == "from=dead-letter":
+    if which == _DEAD_LETTERS:
         return DEAD_LETTER
-    name, _, code = only.partition("=")
-    if name == "code" and code in set(Code):
+    code = which.removeprefix(_CODE)
+    if which.startswith(_CODE) and code in set(Code):
         return frozenset({Code(code)})
-    known = f"; codes are {', '.join(sorted(Code))}" if name == "code" else ""
-    return refuse(f"--only {only} means nothing: give failed, code=CODE or from=dead-letter{known}")
+    if which.startswith(_CODE):
+        refuse(f"{code!r} is not an error code: give one of {', '.join(sorted(Code))}")
+    return refuse(f"unknown value {which} for --only: give --failed, --code CODE or --dead-letters instead")

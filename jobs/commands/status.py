@@ -1,20 +1,20 @@
-"""`perfusion status`: how the runs of a root stand."""
+"""`perfusion status`: the state of the runs of a root."""
 
 from typing import Annotated
 
 import typer
 
-from jobs.commands.run import Json
+from jobs.options import Json, Target
 from jobs.output import refuse, say, say_json, table
-from jobs.target import Target, storage_of
 
-Run = Annotated[str | None, typer.Argument(help="one run", show_default=False)]
+Run = Annotated[str | None, typer.Argument(help="run id; default: all runs", show_default=False)]
 
 _TABLES = ("concepts", "renders")
 
 
 def command(target: Target, run: Run = None, json: Json = False) -> None:
-    """Say how the runs of a root stand. Reads storage alone, so any machine can ask."""
+    """Show the state of the runs of a root. Reads storage alone, so it works on any machine."""
+    from jobs.target import storage_of
     from pipeline.clock import SystemClock
     from pipeline.runs.status import read_status
 
@@ -39,9 +39,9 @@ def command(target: Target, run: Run = None, json: Json = False) -> None:
     table(("run", "began (UTC)", "state", *_TABLES), rows)
     for each in found:
         if each.state == "running":
-            say(f"{each.run_id} is worked on by {each.holder}")
+            say(f"{each.run_id} is running: {each.holder}")
         elif each.state == "interrupted":
-            say(f"{each.run_id} was interrupted: the command that started it goes on where it stopped")
+            say(f"{each.run_id} was interrupted: run the command that started it again to resume")
 
 
 def _minute(moment: str) -> str:

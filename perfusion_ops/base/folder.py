@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from perfusion_ops.base.schedules import PREDICTIONS
 from perfusion_ops.config import Frozen, SamplingConfig, TrainingConfig
+from perfusion_ops.errors import UsageError
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _DIGESTED_SUFFIXES = {".json", ".safetensors", ".txt"}
@@ -34,7 +35,7 @@ TEMPLATES = (
 )
 
 
-class BaseError(ValueError):
+class BaseError(UsageError, ValueError):
     """The folder is no base model this program can use."""
 
 

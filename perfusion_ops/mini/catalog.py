@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from perfusion_ops.errors import UsageError
 from perfusion_ops.mini.world.products import HELD_OUT, Product, product
 from perfusion_ops.mini.world.scene import portrait, render
 from perfusion_ops.mini.world.vocabulary import CATEGORIES, COLORS, PATTERNS, Look, superclass
@@ -77,7 +78,7 @@ _PROMPTS = (
 _PAIR_PLACES = ("on the beach", "in the snow", "on a wooden table", "in the forest")
 
 
-class CatalogError(ValueError):
+class CatalogError(UsageError, ValueError):
     """The catalogue asked for cannot be written: a number out of range, or a folder that holds something else."""
 
 

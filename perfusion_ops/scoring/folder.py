@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perfusion_ops.errors import UsageError
+
 Kind = Literal["dual", "image", "reader"]
 
 # Image and text towers; and image models with a class token or a pooled feature map.
@@ -29,7 +31,7 @@ _TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
 _MAX_JSON_BYTES = 2**24
 
 
-class ScorerError(ValueError):
+class ScorerError(UsageError, ValueError):
     """The folder is no scorer that this program can use, or not the kind that is needed."""
 
 

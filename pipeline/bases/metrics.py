@@ -1,24 +1,28 @@
 """The metric of a base model, kept under the root: from the package, or estimated once by the first worker."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 from perfusion_ops import tensor_file
+from perfusion_ops.api.metrics import built_in_captions
+from perfusion_ops.base.captions import HELD_OUT, held_out_first
 from perfusion_ops.base_model import Base
-from perfusion_ops.captions import HELD_OUT, SEED, general_captions, held_out_first, vocabulary_words
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import FORMAT, Metric, MetricError, estimate, read_metric
 from perfusion_ops.mini import metric_file
-from perfusion_ops.mini.world import grammar
 from pipeline.bases.captions import open_captions
 from pipeline.contract.layout import metric_path
 from pipeline.storage.objects import Storage, StorageError
 
 _LEAST = HELD_OUT  # captions to estimate from
 
+Progress = Callable[[int, int], None]
 
-def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) -> Metric:
+
+def load_metric(
+    storage: Storage, base: Base, config: MetricConfig, key: str, *, progress: Progress | None = None
+) -> Metric:
     """Read the metric under the root; without one, store the package's own or an estimate first.
 
     Of several workers that store one at the same time, all use the first one stored.
@@ -28,6 +32,7 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
         base: the loaded base model.
         config: how to estimate.
         key: the metric's content key.
+        progress: called with (captions encoded so far, captions in all) while the metric is estimated.
 
     Raises:
         MetricError: the captions do not suit the base model, or the stored file is damaged.
@@ -35,7 +40,7 @@ def load_metric(storage: Storage, base: Base, config: MetricConfig, key: str) ->
     """
     path = metric_path(key)
     if not storage.exists(path):
-        storage.create(path, _shipped(base, config) or _estimated(base, config, storage.options))
+        storage.create(path, _shipped(base, config) or _estimated(base, config, storage.options, progress))
     try:
         return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
     except MetricError as error:
@@ -50,8 +55,12 @@ def _shipped(base: Base, config: MetricConfig) -> bytes | None:
     return data if (metadata["base_digest"], theirs) == (base.folder.digest, config) else None
 
 
-def _estimated(base: Base, config: MetricConfig, options: Mapping[str, object] | None) -> bytes:
+def _estimated(
+    base: Base, config: MetricConfig, options: Mapping[str, object] | None, progress: Progress | None
+) -> bytes:
     held_out, captions = _captions(base, config, options)
+    if progress is not None:
+        captions = _counted(captions, config.captions, progress)
     metric = estimate(
         base.text_encoder,
         base.tokenizer,
@@ -63,17 +72,20 @@ def _estimated(base: Base, config: MetricConfig, options: Mapping[str, object] |
     return metric.to_bytes()
 
 
+def _counted(captions: Iterator[str], total: int, progress: Progress) -> Iterator[str]:
+    for done, caption in enumerate(captions):
+        progress(done, total)
+        yield caption
+
+
 def _captions(
     base: Base, config: MetricConfig, options: Mapping[str, object] | None
 ) -> tuple[list[str], Iterator[str]]:
     """Held-out captions and the rest: the first thousand of a stream, and what comes after them."""
     if config.captions_uri is not None:
         source = _lines(config.captions_uri, options, config.captions + HELD_OUT)
-    elif base.folder.settings.captions == "mini":
-        source = grammar.captions(config.captions + HELD_OUT, SEED)
     else:
-        words = vocabulary_words(base.tokenizer)
-        source = general_captions(config.captions + HELD_OUT, seed=SEED, vocabulary=words)
+        source = built_in_captions(base, config.captions + HELD_OUT)
     return held_out_first(source)
 
 

@@ -7,6 +7,7 @@ add, never rename.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from perfusion_ops.errors import PerfusionError, UsageError
 from pipeline.contract.messages import storable
 
 _MAX_MESSAGE = 2_000  # characters
@@ -90,7 +91,7 @@ class RowProblem:
     message: str
 
 
-class RowError(Exception):
+class RowError(PerfusionError):
     """Ends the row it concerns and nothing else; `status` tells whether the input or the work is at fault."""
 
     def __init__(self, code: Code, message: str, *, column: str | None = None, status: Status = Status.INVALID) -> None:
@@ -115,7 +116,7 @@ def verdict(problems: list[RowProblem]) -> dict[str, str | None]:
     return {"code": problems[0].code.value, "column_name": problems[0].column, "message": storable(message)}
 
 
-class ManifestError(Exception):
+class ManifestError(UsageError):
     """The manifest as a whole cannot be used (absent, unreadable, a column missing or clashing): nothing starts."""
 
 
@@ -162,7 +163,7 @@ MEANING: dict[Code, str] = {
     Code.RENDER_NOT_FINITE: "The picture came out as invalid numbers and was not stored: run again in full precision.",
     Code.OUT_OF_MEMORY: "The work did not fit in the accelerator's memory even on its own: ask for a smaller size.",
     Code.WORKER_DIED: "The row ended its worker more than once, alone: look into the run's log before running again.",
-    Code.TIMED_OUT: "The work took longer than it may: run again, or allow more time.",
+    Code.TIMED_OUT: "The work took longer than allowed: raise the setting of `policy` that the message names.",
     Code.STORAGE: "The storage refused to read or write for long: check it, then run again.",
     Code.INTERNAL: "An error in this software: please report it with the message.",
 }

@@ -41,6 +41,12 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def clip(text: str, most: int) -> str:
+    """`text` in at most `most` bytes of UTF-8; what is cut is marked by " ..."."""
+    data = storable(text).encode()
+    return data.decode() if len(data) <= most else data[: most - 4].decode(errors="ignore") + " ..."
+
+
 def show(value: object) -> str:
     """A value as it stands in a message, shortened."""
     text = repr(value)

@@ -1,6 +1,7 @@
-"""What travels between the driver and a worker: tasks, units of them, and the outcome of each task.
+"""What the driver and a worker send each other: tasks, units of tasks, and the outcome of each task.
 
-All of it is small (an outcome is under 1 KB): pictures and weights go from worker to storage, never to the driver.
+All of it is small: photos, renders and weights go between worker and storage, never through the driver. An outcome is
+about 1 KB at most, because its message is cut to `MESSAGE_BYTES`.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from perfusion_ops.config import Lock, Scheduler, TrainingConfig
 from pipeline.contract.errors import Code, Origin, Status
 
 Kind = Literal["concept", "render"]
+MESSAGE_BYTES = 500  # of an outcome's message in UTF-8
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,23 @@ class RenderUnit:
 
 
 Unit = TrainUnit | RenderUnit
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a worker is doing at this moment; for display only.
+
+    Attributes:
+        doing: `metric` while the metric is estimated, `training` while concepts are trained.
+        done: captions encoded, or optimiser steps taken by the concept that has taken the fewest.
+        total: captions, or steps, in all.
+        concepts: concepts trained together; 0 for the metric.
+    """
+
+    doing: Literal["metric", "training"]
+    done: int
+    total: int
+    concepts: int = 0
 
 
 @dataclass(frozen=True)

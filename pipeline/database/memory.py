@@ -7,20 +7,27 @@ threads may fit with one. Only a step that replaces what it made before may be r
 import errno
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import duckdb
 
+from perfusion_ops.errors import PerfusionError
+
 _UNITS = {"MB": 10**6, "GB": 10**9}
+_TABLES_TOO_LARGE = (
+    "the database ran out of memory while it read the tables: "
+    "free memory on this machine, or run the same command on one with more"
+)
 _DISK_FULL = ("No space left on device", "max_temp_directory_size", "Disk quota exceeded")
 
 
-class MemoryFullError(RuntimeError):
+class MemoryFullError(PerfusionError, RuntimeError):
     """The database needs more memory than it may have."""
 
 
-class ScratchFullError(RuntimeError):
+class ScratchFullError(PerfusionError, RuntimeError):
     """The disk of the scratch folder is full."""
 
 
@@ -30,6 +37,7 @@ class Limited(Protocol):
     connection: duckdb.DuckDBPyConnection
 
 
+Config = dict[str, str | bool | int | float | list[str]]
 D = TypeVar("D", bound=Limited)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,18 +79,25 @@ def memory_sentence(limit: str) -> str:
     )
 
 
-def outage(error: BaseException) -> str | None:
-    """A sentence for a database that ran out of memory or disk outside of a plan; None for any other error."""
-    if not isinstance(error, duckdb.Error):
-        return None
-    if is_disk_full(error):
-        return disk_sentence(tempfile.gettempdir())
-    if is_memory_full(error):
-        return (
-            "the database ran out of memory while it read the tables: "
-            "free memory on this machine, or run the same command on one with more"
-        )
-    return None
+@contextmanager
+def in_memory(config: Config | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection without a file of its own, for reading tables; it is closed at the end of the block.
+
+    Raises:
+        MemoryFullError: the machine does not have the memory that a query in the block needs.
+        ScratchFullError: the disk that the query spills to is full.
+    """
+    config = config or {}
+    folder = str(config.get("temp_directory", tempfile.gettempdir()))
+    try:
+        with duckdb.connect(config=config) as connection:
+            yield connection
+    except duckdb.Error as error:
+        if is_disk_full(error):
+            raise ScratchFullError(disk_sentence(folder)) from error
+        if is_memory_full(error):
+            raise MemoryFullError(_TABLES_TOO_LARGE) from error
+        raise
 
 
 def translated(error: BaseException, limit: str, folder: str) -> RuntimeError | None:

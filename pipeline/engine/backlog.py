@@ -1,14 +1,14 @@
-"""What the scheduler will run next: units put back after a failure, then fresh ones from the source.
+"""What runs next: units put back after a failure, then fresh units from the source; and who is blamed for a failure.
 
-Each unit travels as a `Job` that remembers what has gone wrong under it. The rules of blame live here:
+A unit is a `WorkItem`, which records the failures of its attempts. The rules of blame:
 
-- A unit under which as many slots died as `Policy.strikes` says, or one hung, is taken apart into single tasks; a
-  single task under which as many died or hung on its own is failed. A hang costs a deadline, so one is enough.
-- A unit whose worker raised is taken apart at once; a single task that raises is failed.
-- Out of memory halves every later unit of that kind and size; a single task that does not fit is failed.
+- A unit that killed as many slots as `Policy.strikes` says is split into single tasks; so is a unit that hung once,
+  because a hang costs a whole deadline. A single task that kills or hangs that many slots alone fails.
+- A unit whose worker raised an exception is split at once; a single task that raises fails.
+- Out of memory halves all later units of that kind and size; a single task that does not fit fails.
 
-Every method that ends tasks returns their outcomes; no task is ever both returned and kept. Memory is bounded: a fresh
-unit is fetched only when no fresh one is waiting, so what waits is what was in flight once.
+A method that ends tasks returns their outcomes; no task is both returned and kept. Memory is bounded: a fresh unit is
+fetched only when no fresh unit waits, so at most as many units wait as were in flight at once.
 """
 
 from collections import deque
@@ -18,28 +18,20 @@ from typing import Protocol
 
 from pipeline.clock import Clock
 from pipeline.contract.errors import Code, Status
-from pipeline.contract.units import Kind, Outcome, TrainUnit, Unit
+from pipeline.contract.messages import clip
+from pipeline.contract.units import MESSAGE_BYTES, Kind, Outcome, TrainUnit, Unit
 from pipeline.engine.policy import Policy
-
-_CAUSE_CHARACTERS = 400  # an outcome stays under 1 KB
-
-_REMEDY = {
-    Code.WORKER_DIED: "It did so every time it ran alone: give the workers more memory, or leave this row out.",
-    Code.TIMED_OUT: "Raise the deadline, or make the row cheaper: fewer steps or a smaller size.",
-    Code.OUT_OF_MEMORY: "It does not fit even alone: ask for a smaller size, or use an accelerator with more memory.",
-    Code.INTERNAL: "This is a fault of the program, not of the row: please report it with this message.",
-}
 
 
 class WorkSource(Protocol):
-    """Where units come from; the driver's memory must not grow with what is behind it."""
+    """Where units come from. Its memory must not grow with the number of tasks."""
 
     def next(self) -> Unit | None:
-        """A unit that can run now, each task once; None when nothing is ready until more is recorded."""
+        """A unit that can run now; None if there is none until more outcomes are recorded. Gives each task once."""
         ...
 
     def record(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Take final outcomes; returns those of dependants that can no longer run, which are final as well."""
+        """Take final outcomes; returns the outcomes, also final, of dependants that can no longer run."""
         ...
 
     def unfinished(self) -> int:
@@ -48,14 +40,14 @@ class WorkSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkItem:
     """A unit and its history.
 
     Attributes:
-        unit: its tasks have not ended.
-        attempts: tries that ended badly and are charged to the tasks.
-        strikes: the slots that died or hung while they ran it.
-        alone: taken out of a unit that failed.
+        unit: tasks without an outcome.
+        attempts: failed attempts that are charged to the tasks.
+        strikes: numbers of the slots that died or hung while they ran it.
+        alone: whether it is a single task split off from a unit that failed.
     """
 
     unit: Unit
@@ -65,7 +57,7 @@ class Job:
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be what kills workers: it then runs with nothing queued on its slot."""
+        """Whether it may kill workers; nothing is queued behind a suspect."""
         return self.alone or bool(self.strikes)
 
     @property
@@ -80,55 +72,69 @@ def kind_of(unit: Unit) -> Kind:
 
 
 def part_of(unit: Unit, start: int, stop: int) -> Unit:
-    """Tasks start..stop-1 of a unit, as a unit of their own."""
+    """Tasks start..stop-1 of a unit, as a unit with its own id."""
     return replace(unit, unit_id=f"{unit.unit_id}+{start}", tasks=unit.tasks[start:stop])
 
 
 def _memory_class(unit: Unit) -> tuple[object, ...]:
-    """What decides, besides the number of tasks, how much memory a unit takes."""
+    """What decides, besides the number of tasks, how much memory a unit needs."""
     if isinstance(unit, TrainUnit):
         return ("concept", unit.tasks[0].training.batch)
     return ("render", unit.tasks[0].shape.width, unit.tasks[0].shape.height)
 
 
+def _remedy(code: Code, kind: Kind) -> str:
+    """What a user can do about a task that failed on its own."""
+    match code, kind:
+        case Code.WORKER_DIED, _:
+            return "It did so each time it ran alone: give each worker more memory (fewer engine.slots), or remove it."
+        case Code.TIMED_OUT, "concept":
+            return "Raise that setting, or lower train.steps."
+        case Code.TIMED_OUT, _:
+            return "Raise that setting, or ask for fewer steps or a smaller size."
+        case Code.OUT_OF_MEMORY, "concept":
+            return "It does not fit even alone: use a machine with more memory."
+        case Code.OUT_OF_MEMORY, _:
+            return "It does not fit even alone: ask for a smaller size, or use a machine with more memory."
+        case _:
+            return "This is a bug in perfusion, not in the row: report it with this message."
+
+
 class Backlog:
-    """Jobs that wait, in the order in which they should run."""
+    """Work items in the order in which they should run."""
 
     def __init__(self, source: WorkSource, policy: Policy, clock: Clock) -> None:
         self._source = source
         self._policy = policy
         self._clock = clock
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[WorkItem] = deque()
         self._limits: dict[tuple[object, ...], int] = {}
         self._dry = False
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def take(self, accepts: Callable[[Job], bool], *, largest: int | None = None) -> Job | None:
-        """The first job that `accepts`, cut to `largest` tasks and to what fits in memory; None when there is none."""
-        for index, job in enumerate(self._waiting):
-            if accepts(job):
+    def take(self, accepts: Callable[[WorkItem], bool], *, largest: int | None = None) -> WorkItem | None:
+        """The first item for which `accepts` is true, cut to `largest` tasks and to what fits in memory; else None."""
+        for index, item in enumerate(self._waiting):
+            if accepts(item):
                 del self._waiting[index]
-                return self._cut(job, largest)
-        if self._dry or any(not job.suspect for job in self._waiting):
+                return self._cut(item, largest)
+        if self._dry or any(not item.suspect for item in self._waiting):
             return None
         unit = self._source.next()
         if unit is None:
             self._dry = True
             return None
-        job = Job(unit)
-        if accepts(job):
-            return self._cut(job, largest)
-        self._waiting.append(job)
+        item = WorkItem(unit)
+        if accepts(item):
+            return self._cut(item, largest)
+        self._waiting.append(item)
         return None
 
-    def _cut(self, job: Job, largest: int | None) -> Job:
-        limit = min(self._limits.get(_memory_class(job.unit), job.size), largest or job.size)
-        if limit >= job.size:
-            return job
-        self._waiting.appendleft(replace(job, unit=part_of(job.unit, limit, job.size)))
-        return replace(job, unit=part_of(job.unit, 0, limit))
+    def _cut(self, item: WorkItem, largest: int | None) -> WorkItem:
+        limit = min(self._limits.get(_memory_class(item.unit), item.size), largest or item.size)
+        if limit >= item.size:
+            return item
+        self._waiting.appendleft(replace(item, unit=part_of(item.unit, limit, item.size)))
+        return replace(item, unit=part_of(item.unit, 0, limit))
 
     def record(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Tell the source how tasks ended; returns the outcomes of their dependants."""
@@ -136,65 +142,67 @@ class Backlog:
         return self._source.record(outcomes)
 
     def exhausted(self) -> bool:
-        """Whether `take` can give nothing to anyone until more is recorded or put back."""
+        """Whether `take` returns None for any slot until something is recorded or put back."""
         return self._dry and not self._waiting
 
     def unfinished(self) -> int:
         """Number of tasks without a final outcome."""
         return self._source.unfinished()
 
-    def put_back(self, jobs: Iterable[Job]) -> None:
+    def put_back(self, items: Iterable[WorkItem]) -> None:
         """Jobs that are not to blame for anything: they go first, in the order given."""
-        self._waiting.extendleft(reversed(list(jobs)))
+        self._waiting.extendleft(reversed(list(items)))
 
-    def strike(self, job: Job, slot: int, code: Code, message: str) -> list[Outcome]:
-        """The slot died (WORKER_DIED) or hung (TIMED_OUT) while it ran the job."""
-        job = replace(job, attempts=job.attempts + 1, strikes=(*job.strikes, slot))
-        if len(job.strikes) >= self._policy.strikes or (code == Code.TIMED_OUT and job.size > 1):
-            return self._apart(job, slot, code, message)
-        if job.size == 1:
-            self._waiting.append(job)  # others first: their success shows that the slot is sound
+    def strike(self, item: WorkItem, slot: int, code: Code, message: str) -> list[Outcome]:
+        """Blame the item for a slot that died (WORKER_DIED) or hung (TIMED_OUT) while it ran it."""
+        item = replace(item, attempts=item.attempts + 1, strikes=(*item.strikes, slot))
+        if len(item.strikes) >= self._policy.strikes or (code == Code.TIMED_OUT and item.size > 1):
+            return self._split(item, slot, code, message)
+        if item.size == 1:
+            self._waiting.append(item)  # behind the others: their success shows that the slot is sound
         else:
-            self._waiting.appendleft(job)
+            self._waiting.appendleft(item)
         return []
 
-    def raised(self, job: Job, slot: int, message: str) -> list[Outcome]:
-        """The worker raised on the job: a bug, unless a single task shows otherwise."""
-        return self._apart(replace(job, attempts=job.attempts + 1), slot, Code.INTERNAL, message)
+    def raised(self, item: WorkItem, slot: int, message: str) -> list[Outcome]:
+        """Blame the item for an exception of its worker, whose message is `message`."""
+        return self._split(replace(item, attempts=item.attempts + 1), slot, Code.INTERNAL, message)
 
-    def out_of_memory(self, job: Job, slot: int, message: str) -> list[Outcome]:
-        """The job did not fit; from now on no unit of its kind and size is more than half as large."""
-        job = replace(job, attempts=job.attempts + 1)
-        if job.size == 1:
-            return [self._failed(job, slot, Code.OUT_OF_MEMORY, message)]
-        memory_class = _memory_class(job.unit)
-        self._limits[memory_class] = min(self._limits.get(memory_class, job.size), job.size // 2)
-        self._waiting.appendleft(job)
+    def out_of_memory(self, item: WorkItem, slot: int, message: str) -> list[Outcome]:
+        """The item did not fit in memory: later units of its kind and size get at most half as many tasks."""
+        item = replace(item, attempts=item.attempts + 1)
+        if item.size == 1:
+            return [self._failed(item, slot, Code.OUT_OF_MEMORY, message)]
+        memory_class = _memory_class(item.unit)
+        self._limits[memory_class] = min(self._limits.get(memory_class, item.size), item.size // 2)
+        self._waiting.appendleft(item)
         return []
 
-    def pardon(self, job: Job, slot: int) -> Job:
-        """The job without the strikes of a slot that turned out to be bad itself."""
-        return replace(job, strikes=tuple(number for number in job.strikes if number != slot))
+    def pardon(self, item: WorkItem, slot: int) -> WorkItem:
+        """The item without the strikes of a slot that was quarantined."""
+        return replace(item, strikes=tuple(number for number in item.strikes if number != slot))
 
     def pardon_all(self, slot: int) -> None:
-        """`pardon` for every job that waits."""
-        self._waiting = deque(self.pardon(job, slot) for job in self._waiting)
+        """`pardon` for all waiting items."""
+        self._waiting = deque(self.pardon(item, slot) for item in self._waiting)
 
-    def _apart(self, job: Job, slot: int, code: Code, message: str) -> list[Outcome]:
-        if job.size == 1:
-            return [self._failed(job, slot, code, message)]
-        singles = [part_of(job.unit, index, index + 1) for index in range(job.size)]
-        self.put_back(Job(unit, attempts=job.attempts, alone=True) for unit in singles)
+    def _split(self, item: WorkItem, slot: int, code: Code, message: str) -> list[Outcome]:
+        if item.size == 1:
+            return [self._failed(item, slot, code, message)]
+        singles = [part_of(item.unit, index, index + 1) for index in range(item.size)]
+        self.put_back(WorkItem(unit, attempts=item.attempts, alone=True) for unit in singles)
         return []
 
-    def _failed(self, job: Job, slot: int, code: Code, message: str) -> Outcome:
+    def _failed(self, item: WorkItem, slot: int, code: Code, message: str) -> Outcome:
+        kind = kind_of(item.unit)
+        remedy = f". {_remedy(code, kind)}"
         return Outcome(
-            kind=kind_of(job.unit),
-            key=job.unit.tasks[0].key,
+            kind=kind,
+            key=item.unit.tasks[0].key,
             status=Status.FAILED,
             code=code,
-            message=f"{message[:_CAUSE_CHARACTERS].rstrip('. ')}. {_REMEDY[code]}",
-            attempts=job.attempts,
+            message=clip(message.rstrip(". "), MESSAGE_BYTES - len(remedy.encode())) + remedy,
+            attempts=item.attempts,
             worker=f"slot-{slot}",
             finished_at=self._clock.wall(),
         )

@@ -1,92 +1,101 @@
-"""How hard the scheduler tries, how long it waits, and whom it blames. Every number carries its reason."""
+"""How often the scheduler retries, how long it waits and when it gives up: section `policy` of a spec."""
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from perfusion_ops.config import Frozen
-from pipeline.contract.units import TrainUnit, Unit
 
 
 class Policy(Frozen):
-    """Settings of `pipeline.engine.scheduler`; seconds are marked `_s`."""
+    """Limits and deadlines of the scheduler. Each description gives the reason for its default.
+
+    Names that end in `_s` are seconds. No field is part of a key: a policy decides whether a row gets a result, never
+    what the result is.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     render_depth: int = Field(
         default=2,
         ge=1,
         le=8,
-        description="renders given to a slot at once: one runs, the next is there the moment it ends",
-    )
-    train_depth: int = Field(
-        default=1,
-        ge=1,
-        le=1,
-        description="a training takes minutes: one queued behind it would only keep other slots from it",
+        description="render batches given to a worker at once: one runs and one waits, so that the worker is never "
+        "idle between two; trainings never wait behind another unit",
     )
     render_deadline_s: float = Field(
         default=1800.0,
         gt=0,
-        description="a batch takes seconds to a few minutes",
+        description="a render batch that runs longer is killed; a batch takes seconds to a few minutes",
     )
     train_deadline_s: float = Field(
         default=4 * 3600.0,
         gt=0,
-        description="a large group takes under an hour; its checkpoints bound what a late kill costs",
+        description="a training that runs longer is killed; a large group takes less than an hour, and checkpoints "
+        "limit what a late kill costs",
     )
     hang_factor: float = Field(
         default=3.0,
         gt=1,
-        description="times the longest call of its shape so far: a hang is waited for three times, once in its batch "
-        "and twice alone, and in the end by an otherwise finished run",
+        description="a unit is killed after this many times the longest earlier unit of its shape; keep it small: a "
+        "hanging row costs this wait three times, once in its batch and twice alone",
     )
     hang_floor_s: float = Field(
         default=180.0,
         gt=0,
-        description="storage that refuses keeps a unit waiting for two minutes before it fails",
+        description="hang_factor never kills earlier than this; a worker retries a failing storage for two minutes",
     )
     cold_s: float = Field(
         default=600.0,
         ge=0,
-        description="more than that for a worker's first call, which on a GPU also compiles kernels",
+        description="added to the limit of hang_factor for a worker's first unit, in which a GPU compiles kernels",
     )
     hang_calls: int = Field(
         default=20,
         ge=1,
-        description="calls of a shape that must have ended well before they say how long others may take",
+        description="units of a shape that must succeed before hang_factor applies to the shape",
     )
     setup_deadline_s: float = Field(
         default=1800.0,
         gt=0,
-        description="an autoscaler may need twenty minutes to find a GPU machine and pull its image",
+        description="a worker that is not ready by then is replaced; an autoscaler may need twenty minutes to find a "
+        "GPU machine and pull its image",
     )
     strikes: int = Field(
         default=2,
         ge=1,
-        description="one death may be the machine's; a second one under the same work makes the work suspect",
+        description="workers that a unit must kill before it is split, and a single row before it fails; one death may "
+        "be the machine's fault, a second one makes the work suspect",
     )
     slot_deaths: int = Field(
         default=4,
         ge=2,
-        description="deaths of one slot in a row, no success between, after which it gets no more work",
+        description="deaths of a slot in a row, without a success, after which it is quarantined",
     )
     probation_deaths: int = Field(
         default=2,
         ge=1,
-        description="deaths in a row after which a slot must first complete one fresh row, which tells a bad "
-        "slot from a bad row before either is condemned",
+        description="deaths of a slot in a row after which it must first complete a row that is not suspect; this "
+        "tells a bad slot from a bad row",
     )
     infrastructure_failures: int = Field(
         default=20,
         ge=1,
-        description="outages per slot with no success anywhere: about a quarter of an hour of backing off",
+        description="outages per slot in a row, without a success anywhere, after which the run stops; with the "
+        "backoff that is about a quarter of an hour",
     )
-    backoff_first_s: float = Field(default=1.0, gt=0, description="doubles with every loss of a slot in a row")
-    backoff_max_s: float = Field(default=60.0, gt=0, description="a minute is short beside loading a model again")
+    backoff_first_s: float = Field(
+        default=1.0, gt=0, description="wait before a lost worker is replaced; doubles with each loss in a row"
+    )
+    backoff_max_s: float = Field(
+        default=60.0, gt=0, description="upper limit of that wait; a minute is short beside loading a model"
+    )
     drain_s: float = Field(
         default=20.0,
         ge=0,
-        description="Kubernetes kills after 30 s by default, and rows that are done must still be staged",
+        description="time for running units to end when a run is stopped; Kubernetes kills after 30 s by default, and "
+        "finished rows must still be staged",
     )
-    poll_s: float = Field(default=1.0, gt=0, description="the longest time for which a stop signal goes unnoticed")
-    seed: int = Field(default=0, description="of the jitter on the backoff")
+    poll_s: float = Field(default=1.0, gt=0, description="the longest time until a stop signal is noticed")
+    seed: int = Field(default=0, description="of the random jitter of the backoff")
 
     @model_validator(mode="after")
     def _probation_comes_first(self) -> "Policy":
@@ -97,14 +106,6 @@ class Policy(Frozen):
             )
         return self
 
-    def depth(self, unit: Unit) -> int:
-        """How many calls of this kind a slot may hold."""
-        return self.train_depth if isinstance(unit, TrainUnit) else self.render_depth
-
-    def deadline_s(self, unit: Unit) -> float:
-        """Seconds within which a running unit must end, whatever is known of its likes."""
-        return self.train_deadline_s if isinstance(unit, TrainUnit) else self.render_deadline_s
-
     def backoff_s(self, losses: int, draw: float) -> float:
-        """Seconds to wait after `losses` losses in a row; `draw` in [0, 1) spreads slots that fell together."""
+        """Seconds to wait after `losses` >= 1 losses in a row; `draw` in [0, 1) spreads slots lost together."""
         return min(self.backoff_max_s, self.backoff_first_s * 2.0 ** min(losses - 1, 32)) * (0.5 + 0.5 * draw)

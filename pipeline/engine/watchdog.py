@@ -1,8 +1,8 @@
-"""How long a unit may take: what the policy allows, and less once it is known how long its likes take.
+"""How long a unit may run: the deadline of the policy, or less once similar units have been timed.
 
-A deadline that suits the largest picture of the slowest accelerator would let a row that hangs hold a whole cluster up
-for an hour at the end of a run. So a warm worker, which neither loads nor compiles any more, gets a multiple of the
-longest time that a unit of the same shape has taken anywhere.
+The policy's deadline suits the largest render on the slowest accelerator; at the end of a run a hanging row would hold
+a cluster for that long. So the limit becomes a multiple of the longest time that a unit of the same shape took
+anywhere. A worker's first unit may load and compile, so it gets more.
 """
 
 from dataclasses import dataclass
@@ -11,38 +11,55 @@ from pipeline.contract.units import TrainUnit, Unit
 from pipeline.engine.policy import Policy
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """Seconds within which a unit must end, and the field of `Policy` that set the limit."""
+
+    seconds: float
+    setting: str
+
+
 @dataclass
-class _Seen:
-    calls: int = 0
+class _Timing:
+    units: int = 0
     longest_s: float = 0.0
-    tasks: int = 1  # of the longest
+    tasks: int = 1  # of the longest unit
 
 
 class Watchdog:
-    """Learns from what ended well; the same calls in the same order give the same deadlines."""
+    """Times units that succeeded; the same units in the same order give the same deadlines."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._seen: dict[object, _Seen] = {}
+        self._timings: dict[object, _Timing] = {}
 
     def learn(self, unit: Unit, seconds: float) -> None:
-        """A unit ended well after so long on its worker."""
-        seen = self._seen.setdefault(_likes(unit), _Seen())
-        seen.calls += 1
-        if seconds > seen.longest_s:
-            seen.longest_s, seen.tasks = seconds, len(unit.tasks)
+        """Record that a unit succeeded `seconds` after its worker began it."""
+        timing = self._timings.setdefault(_shape(unit), _Timing())
+        timing.units += 1
+        if seconds > timing.longest_s:
+            timing.longest_s, timing.tasks = seconds, len(unit.tasks)
 
-    def deadline_s(self, unit: Unit, *, warm: bool) -> float:
-        """Seconds within which `unit` must end on a worker; `warm`: one that has ended a unit well before."""
-        policy, most = self._policy, self._policy.deadline_s(unit)
-        seen = self._seen.get(_likes(unit))
-        if seen is None or seen.calls < policy.hang_calls:
+    def deadline(self, unit: Unit, *, warm: bool) -> Deadline:
+        """The limit of `unit` on a worker; `warm`: the worker has completed a unit before."""
+        policy, most = self._policy, self._longest(unit)
+        timing = self._timings.get(_shape(unit))
+        if timing is None or timing.units < policy.hang_calls:
             return most
-        # A unit of more tasks than any before takes longer in proportion, at most.
-        expected = seen.longest_s * max(1.0, len(unit.tasks) / seen.tasks)
+        # A unit with more tasks than the longest one takes at most proportionally longer.
+        expected_s = timing.longest_s * max(1.0, len(unit.tasks) / timing.tasks)
         extra_s = 0.0 if warm else policy.cold_s
-        return min(most, max(policy.hang_floor_s, policy.hang_factor * expected) + extra_s)
+        factor = Deadline(policy.hang_factor * expected_s + extra_s, "hang_factor")
+        floor = Deadline(policy.hang_floor_s + extra_s, "hang_floor_s")
+        learnt = factor if factor.seconds > floor.seconds else floor
+        return learnt if learnt.seconds < most.seconds else most
+
+    def _longest(self, unit: Unit) -> Deadline:
+        if isinstance(unit, TrainUnit):
+            return Deadline(self._policy.train_deadline_s, "train_deadline_s")
+        return Deadline(self._policy.render_deadline_s, "render_deadline_s")
 
 
-def _likes(unit: Unit) -> object:
+def _shape(unit: Unit) -> object:
+    """What decides, besides the number of tasks, how long a unit takes."""
     return unit.tasks[0].training if isinstance(unit, TrainUnit) else unit.tasks[0].shape

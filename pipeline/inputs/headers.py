@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from perfusion_ops.errors import PerfusionError
+
 Format = Literal["JPEG", "PNG", "WEBP"]
 # The rule by which a file's pixels differ from those of versions before 0.2; "" if no such rule applies.
 Reading = Literal["", "srgb", "alpha", "scaled"]
@@ -28,7 +30,7 @@ _OTHERS = (
 )
 
 
-class DepthError(ValueError):
+class DepthError(PerfusionError, ValueError):
     """The header is valid, but its channels have a depth that common decoders do not read."""
 
 

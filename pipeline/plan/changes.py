@@ -1,15 +1,15 @@
-"""Why work is to be done: what of a plan is new, and what replaces a result that is out of date, and for which reason.
+"""Why keys are to be done: what is new in a plan, and what replaces a stale result, with the reason.
 
-A picture's place is its prompt, negative prompt, size and index, as in the view `current`. What is planned for a place
-and differs from what stands there was changed by one of these, of which the first is named: the base model, the weights
-of its concepts, its settings (seed, sampler, bias, temperature, lock). A picture whose place is empty is new, unless
-its row of the manifest made another picture of the same concepts that is not asked for any more: the prompt changed.
+The place of a render is its prompt, negative prompt, size and index, as in the view `current`. If a planned render
+differs from the current render of its place, the first of these that differs is the reason: the base model, the weights
+of its concepts, its settings (seed, sampler, bias, temperature, lock). A render without a current one is new, unless
+its manifest row made a render of the same concepts that is not planned any more: then the prompt changed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.contract.kinds import PerKind
 from pipeline.database.plandb import PlanDB
 from pipeline.storage.objects import Storage
 from pipeline.tables.views import connect
@@ -18,22 +18,17 @@ NEW, LOST, BASE, WEIGHTS, SETTINGS, PROMPT = "new", "object gone", "base", "weig
 SUPERCLASS, TRAINING = "superclass", "pictures or training"
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Distinct keys to do, by reason; reasons without any are absent."""
-
-    concepts: dict[str, int] = field(default_factory=dict)
-    renders: dict[str, int] = field(default_factory=dict)
+Changes = PerKind[dict[str, int]]  # distinct keys to do, by reason; reasons without keys are absent
 
 
 def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit: str) -> Changes:
-    """Compare what a plan is about to do with what is published; `done` must be filled.
+    """Compare the keys to do with the published tables.
 
     Args:
-        db: the plan.
+        db: with `done` filled.
         storage: with the tables of earlier runs.
         base_digest: of the plan's base model.
-        memory_limit: beyond which the comparison spills to disk.
+        memory_limit: DuckDB limit, above which the comparison spills to disk.
 
     Raises:
         StorageError: the tables cannot be listed.
@@ -45,7 +40,7 @@ def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit
             connection.register("rows_planned", db.connection.sql(sql).to_arrow_reader())
             connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM rows_planned")
             connection.unregister("rows_planned")
-        return Changes(
+        return PerKind(
             _counts(connection.execute(_CONCEPTS, values).fetchall()),
             _counts(connection.execute(_RENDERS, values).fetchall()),
         )
@@ -83,7 +78,7 @@ SELECT CASE
 FROM planned_concepts p LEFT JOIN old o USING (concept_id) GROUP BY 1 ORDER BY 2 DESC, 1
 """
 
-# Several pictures may stand at one place (seeds): the one of the same seed is the one that is replaced.
+# A place may have several renders (seeds): the one with the same seed is replaced.
 _RENDERS = f"""
 WITH to_do AS (SELECT * FROM planned_renders WHERE NOT done),
 unwanted AS (SELECT * FROM current ANTI JOIN planned_renders USING (render_key)),

@@ -1,46 +1,58 @@
-"""Which objects exist already: the outcomes of all earlier runs, believed only where storage lists the object.
+"""Which objects exist: outcomes of earlier runs, trusted only if storage lists the object with the recorded size.
 
-Storage is listed once and joined in SQL, so the cost is one listing however many rows are planned. A row of a table or
-a part whose object is gone, or has another size than the one recorded, does not count: the work is done again.
+Storage is listed once and the listing is joined in SQL, so the cost does not depend on the number of planned rows. Work
+whose object is missing or has another size is done again.
 """
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.contract.layout import image_path, weights_path
-from pipeline.contract.schemas import CONCEPTS, PART, RENDERS
+from pipeline.contract import schemas
+from pipeline.contract.kinds import CONCEPTS, RENDERS, RESULTS, ResultTable
+from pipeline.contract.layout import table_folder
 from pipeline.database.memory import retried
+from pipeline.database.parquet import gathered, read_tables
 from pipeline.database.plandb import PlanDB
+from pipeline.runs.find import list_runs
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import gathered, read_tables
 
 _LISTED = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
 _KEY = "0" * 64
-# Of each kind: the folder, and what a path has before and after its key and the key's first two digits.
-_PATHS = {
-    kind: (folder, *spell(_KEY).split(f"{_KEY[:2]}/{_KEY}"))
-    for kind, folder, spell in (("concept", "weights", weights_path), ("render", "images", image_path))
-}
-# What of each record is kept: its schema, and as SQL its kind, key, loss and time in seconds.
-_PART = (PART, "kind", "key", "loss", "finished_at")
-_CONCEPT = (CONCEPTS, "'concept'", "concept_key", "loss", "epoch_us(finished_at) / 1e6")
-_RENDER = (RENDERS, "'render'", "render_key", "NULL", "epoch_us(finished_at) / 1e6")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Which columns of a file become records: its schema, and SQL for kind, key, loss and finish time in seconds."""
+
+    schema: pa.Schema
+    kind: str
+    key: str
+    loss: str
+    finished_at: str
+
+
+_PART = _Source(schemas.PART, "kind", "key", "loss", "finished_at")
+_TABLES = (
+    (CONCEPTS, _Source(schemas.CONCEPTS, "'concept'", CONCEPTS.key_column, "loss", "epoch_us(finished_at) / 1e6")),
+    (RENDERS, _Source(schemas.RENDERS, "'render'", RENDERS.key_column, "NULL", "epoch_us(finished_at) / 1e6")),
+)
 
 
 @retried
 def list_objects(db: PlanDB, storage: Storage) -> int:
-    """Fill the table `objects` (kind, key, bytes) with every concept and picture there is; returns their number.
+    """Fill the table `objects` (kind, key, bytes) with every concept and render in storage; returns their number.
 
     Raises:
         StorageError: storage cannot be listed.
     """
     connection = db.connection
     connection.execute("DELETE FROM objects")
-    for kind, (folder, start, end) in _PATHS.items():
-        values = {"kind": kind, "start": start, "end": end, "skip": len(start) + 4}
-        for rows in gathered(pa.table(list(page), schema=_LISTED) for page in storage.pages(folder)):
+    for table in RESULTS:
+        start, end = _around_key(table)
+        values = {"kind": table.kind, "start": start, "end": end, "skip": len(start) + 4}
+        for rows in gathered(pa.table(list(page), schema=_LISTED) for page in storage.pages(table.folder)):
             connection.register("rows_read", rows)
             connection.execute(_OBJECTS, values)
             connection.unregister("rows_read")
@@ -68,18 +80,19 @@ def load_done(db: PlanDB, storage: Storage) -> int:
         )
     """)
     [(any_object,)] = connection.execute("SELECT EXISTS (FROM objects)").fetchall()
-    for path, (schema, kind, key, loss, finished_at) in _sources(storage) if any_object else ():
-        for rows in gathered(rows for _, rows in read_tables(storage, [path], schema)):
+    for path, source in _sources(storage) if any_object else ():
+        columns = f"{source.kind}, {source.key}, sha256, bytes, accelerator_s, {source.loss}, {source.finished_at}"
+        for rows in gathered(rows for _, rows in read_tables(storage, [path], source.schema)):
             connection.register("rows_read", rows)
-            connection.execute(
-                f"INSERT INTO records SELECT {kind}, {key}, sha256, bytes, accelerator_s, {loss}, {finished_at} "
-                "FROM rows_read WHERE status = 'ok'"
-            )
-    paths = [(kind, f"{storage.root}/{start}", end) for kind, (_, start, end) in _PATHS.items()]
+            connection.execute(f"INSERT INTO records SELECT {columns} FROM rows_read WHERE status = 'ok'")
+    paths = []
+    for table in RESULTS:
+        start, end = _around_key(table)
+        paths.append((table.kind, f"{storage.root}/{start}", end))
     connection.execute("CREATE OR REPLACE TEMP TABLE paths (kind VARCHAR, start VARCHAR, rest VARCHAR)")
     connection.executemany("INSERT INTO paths VALUES (?, ?, ?)", paths)
-    # The newest record of the object that is there: an object made again may have another size. Runs that reused it
-    # recorded no seconds of their own. Only numbers are aggregated: DuckDB cannot spill aggregates of text.
+    # The newest record with the object's size: an object that was made again may have another size. Runs that reused it
+    # recorded no seconds. Only numbers are aggregated: DuckDB cannot spill aggregates of text.
     connection.execute("""
         INSERT INTO done BY NAME
         WITH newest AS (
@@ -95,21 +108,24 @@ def load_done(db: PlanDB, storage: Storage) -> int:
     return count
 
 
-def _sources(storage: Storage) -> Iterator[tuple[str, tuple[pa.Schema, str, str, str, str]]]:
-    """Every staged part and published table, with what is kept of it; a published run's parts say nothing new."""
+def _around_key(table: ResultTable) -> tuple[str, str]:
+    """What the path of an object has before the first two digits of its key, and what it has after its key."""
+    start, end = table.object_path(_KEY).split(f"{_KEY[:2]}/{_KEY}")
+    return start, end
+
+
+def _sources(storage: Storage) -> Iterator[tuple[str, _Source]]:
+    """Every staged part and published table. Parts of a finished run are skipped: its tables have the same rows."""
     # Runs are listed before tables: a run that is published in between is read twice, never missed.
-    runs = [PurePosixPath(path) for path, _ in storage.list("runs")]
-    published = {path.parent for path in runs if path.name == "published.json"}
-    for path in runs:
-        if path.match("runs/*/parts/*.parquet") and path.parent.parent not in published:
-            yield str(path), _PART
-    for folder, kept in (("tables/concepts", _CONCEPT), ("tables/renders", _RENDER)):
-        for path, _ in storage.list(folder):
+    for run in list_runs(storage).values():
+        yield from ((path, _PART) for path in run.parts if not run.published)
+    for table, source in _TABLES:
+        for path, _ in storage.list(table_folder(table.name)):
             if path.endswith(".parquet"):
-                yield path, kept
+                yield path, source
 
 
-# What lies where no key leads is somebody else's.
+# Files at any other path were not written by this program.
 _OBJECTS = """
 INSERT INTO objects
 SELECT $kind, key, bytes

@@ -1,21 +1,21 @@
-"""What a plan will cost, at the speed and the sizes of the newest run that made something."""
+"""The cost of a plan, estimated from the times and sizes of the newest run that made something."""
 
 from dataclasses import dataclass
 
-from pipeline.plan.expand import Pending
+from pipeline.contract.kinds import PlanCounts
 from pipeline.storage.objects import Storage
 from pipeline.tables.views import connect
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the work to do; None where no run has trained, or rendered, anything to go by.
+    """The cost of the keys to do; None if no run has trained, or rendered, anything yet.
 
     Attributes:
         training_h: accelerator-hours for the concepts.
-        rendering_h: accelerator-hours for the pictures.
+        rendering_h: accelerator-hours for the renders.
         bytes: storage for both.
-        measured_by: the runs that it goes by.
+        measured_by: the runs that the estimate is based on.
     """
 
     training_h: float | None
@@ -24,8 +24,8 @@ class Estimate:
     measured_by: tuple[str, ...]
 
 
-def estimate(storage: Storage, work: Pending) -> Estimate:
-    """Means of the newest run that trained and of the newest that rendered, times what is to be done.
+def estimate(storage: Storage, work: PlanCounts) -> Estimate:
+    """Means of the newest run that trained and of the newest that rendered, times the keys to do.
 
     Raises:
         StorageError: the tables cannot be listed.
@@ -41,7 +41,7 @@ def estimate(storage: Storage, work: Pending) -> Estimate:
 
 
 def _times(newest: tuple[str, float, float] | None, keys: int) -> tuple[float | None, float | None]:
-    """Hours and bytes of so many keys."""
+    """Hours and bytes for a number of keys, from the run id, seconds and bytes per key of the newest run."""
     if keys == 0:
         return 0.0, 0.0
     return (None, None) if newest is None else (newest[1] * keys / 3600, newest[2] * keys)

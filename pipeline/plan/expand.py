@@ -8,7 +8,6 @@ Planning again replaces what was planned before; nothing here reads or writes st
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS, NO_LIMIT, measure_concepts, measure_prompts
 from pipeline.contract import keys
 from pipeline.contract.errors import Code, ManifestError, RowError
+from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCounts, ResultTable
 from pipeline.contract.placeholders import PLACEHOLDER
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.memory import retried
@@ -33,26 +33,6 @@ _SCRATCH = (
     *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
     *("keyed", "lengths", "superclass_lengths", "bad_samplers"),
 )
-
-
-@dataclass(frozen=True)
-class Work:
-    """Rows asked for and what they come to: rows = invalid + reused + to_do; keys count equal rows once."""
-
-    rows: int
-    invalid: int
-    reused: int
-    to_do: int
-    keys: int
-    keys_to_do: int
-
-
-@dataclass(frozen=True)
-class Pending:
-    """What a plan comes to."""
-
-    concepts: Work
-    renders: Work
 
 
 @retried
@@ -163,20 +143,25 @@ def plan_requests(
 
 
 @retried
-def pending(db: PlanDB) -> Pending:
-    """Count what a plan comes to; `done` may be filled or empty."""
+def count_plan(db: PlanDB) -> PlanCounts:
+    """Count a plan; keys in `done` count as reused.
+
+    Args:
+        db: with `requests` filled; `done` may be empty.
+    """
 
     # Sixteen bytes of each key's digest: the keys themselves, of 64 characters, would not fit into memory.
-    def work(table: str, key: str, kind: str) -> Work:
-        return Work(
+    def counted(rows: str, table: ResultTable) -> Counts:
+        return Counts(
             *db.connection.execute(f"""
             WITH planned AS (
-                SELECT md5_number({key}) AS id, count(*) AS rows FROM {table} WHERE code IS NULL GROUP BY id
+                SELECT md5_number({table.key_column}) AS id, count(*) AS rows
+                FROM {rows} WHERE code IS NULL GROUP BY id
             ),
             compared AS (
-                SELECT rows, id IN (SELECT md5_number(key) FROM done WHERE kind = '{kind}') AS there FROM planned
+                SELECT rows, id IN (SELECT md5_number(key) FROM done WHERE kind = '{table.kind}') AS there FROM planned
             ),
-            bad AS (SELECT count(*) AS rows FROM {table} WHERE code IS NOT NULL)
+            bad AS (SELECT count(*) AS rows FROM {rows} WHERE code IS NOT NULL)
             SELECT coalesce(sum(rows), 0) + (SELECT rows FROM bad), (SELECT rows FROM bad),
                 coalesce(sum(rows) FILTER (there), 0), coalesce(sum(rows) FILTER (NOT there), 0),
                 count(*), count(*) FILTER (NOT there)
@@ -185,7 +170,7 @@ def pending(db: PlanDB) -> Pending:
         )
 
     concepts = "(SELECT k.concept_key, c.code FROM concepts c LEFT JOIN concept_keys k USING (row))"
-    return Pending(work(concepts, "concept_key", "concept"), work("requests", "render_key", "render"))
+    return PerKind(counted(concepts, CONCEPTS), counted(RENDERS.planned, RENDERS))
 
 
 def _overridden(training: TrainingConfig, overrides: dict[str, object]) -> TrainingConfig:

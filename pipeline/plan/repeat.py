@@ -1,33 +1,40 @@
-"""A run that was published already and still says all there is to say: running it again makes nothing new.
+"""Detects no-op reruns: a finished run whose inputs and objects are unchanged.
 
-What a run's tables say follows from its manifests, its settings and what each concepts row came to: a key, or an error.
-A published run that was made of the very same, in which no row failed, and whose tables and objects are all there with
-their sizes, is the answer itself. To find that out takes one listing and three columns of its tables; neither the
-pictures are planned nor is anything written.
+The tables of a run follow from its manifests, its settings, and the key or the error of every concepts row. A finished
+run is the answer to the same command if all of these are equal, no row of it failed, and all of its files and objects
+exist with the recorded sizes. The check costs one listing and three columns of the run's tables; no render is planned
+and nothing is written.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.contract.layout import run_path
+from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCounts, ResultTable
 from pipeline.contract.schemas import METADATA
+from pipeline.database.parquet import gathered, read_tables
 from pipeline.database.plandb import PlanDB
-from pipeline.plan.expand import Pending, Work
+from pipeline.runs.record import Published, RunRecord
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import gathered, read_tables
-from pipeline.tables.publish import Published
 
 _ROWS_PER_READ = 10_000
-_KINDS = {"concepts": ("concept", "concept_key"), "renders": ("render", "render_key")}
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A finished run that is the answer, and the counts of its plan: nothing is to be done."""
+
+    published: Published
+    work: PlanCounts
 
 
 def content_digest(db: PlanDB, digest: str) -> str:
-    """Digest of all that a run's tables follow from, with `concepts` and `concept_keys` filled.
+    """Hex sha256 of everything that the tables of a run follow from.
 
     Args:
-        db: the plan.
+        db: with `concepts` and `concept_keys` filled.
         digest: of manifests, base model and settings.
     """
     content = hashlib.sha256(repr((digest, sorted(METADATA.items()))).encode())
@@ -40,48 +47,48 @@ def content_digest(db: PlanDB, digest: str) -> str:
     return content.hexdigest()
 
 
-def find_repeat(db: PlanDB, storage: Storage, run_ids: Sequence[str], content: str) -> tuple[Published, Pending] | None:
-    """The newest of some published runs that has this content and nothing to be done again; None when there is none.
+def find_repeat(db: PlanDB, storage: Storage, run_ids: Sequence[str], content: str) -> Repeat | None:
+    """The newest of some finished runs that has this content and nothing to do again; None if there is none.
 
     Args:
         db: with `objects` filled.
-        storage: where the runs lie.
-        run_ids: published runs, the newest first.
+        storage: the root of the runs.
+        run_ids: finished runs, newest first.
         content: see `content_digest`.
 
     Raises:
         StorageError: storage cannot be read.
     """
     for run_id in run_ids:
-        published = Published.from_json(storage.read(run_path(run_id, "published.json")))
+        published = RunRecord(storage, run_id).published()
         if published.content != content or any(storage.size(file.path) != file.bytes for file in published.files):
             continue
-        concepts, renders = (_reused(db, storage, published, table) for table in _KINDS)
+        concepts, renders = (_reused(db, storage, published, table) for table in (CONCEPTS, RENDERS))
         if concepts and renders:
-            return published, Pending(concepts, renders)
+            return Repeat(published, PerKind(concepts, renders))
     return None
 
 
-def _reused(db: PlanDB, storage: Storage, published: Published, table: str) -> Work | None:
-    """What a table comes to; None when a row failed, or its object is gone or has another size."""
-    kind, key = _KINDS[table]
+def _reused(db: PlanDB, storage: Storage, published: Published, table: ResultTable) -> Counts | None:
+    """Counts of a table; None if a row failed, or if its object is missing or has another size."""
+    key = table.key_column
     schema = pa.schema([(key, pa.string()), ("status", pa.string()), ("bytes", pa.int64())])
     connection = db.connection
-    connection.execute("CREATE OR REPLACE TEMP TABLE said (key VARCHAR, bytes BIGINT)")
-    paths = [file.path for file in published.files if file.table == table]
+    connection.execute("CREATE OR REPLACE TEMP TABLE recorded (key VARCHAR, bytes BIGINT)")
+    paths = [file.path for file in published.files if file.table == table.name]
     for rows in gathered(rows for _, rows in read_tables(storage, paths, schema)):
         connection.register("rows_read", rows)
-        # A row without a key was refused before any work, and would be again.
+        # A row without a key is invalid, and stays so until the manifest changes.
         size = "CASE status WHEN 'ok' THEN bytes END"
-        connection.execute(f"INSERT INTO said SELECT {key}, {size} FROM rows_read WHERE {key} IS NOT NULL")
+        connection.execute(f"INSERT INTO recorded SELECT {key}, {size} FROM rows_read WHERE {key} IS NOT NULL")
         connection.unregister("rows_read")
-    [(rows, keys, lost)] = connection.execute(
-        "SELECT count(*), count(DISTINCT md5_number(s.key)), count(*) FILTER (o.key IS NULL) "
-        "FROM said s LEFT JOIN (FROM objects WHERE kind = ?) o USING (key, bytes)",
-        [kind],
+    [(rows, keys, missing)] = connection.execute(
+        "SELECT count(*), count(DISTINCT md5_number(r.key)), count(*) FILTER (o.key IS NULL) "
+        "FROM recorded r LEFT JOIN (FROM objects WHERE kind = ?) o USING (key, bytes)",
+        [table.kind],
     ).fetchall()
-    connection.execute("DROP TABLE said")
-    if lost:
+    connection.execute("DROP TABLE recorded")
+    if missing:
         return None
-    total = published.rows(table)
-    return Work(rows=total, invalid=total - rows, reused=rows, to_do=0, keys=keys, keys_to_do=0)
+    total = published.rows(table.name)
+    return Counts(rows=total, invalid=total - rows, reused=rows, to_do=0, keys=keys, keys_to_do=0)

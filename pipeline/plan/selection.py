@@ -1,7 +1,7 @@
-"""A part of a plan: the first pictures of it, some drawn from all of it, or what failed in an earlier run.
+"""A part of a plan: its first renders, a random sample of them, or what failed in an earlier run.
 
-What is not chosen leaves the plan before it is counted, so that a part is a run of its own, with tables of its own that
-account for every row of the part. The concepts that its pictures need come with it.
+Rows that are not chosen are deleted from the plan before it is counted, so a part is a run of its own, whose tables
+account for every row of the part. Concepts that the chosen renders need are chosen too.
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,29 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.contract.kinds import PerKind
 from pipeline.database.plandb import PlanDB
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Work to do again, by content key; a picture whose concept is among `concepts` is meant only if named itself.
+class Keys(PerKind[Sequence[str]]):
+    """Content keys to do again. A render of a chosen concept is chosen only if its own key is given.
 
-    `run_id` is the published run that the keys were taken from.
+    `run_id` is the finished run that the keys were taken from.
     """
 
-    concepts: Sequence[str]
-    renders: Sequence[str]
     run_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is chosen of a plan, by exactly one of the three.
+    """What is chosen of a plan; exactly one of `first`, `drawn` and `keys` is set.
 
     Attributes:
-        name: what makes this part another run than the whole; the same words choose the same rows of the same plan.
-        first: so many pictures, in the order of the prompts manifest.
-        drawn: so many pictures from all over the plan, the same ones each time.
-        keys: these.
+        name: part of the run's digest. Equal names must choose equal rows of the same plan.
+        first: number of renders from the start of the prompts manifest.
+        drawn: number of renders in a random sample of the plan; the sample is the same each time.
+        keys: content keys.
     """
 
     name: str
@@ -43,14 +42,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Some keys that were chosen and are not in the plan, all for one reason.
+    """Chosen keys that are not in the plan, all for one reason.
 
     Attributes:
         table: concepts or renders.
-        reason: the same words for the same reason.
-        rows: how many keys.
-        code: of rows that are still refused.
-        sentence: for the user; it tells row, column and message of the first of them as of now.
+        reason: a fixed text per reason.
+        rows: number of keys.
+        code: error code, if the rows are still invalid.
+        sentence: message for the user, with row, column and message of the first of them in today's manifests.
     """
 
     table: str
@@ -61,8 +60,8 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Keys that were chosen and are not in the plan."""
+class Missing(PerKind[int]):
+    """Number of chosen keys that are not in the plan, and why."""
 
     concepts: int = 0
     renders: int = 0
@@ -71,22 +70,22 @@ class Missing:
 
 @dataclass(frozen=True)
 class Refused:
-    """Rows that stand for chosen keys and are refused now: rowids of `requests` and rows of the concepts manifest."""
+    """Rows of chosen keys that are invalid now: rows of the concepts manifest and rowids of `requests`."""
 
     concepts: tuple[int, ...] = ()
     requests: tuple[int, ...] = ()
 
 
 def select(db: PlanDB, selection: Selection, refused: Refused = Refused()) -> Missing:
-    """Take from a plan what is not chosen; call it after `plan_requests` and before anything is counted.
+    """Delete from a plan what is not chosen.
 
     Args:
-        db: the plan.
+        db: with `requests` filled; nothing is counted yet.
         selection: what is chosen.
-        refused: rows that stay in the plan besides, so that the tables tell what is wrong with them.
+        refused: invalid rows that stay in the plan, so that the tables report them.
 
     Returns:
-        What could not be chosen; `pipeline.plan.left_out` tells why.
+        The number of keys that could not be chosen; `pipeline.plan.left_out` says why.
     """
     connection = db.connection
     keys = selection.keys or Keys((), ())
@@ -127,7 +126,7 @@ SELECT (SELECT count(*) FROM asked_concepts ANTI JOIN concept_keys ON key = conc
     (SELECT count(*) FROM asked_renders ANTI JOIN requests ON key = render_key)
 """
 
-# By id and not by key: of two products with equal content only the one that is meant.
+# By id and not by key: of two concepts with equal content only the chosen one is kept.
 _CONCEPTS = """
 DELETE FROM concept_keys
 WHERE concept_id NOT IN (SELECT unnest(concept_ids) FROM requests WHERE concept_ids IS NOT NULL)

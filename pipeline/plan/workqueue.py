@@ -9,14 +9,16 @@ whose concept was not made ends as CONCEPT_FAILED at the moment its concept does
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.keys import normalise_superclass
+from pipeline.contract.kinds import PerKind
+from pipeline.contract.messages import clip
 from pipeline.contract.units import (
+    MESSAGE_BYTES,
     ConceptTask,
     InputImage,
     Kind,
@@ -31,15 +33,6 @@ from pipeline.database.plandb import PlanDB
 
 _PAGE = 4096  # tasks, a few MB: one query per page, not per unit
 _MOST_WAITING = 20_000  # renders in memory whose shape has no full batch yet; beyond that, smaller batches go out
-_MESSAGE_CHARACTERS = 500  # an outcome stays under 1 KB
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """Tasks without a final outcome."""
-
-    concepts: int
-    renders: int
 
 
 class WorkQueue:
@@ -106,9 +99,9 @@ class WorkQueue:
         """Number of tasks without a final outcome, those that are out included."""
         return self._concepts_left + self._renders_left
 
-    def remaining(self) -> Remaining:
+    def remaining(self) -> PerKind[int]:
         """How many tasks have no final outcome yet, those that are out included."""
-        return Remaining(self._concepts_left, self._renders_left)
+        return PerKind(self._concepts_left, self._renders_left)
 
     def _next_training(self) -> TrainUnit | None:
         if not self._trainings and self._next_concept < self._concept_rows:
@@ -177,7 +170,7 @@ def _dependant(key: str, concept: Outcome, concept_id: str) -> Outcome:
         key=key,
         status=Status.FAILED,
         code=Code.CONCEPT_FAILED,
-        message=reason[:_MESSAGE_CHARACTERS],
+        message=clip(reason, MESSAGE_BYTES),
         attempts=0,
         finished_at=concept.finished_at,
     )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +25,15 @@ import pyarrow.dataset
 from markupsafe import Markup
 
 from pipeline.contract.errors import MEANING, Code, Status
-from pipeline.contract.layout import TABLES, run_path
+from pipeline.contract.kinds import RESULTS, ResultTable
+from pipeline.contract.layout import TABLES_FOLDER, is_of_run, table_folder, table_pattern
 from pipeline.contract.schemas import PUBLISHED
+from pipeline.database.memory import in_memory
 from pipeline.database.query import Row, quoted, rows
 from pipeline.report.scores import MAX_SCORERS, extremes, scorer_figures
 from pipeline.report.sheets import PictureReader, combined_renders, concept_cards, sample_concepts
-from pipeline.storage.objects import Storage
+from pipeline.runs.record import RunRecord
+from pipeline.storage.objects import MissingObjectError, Storage
 from pipeline.storage.scratch import scratch_folder
 
 MIN_BYTES = 500_000  # the page without any picture stays below this, whatever the tables hold
@@ -44,7 +47,6 @@ _COMBINED_SHARE = 0.25  # of the room for pictures
 _SCORED_SHARE = 0.1  # likewise
 _SLACK = 4096  # the page's sentences grow by some digits once the sheets are in
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
-_KEYS = {"concepts": "concept_key", "renders": "render_key"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def write_report(
 
     Raises:
         ValueError: `max_bytes` below MIN_BYTES, or a negative `max_concepts`.
-        FileNotFoundError: the run has published no table.
+        MissingObjectError: the run has published no table.
     """
     if max_bytes < MIN_BYTES:
         raise ValueError(
@@ -116,9 +118,7 @@ def write_report(
         raise ValueError(f"max_concepts is {max_concepts}: give 0 or more")
     with _open_tables(storage, run_id, known) as tables:
         page = _page(storage, run_id, tables, max_concepts, max_bytes)
-    path = run_path(run_id, "report/index.html")
-    storage.write(path, page)
-    return storage.uri(path)
+    return RunRecord(storage, run_id).write_report(page)
 
 
 def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max_bytes: int) -> bytes:
@@ -128,7 +128,7 @@ def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max
     tiles: Any = environment.get_template("tiles.html.j2").module
     scored: Any = environment.get_template("scores.html.j2").module
     view = _figures(storage, run_id, tables)
-    inputs = _json(storage, run_path(run_id, "inputs.json"))
+    photos = RunRecord(storage, run_id).photos()
     reader = PictureReader(storage)
 
     def render(cards: list[Markup], combined: list[Markup], ends: list[Markup]) -> bytes:
@@ -141,13 +141,13 @@ def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max
         ends = _that_fit(map(scored.scored, both), int(room * _SCORED_SHARE))
     room -= sum(map(_size, ends))
     combined = _that_fit(
-        map(tiles.combined, combined_renders(tables.connection, MAX_COMBINED, inputs, reader)),
+        map(tiles.combined, combined_renders(tables.connection, MAX_COMBINED, photos, reader)),
         int(room * _COMBINED_SHARE),
     )
     room -= sum(map(_size, combined))
     # Drawn by digest, so that what fits is a fair sample; shown by id, so that one is found again.
     sample = sample_concepts(tables.connection, max_concepts)
-    cards = _that_fit(map(tiles.card, concept_cards(tables.connection, sample, tables.carried, inputs, reader)), room)
+    cards = _that_fit(map(tiles.card, concept_cards(tables.connection, sample, tables.carried, photos, reader)), room)
     shown = zip((row["concept_id"] for row in sample), cards, strict=False)
     return render([card for _, card in sorted(shown)], combined, ends)
 
@@ -155,13 +155,13 @@ def _page(storage: Storage, run_id: str, tables: _Tables, max_concepts: int, max
 def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
     """All of the page but its pictures."""
     connection = tables.connection
-    for table in TABLES:
+    for table in RESULTS:
         _count_objects(connection, table)
     return {
         "run_id": run_id,
         "run_date": tables.run_date,
         "root": storage.root,
-        "settings": list(_flat(_json(storage, run_path(run_id, "spec.json")))),
+        "settings": _settings(storage, run_id),
         "settings_shown": SETTINGS,
         "base": rows(
             connection, "SELECT DISTINCT base, base_digest FROM concepts WHERE base IS NOT NULL ORDER BY ALL LIMIT 1"
@@ -170,35 +170,38 @@ def _figures(storage: Storage, run_id: str, tables: _Tables) -> dict[str, Any]:
             connection, "SELECT DISTINCT base, base_digest FROM renders WHERE base IS NOT NULL ORDER BY ALL LIMIT 1"
         ),
         "span": rows(connection, _SPAN)[0],
-        "totals": {table: _totals(connection, table) for table in TABLES},
+        "totals": {table.name: _totals(connection, table) for table in RESULTS},
         "failures": _failures(connection),
-        "histograms": {table: _histogram(connection, table) for table in TABLES},
+        "histograms": {table.name: _histogram(connection, table) for table in RESULTS},
         "slowest": rows(connection, _SLOWEST, {"limit": SLOWEST}),
         "concepts_total": _count(connection, "SELECT count(DISTINCT concept_id) FROM concepts"),
         "combined_total": _count(connection, "SELECT count(*) FROM renders WHERE len(concept_ids) > 1"),
         "scores": scorer_figures(connection, storage, run_id),
         "scores_shown": MAX_SCORERS,
-        "pattern": {table: storage.uri(f"tables/{table}/*/run_id={run_id}/*.parquet") for table in PUBLISHED},
+        "pattern": {table: storage.uri(table_pattern(table, run_id)) for table in PUBLISHED},
     }
 
 
 @contextmanager
 def _open_tables(storage: Storage, run_id: str, known: Iterable[str]) -> Iterator[_Tables]:
     """The run's published tables, read where they lie; sorting spills to local scratch."""
-    there = {*known, *(path for path, _ in storage.list("tables") if f"/run_id={run_id}/" in path)}
-    files = {table: sorted(path for path in there if path.startswith(f"tables/{table}/")) for table in TABLES}
+    there = {*known, *(path for path, _ in storage.list(TABLES_FOLDER) if is_of_run(path, run_id))}
+    files = {
+        table.name: sorted(path for path in there if path.startswith(f"{table_folder(table.name)}/"))
+        for table in RESULTS
+    }
     found = [path for paths in files.values() for path in paths]
     if not found:
-        raise FileNotFoundError(
-            f"run {run_id!r} has published nothing under {storage.uri('tables')}: "
+        raise MissingObjectError(
+            f"run {run_id!r} has published nothing under {storage.uri(TABLES_FOLDER)}: "
             "check the run id, or let the run finish first"
         )
     dates = re.findall(r"/run_date=([^/]+)/", "".join(found))
     with (
         scratch_folder("report") as scratch,
-        duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(scratch)}) as connection,
+        in_memory({"memory_limit": "1GB", "temp_directory": str(scratch)}) as connection,
     ):
-        carried = {table: _view(connection, storage, table, files[table]) for table in TABLES}
+        carried = {name: _view(connection, storage, name, paths) for name, paths in files.items()}
         yield _Tables(connection, carried["concepts"], max(dates, default=""))
 
 
@@ -225,31 +228,32 @@ def _view(connection: duckdb.DuckDBPyConnection, storage: Storage, table: str, p
     return tuple(field.name for field in carried)
 
 
-def _count_objects(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+def _count_objects(connection: duckdb.DuckDBPyConnection, table: ResultTable) -> None:
     """Create `<table>_objects`: bytes, seconds spent by this run and whether it made the object, one row per key."""
     connection.execute(
         f"""
-        CREATE TEMP TABLE {table}_objects AS SELECT * EXCLUDE (key) FROM (
+        CREATE TEMP TABLE {table.name}_objects AS SELECT * EXCLUDE (key) FROM (
             SELECT
-                {_KEYS[table]} AS key,
+                {table.key_column} AS key,
                 coalesce(max(bytes) FILTER (status = 'ok'), 0) AS bytes,
                 coalesce(max(accelerator_s) FILTER (origin IS DISTINCT FROM 'reused'), 0) AS accelerator_s,
                 coalesce(bool_or(status = 'ok' AND origin <> 'reused'), false) AS made,
                 coalesce(bool_or(status = 'ok'), false) AS ok
-            FROM {table} WHERE {_KEYS[table]} IS NOT NULL GROUP BY ALL
+            FROM {table.name} WHERE {table.key_column} IS NOT NULL GROUP BY ALL
         )
         """
     )
 
 
-def _totals(connection: duckdb.DuckDBPyConnection, table: str) -> Totals:
-    found = dict(connection.execute(f"SELECT status, count(*) FROM {table} GROUP BY status ORDER BY status").fetchall())
+def _totals(connection: duckdb.DuckDBPyConnection, table: ResultTable) -> Totals:
+    counted = f"SELECT status, count(*) FROM {table.name} GROUP BY status ORDER BY status"
+    found = dict(connection.execute(counted).fetchall())
     objects = rows(
         connection,
         f"""
         SELECT count(*) FILTER (made) AS made, count(*) FILTER (ok AND NOT made) AS reused,
             coalesce(sum(bytes), 0)::BIGINT AS bytes, coalesce(sum(accelerator_s), 0) AS accelerator_s
-        FROM {table}_objects
+        FROM {table.name}_objects
         """,
     )[0]
     statuses = {str(status): found.pop(status) for status in Status if status in found} | found
@@ -290,14 +294,14 @@ def _meaning(code: str) -> str:
     return "A code that this version does not know: a newer version wrote the table."
 
 
-def _histogram(connection: duckdb.DuckDBPyConnection, table: str) -> Histogram | None:
+def _histogram(connection: duckdb.DuckDBPyConnection, table: ResultTable) -> Histogram | None:
     """Seconds of what this run made; None when it made nothing. The open last bin keeps a few stragglers in view."""
     stats = rows(
         connection,
         f"""
         SELECT count(*) AS total, median(accelerator_s) AS median, quantile_cont(accelerator_s, 0.95) AS p95,
             quantile_cont(accelerator_s, 0.99) AS p99, max(accelerator_s) AS largest
-        FROM {table}_objects WHERE made
+        FROM {table.name}_objects WHERE made
         """,
     )[0]
     if not stats["total"]:
@@ -307,7 +311,7 @@ def _histogram(connection: duckdb.DuckDBPyConnection, table: str) -> Histogram |
         connection.execute(
             f"""
             SELECT least(floor(accelerator_s / ?), ?)::INTEGER AS bin, count(*)
-            FROM {table}_objects WHERE made GROUP BY bin
+            FROM {table.name}_objects WHERE made GROUP BY bin
             """,
             [width, BINS - 1],
         ).fetchall()
@@ -345,9 +349,10 @@ def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
     return count
 
 
-def _json(storage: Storage, path: str) -> Mapping[str, Any]:
-    """A JSON object of the run; empty where the run has not written it."""
-    return json.loads(storage.read(path)) if storage.exists(path) else {}
+def _settings(storage: Storage, run_id: str) -> list[tuple[str, str]]:
+    """Names and values of the recorded spec; empty if the run has none."""
+    record = RunRecord(storage, run_id)
+    return list(_flat(record.spec().model_dump(mode="json"))) if record.has_begun() else []
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

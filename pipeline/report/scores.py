@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow.dataset
 
+from pipeline.contract.layout import is_of_run, table_folder
 from pipeline.contract.schemas import SCORES
 from pipeline.database.query import Row, rows
 from pipeline.report.sheets import PictureReader, Render
@@ -63,7 +64,7 @@ class Scored:
 
 def scorer_figures(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: str) -> list[ScorerFigures]:
     """Create the view `scores` of a run and sum it up, one element per set of scorers and the latest first."""
-    paths = sorted(path for path, _ in storage.list("tables/scores/") if f"/run_id={run_id}/" in path)
+    paths = sorted(path for path, _ in storage.list(table_folder("scores")) if is_of_run(path, run_id))
     source = SCORES.empty_table()
     if paths:
         full = [storage.full(path) for path in paths]

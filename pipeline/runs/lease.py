@@ -1,19 +1,18 @@
-"""One attempt at a run at a time: a numbered lease in storage, kept alive by a heartbeat.
+"""One driver per run at a time: a numbered lease in storage, renewed by a heartbeat.
 
 Invariants:
 
-- `lease/<n>.json` is created exclusively and n only grows, so two attempts never share a number. Lease files are never
-  deleted, for a number that came back would let an old attempt's parts pass for a new one's.
-- Only the holder writes to its file: who it is and when it last gave a sign of life.
-- A holder that is certainly dead (its process on this machine is gone) is replaced at once; one that cannot be looked
-  at is replaced when it has been silent for `EXPIRY_S`. Its number tells it apart from then on: whoever writes checks
-  `still_mine` and stops when it is false.
+- `lease/<n>.json` is created exclusively and n only grows, so two drivers never share a number. Lease files are never
+  deleted: with a reused number, parts of an old driver could not be told from those of a new one.
+- Only the holder writes to its file: its identity and the time of its last heartbeat.
+- A holder whose process on this machine is gone is replaced at once. A holder whose process cannot be checked is
+  replaced when its last heartbeat is older than `EXPIRY_S`. Before it writes, a driver checks `still_mine`, and stops
+  when that is false.
 """
 
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import uuid
@@ -21,34 +20,40 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from pydantic import ConfigDict, TypeAdapter
+
+from perfusion_ops.errors import PerfusionError
 from pipeline.clock import Clock
-from pipeline.contract.layout import lease_path, run_path
+from pipeline.contract.layout import lease_folder, lease_number, lease_path, run_path
+from pipeline.runs.stored_json import NewerJsonError, StoredJsonError, decode
 from pipeline.storage.objects import Storage, StorageError
 
 HEARTBEAT_S = 10.0
 EXPIRY_S = 60.0  # five heartbeats may be late or lost, and the clocks of two machines may differ by a few seconds
 _FILE_BYTES = 10_000
-_LEASE_NAME = re.compile(r"lease/([1-9][0-9]{0,8})\.json$")
+_STRICT = ConfigDict(extra="forbid")
 
 _log = logging.getLogger(__name__)
 
 
-class LeaseHeld(Exception):  # noqa: N818 (it is not a fault, but an answer)
-    """Someone else works on the run; the message says who, since when, and what to do."""
+class LeaseHeld(PerfusionError):  # noqa: N818 (it is not a fault, but an answer)
+    """Another driver holds the run; the message names it and says since when it holds the run and what to do."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from every other one there ever was.
+    """The identity of a process, unique over time.
 
     Attributes:
-        host: its machine's name, for people.
-        machine: boot and process namespace in which `pid` means something; empty where the system has no /proc.
+        host: name of its machine, for messages.
+        machine: boot id and process namespace in which `pid` is valid; empty on a system without /proc.
         pid: process id.
-        started: when the process started, in clock ticks since the boot: a reused pid has another one.
+        started: start of the process in clock ticks since boot; it differs when a pid is reused.
     """
+
+    __pydantic_config__ = _STRICT
 
     host: str
     machine: str
@@ -61,7 +66,7 @@ class Owner:
         return Owner(socket.gethostname(), _machine(), os.getpid(), _start_ticks(os.getpid()))
 
     def certainly_alive(self) -> bool | None:
-        """Whether the process runs: None where that cannot be known from here."""
+        """Whether the process runs; None if this machine cannot check it."""
         if not self.machine or self.machine != _machine():
             return None
         return self.started is not None and _start_ticks(self.pid) == self.started
@@ -69,6 +74,8 @@ class Owner:
 
 @dataclass(frozen=True)
 class _Record:
+    __pydantic_config__ = _STRICT
+
     owner: Owner
     nonce: str
     since: float
@@ -78,11 +85,8 @@ class _Record:
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
 
-    @staticmethod
-    def from_json(data: bytes) -> "_Record":
-        fields: dict[str, Any] = json.loads(data)
-        owner = Owner(**fields.pop("owner"))
-        return _Record(owner=owner, **fields)
+
+_RECORD = TypeAdapter(_Record)
 
 
 def _machine() -> str:
@@ -94,23 +98,23 @@ def _machine() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Start time of a process that runs; None when there is none, or only its remains (a zombie)."""
+    """Start time of a running process; None if there is no such process or it is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command's name stands in brackets and may hold anything; the state is the first field after it.
+    # The command's name is in parentheses and may contain anything; the state is the first field after it.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def _numbers(storage: Storage, run_id: str) -> list[int]:
-    matches = (_LEASE_NAME.search(path) for path, _ in storage.list(run_path(run_id, "lease")))
-    return sorted(int(match[1]) for match in matches if match)
+    numbers = (lease_number(path) for path, _ in storage.list(lease_folder(run_id)))
+    return sorted(number for number in numbers if number is not None)
 
 
 def _latest(storage: Storage, run_id: str) -> int:
-    """The highest number there is, 0 for none; a listing may lag behind, the next number is there or is not."""
+    """The highest number, 0 without any. Listings may be stale, so the next number is looked up by name."""
     latest = max(_numbers(storage, run_id), default=0)
     while storage.exists(lease_path(run_id, latest + 1)):
         latest += 1
@@ -125,18 +129,18 @@ def acquire(
     owner: Owner | None = None,
     heartbeat_s: float = HEARTBEAT_S,
 ) -> "Lease":
-    """Take the run, or say who has it.
+    """Acquire the lease of a run.
 
     Args:
-        storage: the root that every attempt at the run shares.
+        storage: the root that all drivers of the run share.
         run_id: the run.
-        clock: its wall time is written to the lease and compared with other machines'.
-        owner: who takes it; this process when absent.
-        heartbeat_s: seconds between two signs of life.
+        clock: its wall time is written to the lease and compared with that of other machines.
+        owner: the new holder; this process if None.
+        heartbeat_s: seconds between two heartbeats.
 
     Raises:
-        LeaseHeld: another attempt is alive, or may be.
-        StorageError: storage does not work.
+        LeaseHeld: another driver is alive, or may be.
+        StorageError: storage fails.
     """
     latest = _latest(storage, run_id)
     if latest:
@@ -145,21 +149,26 @@ def acquire(
     record = _Record(owner or Owner.this_process(), uuid.uuid4().hex, now, now)
     number = latest + 1
     path = lease_path(run_id, number)
-    # An object store may create the file and lose the answer: then it holds our nonce all the same.
+    # An object store may create the file and lose the response: the file then has our nonce.
     if not storage.create(path, record.to_json()) and _read(storage, run_id, number).nonce != record.nonce:
         _refuse_if_held(storage, run_id, number, clock)
-        raise LeaseHeld(f"another attempt at run {run_id!r} began and ended at this moment; start again")
+        raise LeaseHeld(f"another driver of run {run_id!r} began and ended at this moment: run the same command again")
     return Lease(storage, run_id, number, record=record, clock=clock, heartbeat_s=heartbeat_s)
 
 
 def _read(storage: Storage, run_id: str, number: int) -> _Record:
     path = lease_path(run_id, number)
     try:
-        return _Record.from_json(storage.read(path, _FILE_BYTES))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return decode(_RECORD, storage.read(path, _FILE_BYTES))
+    except NewerJsonError as error:
         raise LeaseHeld(
-            f"the lease {storage.uri(path)} cannot be understood ({type(error).__name__}: {error}), so nobody knows "
-            f"whether run {run_id!r} is being worked on; use another run id, which reuses everything that is done"
+            f"the lease {storage.uri(path)} was written by a newer version of perfusion ({error}): use that version"
+        ) from error
+    except StoredJsonError as error:
+        raise LeaseHeld(
+            f"the lease {storage.uri(path)} is damaged ({error}), so it is unknown whether a driver works on run "
+            f"{run_id!r}: make sure that none does, move the folder {storage.uri(run_path(run_id))} away and run the "
+            "same command again, which reuses every object that exists"
         ) from error
 
 
@@ -175,15 +184,14 @@ def _refuse_if_held(storage: Storage, run_id: str, number: int, clock: Clock) ->
         remedy = f"wait for it to end, or stop it with: kill {record.owner.pid}"
     else:
         left_s = max(1, round(EXPIRY_S - silent_s) + 1)
-        remedy = f"wait for it to end or stop it there; if it is gone already, try again in {left_s} s"
+        remedy = f"wait for it to end or stop it there; if it has ended already, try again in {left_s} s"
     raise LeaseHeld(
-        f"run {run_id!r} has been worked on by {who} since {since}, last sign of life {max(0, round(silent_s))} s ago: "
-        f"{remedy}; or use another run id"
+        f"run {run_id!r} is held by {who} since {since}, last heartbeat {max(0, round(silent_s))} s ago: {remedy}"
     )
 
 
 def describe_holder(storage: Storage, run_id: str, clock: Clock) -> str:
-    """Who works on a run, as far as storage tells; empty when nobody does."""
+    """The driver that holds a run according to storage, with its last heartbeat; empty if none does."""
     numbers = _numbers(storage, run_id)
     if not numbers:
         return ""
@@ -192,11 +200,11 @@ def describe_holder(storage: Storage, run_id: str, clock: Clock) -> str:
     alive = record.owner.certainly_alive()
     if record.released or alive is False or (alive is None and silent_s > EXPIRY_S):
         return ""
-    return f"process {record.owner.pid} on {record.owner.host}, last sign of life {max(0, round(silent_s))} s ago"
+    return f"process {record.owner.pid} on {record.owner.host}, last heartbeat {max(0, round(silent_s))} s ago"
 
 
 class Lease:
-    """The right to write to a run, until `release` or the end of the block; see the module's invariants."""
+    """The exclusive right to write to a run, until `release` or the end of the `with` block."""
 
     def __init__(
         self, storage: Storage, run_id: str, number: int, *, record: _Record, clock: Clock, heartbeat_s: float
@@ -211,14 +219,14 @@ class Lease:
         self._thread.start()
 
     def still_mine(self) -> bool:
-        """Whether nobody has taken the run over, and it has not been released."""
+        """Whether the lease is neither released nor taken over by another driver."""
         return not self._ended.is_set() and not self._storage.exists(lease_path(self._run_id, self.number + 1))
 
     def release(self) -> None:
-        """Give the run back, so that the next attempt need not wait. May be called twice.
+        """Release the run, so that the next driver need not wait. Idempotent.
 
         Raises:
-            StorageError: it could not be written; the lease then lapses with this process, or after `EXPIRY_S`.
+            StorageError: the release was not written; the lease then ends with this process, or after `EXPIRY_S`.
         """
         if self._ended.is_set():
             return
@@ -230,8 +238,8 @@ class Lease:
         while not self._ended.wait(heartbeat_s):
             try:
                 self._write(released=False)
-            except StorageError as error:  # the next one may succeed; if none does, another attempt may take over
-                _log.warning("no sign of life could be written: %s", error)
+            except StorageError as error:  # the next one may succeed; if none does, another driver may take over
+                _log.warning("a heartbeat could not be written: %s", error)
 
     def _write(self, *, released: bool) -> None:
         record = replace(self._record, heartbeat=self._clock.wall(), released=released)
@@ -245,5 +253,5 @@ class Lease:
     ) -> None:
         try:
             self.release()
-        except StorageError as failure:  # not worth the run's result: the lease lapses by itself
+        except StorageError as failure:  # must not replace the run's result: the lease expires by itself
             _log.warning("the lease of run %s could not be released: %s", self._run_id, failure)

@@ -21,17 +21,18 @@ from perfusion_ops.scoring.choice import ScorerChoice
 from perfusion_ops.scoring.protocols import Scorers
 from pipeline.clock import Clock, SystemClock
 from pipeline.contract.errors import verdict
-from pipeline.contract.layout import run_path, scores_path
+from pipeline.contract.layout import INPUTS_FOLDER, scores_path
 from pipeline.contract.schemas import METADATA, RUN_ID, SCORES
+from pipeline.database.memory import in_memory
 from pipeline.database.query import rows
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
+from pipeline.runs.record import RunRecord
 from pipeline.scores.pictures import PictureSource, TrainingMeans
 from pipeline.scores.rows import Render, RowScorer, Score
-from pipeline.scores.training_pictures import recorded_settings, training_pictures
+from pipeline.scores.training_pictures import training_pictures
 from pipeline.storage.objects import Storage
 from pipeline.storage.patience import Patience
-from pipeline.tables.publish import Published
 from pipeline.tables.views import connect
 
 _READERS = 8  # pictures read at the same time
@@ -96,7 +97,7 @@ def score_run(
         ManifestError: training pictures are to be found through a manifest that cannot be read.
         ScorerError: a scorer does not load or gives numbers that are not finite.
     """
-    published = Published.from_json(storage.read(run_path(run_id, "published.json")))
+    published = RunRecord(storage, run_id).published()
     path = scores_path(published.run_date, run_id, choice.digest)
     added = False
     if not storage.exists(path):
@@ -119,7 +120,7 @@ def _scores(
     batch: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[list[Score]]:
-    settings = recorded_settings(storage, run_id)
+    settings = RunRecord(storage, run_id).settings()
     options, patience = settings.storage_options or None, Patience()
     with connect(storage) as connection, ThreadPoolExecutor(_READERS, thread_name_prefix="score") as pool:
         connection.execute(_TO_SCORE, {"run_id": run_id})
@@ -129,7 +130,7 @@ def _scores(
         scorers, training = load(choice), None
         if scorers.image:
             wanted = {name for (name,) in connection.execute(_NAMED).fetchall()}
-            limits = settings.inputs.allowing(storage.uri("inputs"))
+            limits = settings.inputs.allowing(storage.uri(INPUTS_FOLDER))
             source = PictureSource(pool, InputStore(limits, options), patience)
             training = TrainingMeans(scorers.image, source, training_pictures(storage, run_id, settings, wanted))
         scorer = RowScorer(
@@ -174,7 +175,7 @@ def _encoded(table: pa.Table) -> bytes:
 
 def _summary(storage: Storage, path: str, choice: ScorerChoice, run_id: str, *, added: bool) -> ScoreSummary:
     """Counted from the file, so that who finds it there and who made it say the same."""
-    with duckdb.connect() as connection:
+    with in_memory() as connection:
         connection.register("scores", pq.read_table(io.BytesIO(storage.read(path))))
         figures = rows(connection, _FIGURES)[0]
         errors = connection.execute(_ERRORS).fetchall()

@@ -4,32 +4,14 @@ A run records the first thousand concepts for its report; the addresses of other
 manifest that the run names. Addresses, not contents: pictures that were replaced since are taken as they are now.
 """
 
-import json
 from collections.abc import Collection, Mapping
 
-from pydantic import ValidationError
-
-from pipeline.contract.layout import run_path
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest.load import load_concepts
+from pipeline.runs.record import RunRecord
 from pipeline.settings import RunSettings
-from pipeline.storage.objects import Storage, StorageError
-
-
-def recorded_settings(storage: Storage, run_id: str) -> RunSettings:
-    """The settings of a run.
-
-    Raises:
-        StorageError: they cannot be read or understood.
-    """
-    path = run_path(run_id, "spec.json")
-    try:
-        return RunSettings.model_validate(json.loads(storage.read(path))["settings"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise StorageError(
-            f"{storage.uri(path)} cannot be understood ({error}): restore it, or use the version that wrote it"
-        ) from error
+from pipeline.storage.objects import Storage
 
 
 def training_pictures(
@@ -47,9 +29,8 @@ def training_pictures(
         ManifestError: the manifest is needed and cannot be read.
         StorageError: storage failed.
     """
-    path = run_path(run_id, "inputs.json")
-    recorded = json.loads(storage.read(path)) if storage.exists(path) else {}
-    found = {name: tuple(recorded[name]) for name in wanted if name in recorded}
+    recorded = RunRecord(storage, run_id).photos()
+    found = {name: recorded[name] for name in wanted if name in recorded}
     if len(found) == len(set(wanted)):
         return found
     with PlanDB(memory_limit=settings.engine.plan_memory) as db:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 
+from perfusion_ops.errors import PerfusionError
+
 _THREADS = 4
 _FOLDERS_AT_ONCE = 32  # read ahead of the caller
 
 
-class NoHardLinksError(OSError):
+class NoHardLinksError(PerfusionError, OSError):
     """The filesystem has no hard links, which exclusive creation needs."""
 
 

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.messages import reason
 from pipeline.storage.local_files import NoHardLinksError, files_below, write_file
 
@@ -42,7 +43,7 @@ _UNCLEAN = re.compile(r"[\x00-\x1f\\]")
 _MEMORY_LOCK = threading.Lock()  # MemoryFileSystem checks, then writes: without a lock, creation is not exclusive
 
 
-class StorageError(Exception):
+class StorageError(PerfusionError):
     """An object or a filesystem could not be used; the message names the remedy."""
 
 

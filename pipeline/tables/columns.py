@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.contract.kinds import ResultTable
 from pipeline.contract.layout import schema_path, table_folder
 from pipeline.contract.schemas import METADATA, PUBLISHED
 from pipeline.database.plandb import PlanDB, extra_columns
@@ -48,7 +49,7 @@ class Carried:
     column: str | None
 
 
-def carried_columns(db: PlanDB, storage: Storage, table: str) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
+def carried_columns(db: PlanDB, storage: Storage, table: ResultTable) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
     """The columns that this run's rows of `table` would have, and a sentence for each that was not taken as it is.
 
     Args:
@@ -63,7 +64,7 @@ def carried_columns(db: PlanDB, storage: Storage, table: str) -> tuple[tuple[Car
     return _merged(db, storage, table, remembered)
 
 
-def agree(db: PlanDB, storage: Storage, table: str) -> tuple[Carried, ...]:
+def agree(db: PlanDB, storage: Storage, table: ResultTable) -> tuple[Carried, ...]:
     """The same, remembered by the root from now on; of two runs at once the second takes the first one's types.
 
     Raises:
@@ -72,20 +73,20 @@ def agree(db: PlanDB, storage: Storage, table: str) -> tuple[Carried, ...]:
     while True:
         version, remembered = _remembered(storage, table)
         carried, _ = _merged(db, storage, table, remembered)
-        schema = pa.schema([*PUBLISHED[table], *(each.field for each in carried)], metadata=METADATA)
+        schema = pa.schema([*PUBLISHED[table.name], *(each.field for each in carried)], metadata=METADATA)
         if remembered is not None and version is not None and remembered.equals(schema):
             return carried
         number = _LAST_VERSION if version is None else version - 1
         sink = io.BytesIO()
         pq.write_table(schema.empty_table(), sink)
-        if storage.create(schema_path(table, number), sink.getvalue()):
+        if storage.create(schema_path(table.name, number), sink.getvalue()):
             return carried
 
 
-def _remembered(storage: Storage, table: str) -> tuple[int | None, pa.Schema | None]:
+def _remembered(storage: Storage, table: ResultTable) -> tuple[int | None, pa.Schema | None]:
     """The newest version's number and schema; of a root without one, what its tables have so far, if any."""
-    paths = sorted(path for path, _ in storage.list(table_folder(table)) if path.endswith(".parquet"))
-    folder = schema_path(table, 0).rpartition("/")[0] + "/"
+    paths = sorted(path for path, _ in storage.list(table_folder(table.name)) if path.endswith(".parquet"))
+    folder = schema_path(table.name, 0).rpartition("/")[0] + "/"
     versions = [path for path in paths if path.startswith(folder)]
     if versions:
         number = int(re.sub(r"\D", "", versions[0].rpartition("/")[2]))
@@ -98,15 +99,15 @@ def _remembered(storage: Storage, table: str) -> tuple[int | None, pa.Schema | N
 
 
 def _merged(
-    db: PlanDB, storage: Storage, table: str, remembered: pa.Schema | None
+    db: PlanDB, storage: Storage, table: ResultTable, remembered: pa.Schema | None
 ) -> tuple[tuple[Carried, ...], tuple[str, ...]]:
     connection = db.connection
-    fixed = {name.lower() for name in PUBLISHED[table].names}
+    fixed = {name.lower() for name in PUBLISHED[table.name].names}
     old = [field for field in remembered or () if field.name.lower() not in fixed]
     kinds = dict(zip((field.name for field in old), _kinds(connection, pa.schema(old).empty_table()), strict=True))
     carried = {field.name.lower(): Carried(field, kinds[field.name], None, None) for field in old}
     notices: list[str] = []
-    for manifest in ("concepts",) if table == "concepts" else ("concepts", "prompts"):
+    for manifest in table.manifests:
         for new in _given(connection, manifest):
             taken, notice = _placed(connection, storage, table, new, carried)
             carried[taken.field.name.lower()] = taken
@@ -125,7 +126,11 @@ def _given(connection: duckdb.DuckDBPyConnection, manifest: str) -> list[Carried
 
 
 def _placed(
-    connection: duckdb.DuckDBPyConnection, storage: Storage, table: str, new: Carried, carried: dict[str, Carried]
+    connection: duckdb.DuckDBPyConnection,
+    storage: Storage,
+    table: ResultTable,
+    new: Carried,
+    carried: dict[str, Carried],
 ) -> tuple[Carried, str | None]:
     """Where a manifest's column goes among those of the root, and what to say of it if that is not its own place."""
     name = new.field.name
@@ -198,7 +203,7 @@ def _wider(old: str, new: str) -> str | None:
     return None
 
 
-def _exact_as_double(storage: Storage, table: str, column: str) -> bool:
+def _exact_as_double(storage: Storage, table: ResultTable, column: str) -> bool:
     """Whether no published whole number of a column would change as a DOUBLE, by the files' own statistics."""
 
     def exact(file: pq.ParquetFile) -> bool:
@@ -212,7 +217,7 @@ def _exact_as_double(storage: Storage, table: str, column: str) -> bool:
             for each in told
         )
 
-    paths = [path for path, _ in storage.list(table_folder(table)) if path.endswith(".parquet")]
+    paths = [path for path, _ in storage.list(table_folder(table.name)) if path.endswith(".parquet")]
     return all(_footers(storage, paths, exact))
 
 

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipeline.contract.kinds import CONCEPTS, RENDERS, ResultTable
 from pipeline.contract.schemas import INTERNAL
 from pipeline.database.memory import bytes_of
 from pipeline.database.pieces import Pieces, bounds_of
 from pipeline.database.plandb import EXTRA_ROW, PlanDB, extra_columns
 
-KEYS = {"concepts": "concept_key", "renders": "render_key"}
-_KINDS = {"concepts": "concept", "renders": "render"}
 _PIECE = 16  # a range takes this share of the memory limit before it is joined and sorted
 _PAGE = 4  # a page takes this share of the memory limit
 _LEAST_BYTES = 2_000_000  # of a range
@@ -26,7 +25,7 @@ _RESULT_BYTES = 500  # of an outcome
 _NUMBER_BYTES = 128  # of a key that is joined or counted as a number
 
 
-def divide(db: PlanDB, table: str) -> Pieces:
+def divide(db: PlanDB, table: ResultTable) -> Pieces:
     """Read all that a table is made of once, and put it into ranges; fills the table `repeats` (piece, nth).
 
     Kinds: `rows`, with the id `nth`; `results`, of which the one with the highest `preference` counts; and for each
@@ -50,11 +49,11 @@ def divide(db: PlanDB, table: str) -> Pieces:
     for source, columns in _RESULTS.items():
         _divide_results(db, table, pieces, source, columns)
     if extra_columns(db.connection, "concepts"):
-        if table == "concepts":
+        if table is CONCEPTS:
             _divide_extras(db, pieces, "concepts_extra")
         else:
             _divide_concept_extras(db, pieces)
-    if extra_columns(db.connection, "prompts") and table == "renders":
+    if extra_columns(db.connection, "prompts") and table is RENDERS:
         _divide_extras(db, pieces, "prompts_extra")
     db.connection.execute("DROP TABLE places")
     return pieces
@@ -64,13 +63,12 @@ def _page_bytes(db: PlanDB) -> int:
     return bytes_of(db.memory_limit) // _PAGE
 
 
-def _bounds(db: PlanDB, table: str) -> tuple[list[bytes], int]:
+def _bounds(db: PlanDB, table: ResultTable) -> tuple[list[bytes], int]:
     """Bounds of the ranges, and the bytes of an average row."""
-    tables = ("concepts",) if table == "concepts" else ("concepts", "prompts")
-    more = _ROW_BYTES + sum(_bytes_per_extra(db, f"{name}_extra") for name in tables)
-    [(rows,)] = db.connection.execute(f"SELECT count(*) FROM {_IDS[table][0]}").fetchall()
-    source = _ROWS[table].format(where=f"hash({_IDS[table][1]}) % {max(1, rows // _SAMPLE)} = 0")
-    sample = db.connection.execute(f"SELECT sort_key, {_TEXT_BYTES[table]} + {more} FROM ({source})").fetchall()
+    more = _ROW_BYTES + sum(_bytes_per_extra(db, f"{name}_extra") for name in table.manifests)
+    [(rows,)] = db.connection.execute(f"SELECT count(*) FROM {table.planned}").fetchall()
+    source = _ROWS[table.name].format(where=f"hash({table.planned_id}) % {max(1, rows // _SAMPLE)} = 0")
+    sample = db.connection.execute(f"SELECT sort_key, {_TEXT_BYTES[table.name]} + {more} FROM ({source})").fetchall()
     bounds = bounds_of(sample, rows, max(_LEAST_BYTES, bytes_of(db.memory_limit) // _PIECE))
     return bounds, sum(size for _, size in sample) // max(1, len(sample)) + 1
 
@@ -88,18 +86,17 @@ def _ranges(db: PlanDB, table: str, column: str, size: int) -> Iterator[str]:
         yield f"{column} >= {start} AND {column} < {start + size}"
 
 
-def _divide_rows(db: PlanDB, table: str, pieces: Pieces, size: int) -> None:
+def _divide_rows(db: PlanDB, table: ResultTable, pieces: Pieces, size: int) -> None:
     connection = db.connection
-    source, column = _IDS[table]
-    for where in ("false", *_ranges(db, source, column, size)):
-        page = connection.sql(_ROWS[table].format(where=where)).to_arrow_table()
+    for where in ("false", *_ranges(db, table.planned, table.planned_id, size)):
+        page = connection.sql(_ROWS[table.name].format(where=where)).to_arrow_table()
         numbers = pieces.numbers(page["sort_key"].to_pylist())
         page = page.drop_columns(["sort_key"])
         pieces.add("rows", page, numbers)
-        placed = page.select([KEYS[table], "nth", "manifest_row", "image_index"])
+        placed = page.select([table.key_column, "nth", "manifest_row", "image_index"])
         connection.register("page", placed.append_column("piece", pa.array(numbers)))
         connection.execute(
-            f"INSERT INTO places SELECT md5_number({KEYS[table]}), piece, nth, manifest_row, image_index FROM page"
+            f"INSERT INTO places SELECT md5_number({table.key_column}), piece, nth, manifest_row, image_index FROM page"
         )
         connection.unregister("page")
 
@@ -120,7 +117,7 @@ def _find_repeats(db: PlanDB) -> None:
         """)
 
 
-def _divide_results(db: PlanDB, table: str, pieces: Pieces, source: str, columns: str) -> None:
+def _divide_results(db: PlanDB, table: ResultTable, pieces: Pieces, source: str, columns: str) -> None:
     connection = db.connection
     whole = (
         f"SELECT h.piece, {columns} FROM hits h JOIN (SELECT *, rowid AS nth FROM {source} WHERE {{0}}) o USING (nth)"
@@ -131,7 +128,7 @@ def _divide_results(db: PlanDB, table: str, pieces: Pieces, source: str, columns
     for where in _ranges(db, source, "rowid", block):
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE numbers AS SELECT md5_number(key) AS number, rowid AS nth "
-            f"FROM {source} WHERE kind = '{_KINDS[table]}' AND {where}"
+            f"FROM {source} WHERE kind = '{table.kind}' AND {where}"
         )
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE hits AS "
@@ -184,8 +181,6 @@ def _add_some(  # noqa: PLR0917 - rows, where they are and where they go
         pieces.add(kind, page.take(places[start : start + size]), numbers[start : start + size])
 
 
-# Where the rows of each table come from, and the integer that they are read by.
-_IDS = {"concepts": ("concepts", "row"), "renders": ("requests", "rowid")}
 _TEXT_BYTES = {
     "concepts": "coalesce(strlen(superclass), 0) + coalesce(strlen(message), 0)",
     "renders": "coalesce(strlen(prompt), 0) + coalesce(strlen(negative_prompt), 0) + coalesce(strlen(message), 0)",

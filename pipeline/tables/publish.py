@@ -1,18 +1,20 @@
-"""From requests and outcomes to the published tables: every manifest row exactly once, then the word that it is so.
+"""Publishes the tables of a run: every manifest row exactly once, then the commit marker.
 
-The order makes a crash between any two steps harmless. Finished files are first staged under runs/ by their digest;
-an intent created exclusively names them, and from then on the run's tables are fixed: publishing again copies exactly
-those bytes to tables/, each created exclusively, and at last puts the intent's own bytes as published.json. Whoever
-comes second ends with the same tables.
+A crash between any two of these steps is harmless:
+
+1. The files of the tables are staged in the run's folder, each named by the digest of its bytes.
+2. An intent names them. It is created exclusively; from then on the tables of the run are fixed.
+3. The staged bytes are copied to tables/; each file is created exclusively.
+4. The bytes of the intent become published.json, the commit marker.
+
+Two drivers that publish the same run end with the same tables.
 """
 
-import hashlib
 import io
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -20,14 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract.layout import TABLES, run_path, table_path
+from perfusion_ops.errors import PerfusionError
+from pipeline.contract.keys import digest
+from pipeline.contract.kinds import RESULTS, ResultTable
+from pipeline.contract.layout import staged_table_path, table_path
 from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.database.memory import retried
 from pipeline.database.plandb import PlanDB
+from pipeline.runs.parts import read_parts
+from pipeline.runs.record import Published, PublishedFile, RunRecord
 from pipeline.storage.objects import Storage, StorageError
 from pipeline.tables.columns import agree
-from pipeline.tables.parts import read_parts
-from pipeline.tables.rows import KEYS, table_rows
+from pipeline.tables.rows import table_rows
 
 _ROWS_PER_GROUP = (
     65_536  # a lookup of one concept reads one group: larger groups make it slower, smaller ones no faster
@@ -37,51 +43,8 @@ _FILE_BYTES = 2**28  # a file is in memory until it is whole
 _NAMED_KEYS = 5
 
 
-class UnaccountedError(RuntimeError):
+class UnaccountedError(PerfusionError, RuntimeError):
     """Some rows have no outcome: the run is not over, and publishing it would lose them."""
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """One file of a published table; `path` is relative to the root."""
-
-    table: str
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Published:
-    """What was published: rows by status and by error code per table, and the files; `content` as in `repeat`."""
-
-    run_id: str
-    run_date: str
-    base: str
-    base_digest: str
-    statuses: dict[str, dict[str, int]]
-    codes: dict[str, dict[str, int]]
-    files: tuple[PublishedFile, ...]
-    content: str = ""
-
-    def rows(self, table: str) -> int:
-        """Rows of one table."""
-        return sum(self.statuses[table].values())
-
-    def uris(self, storage: Storage) -> list[str]:
-        """Where the files are."""
-        return [storage.uri(file.path) for file in self.files]
-
-    def to_json(self) -> bytes:
-        """The content of published.json."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Published":
-        """The inverse of `to_json`."""
-        values = json.loads(data)
-        return cls(**{**values, "files": tuple(PublishedFile(**file) for file in values["files"])})
 
 
 def publish(
@@ -115,31 +78,40 @@ def publish(
         UnaccountedError: a row has no outcome.
         StorageError: storage failed; call again.
     """
-    done = run_path(run_id, "published.json")
-    if storage.exists(done):
-        return Published.from_json(storage.read(done))
-    intent = run_path(run_id, "publish/intent.json")
-    if not storage.exists(intent):
+    record = RunRecord(storage, run_id)
+    if record.is_published():
+        return record.published()
+    if not record.is_decided():
         read_parts(db.connection, storage, run_id, parts)
         common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
-        for table in TABLES:
+        for table in RESULTS:
             account, staged = _stage(
                 db, storage, table, common, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group
             )
-            statuses[table], codes[table] = dict(sorted(account.statuses.items())), dict(sorted(account.codes.items()))
+            statuses[table.name] = dict(sorted(account.statuses.items()))
+            codes[table.name] = dict(sorted(account.codes.items()))
             files += staged
         db.connection.execute("DROP TABLE outcomes; DROP TABLE repeats")
-        published = Published(run_id, run_date, base, base_digest, statuses, codes, tuple(files), content)
-        storage.create(intent, published.to_json())
-    # Read back even by its author: another attempt may have been first.
-    decided = storage.read(intent)
-    published = Published.from_json(decided)
+        record.decide(
+            Published(
+                run_id=run_id,
+                run_date=run_date,
+                base=base,
+                base_digest=base_digest,
+                statuses=statuses,
+                codes=codes,
+                files=tuple(files),
+                content=content,
+            )
+        )
+    # Read back even by its author: another driver may have been first.
+    published = record.decided()
     for file in published.files:
         _place(storage, run_id, file)
-    storage.create(done, decided)
+    record.commit()
     for file in published.files:
-        storage.delete(_staged(run_id, file.sha256))
+        storage.delete(staged_table_path(run_id, file.sha256))
     return published
 
 
@@ -147,7 +119,7 @@ def publish(
 class _Account:
     """Every row that goes into a table, counted on its way; `seen` marks the manifest rows, which count from 1."""
 
-    table: str
+    table: ResultTable
     planned: int
     manifest: int
     seen: np.ndarray
@@ -158,10 +130,9 @@ class _Account:
     lost_keys: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, db: PlanDB, table: str) -> "_Account":
-        manifest, planned = ("concepts", "concepts") if table == "concepts" else ("prompts", "requests")
+    def open(cls, db: PlanDB, table: ResultTable) -> "_Account":
         [(last, manifest_rows, planned_rows)] = db.connection.execute(
-            f"SELECT max(row), count(*), (SELECT count(*) FROM {planned}) FROM {manifest}"
+            f"SELECT max(row), count(*), (SELECT count(*) FROM {table.planned}) FROM {table.manifest}"
         ).fetchall()
         return cls(table, planned_rows, manifest_rows, np.zeros((last or 0) + 1, dtype=bool))
 
@@ -173,19 +144,19 @@ class _Account:
         if rows["status"].null_count:
             lost = rows.filter(rows["status"].is_null())
             self.lost += len(lost)
-            self.lost_keys = sorted({*self.lost_keys, *lost[KEYS[self.table]].to_pylist()})[:_NAMED_KEYS]
+            self.lost_keys = sorted({*self.lost_keys, *lost[self.table.key_column].to_pylist()})[:_NAMED_KEYS]
 
     def check(self) -> None:
         """Raises `UnaccountedError` unless all planned rows came, each with an outcome, and every manifest row."""
         if self.lost:
             raise UnaccountedError(
-                f"{self.lost} rows of {self.table} have no outcome, among them keys {', '.join(self.lost_keys)}: "
+                f"{self.lost} rows of {self.table.name} have no outcome, among them keys {', '.join(self.lost_keys)}: "
                 "the run is not over; run the same command again to finish it"
             )
         found = int(self.seen.sum())
         if self.rows != self.planned or found != self.manifest:
             raise UnaccountedError(
-                f"{self.table} would have {self.rows} rows for {self.planned} planned and "
+                f"{self.table.name} would have {self.rows} rows for {self.planned} planned and "
                 f"{found} manifest rows for {self.manifest}"
             )
 
@@ -197,17 +168,24 @@ def _counted(values: pa.ChunkedArray) -> dict[str, int]:
 
 @retried
 def _stage(
-    db: PlanDB, storage: Storage, table: str, common: dict[str, Any], *, run_id: str, run_date: str, rows_per_group: int
+    db: PlanDB,
+    storage: Storage,
+    table: ResultTable,
+    common: dict[str, Any],
+    *,
+    run_id: str,
+    run_date: str,
+    rows_per_group: int,
 ) -> tuple[_Account, list[PublishedFile]]:
     """Write all rows of a table in order to files named by their digest, accounting for every one of them."""
     account = _Account.open(db, table)
     carried = agree(db, storage, table)
     groups = table_rows(db, table, common, rows_per_group, carried)
     schema = pa.schema(
-        [*PUBLISHED[table], *(each.field for each in carried)], metadata=METADATA | {RUN_ID: run_id.encode()}
+        [*PUBLISHED[table.name], *(each.field for each in carried)], metadata=METADATA | {RUN_ID: run_id.encode()}
     )
     sorting = [
-        pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", KEYS[table])
+        pq.SortingColumn(schema.get_field_index(name), nulls_first=False) for name in ("concept_id", table.key_column)
     ]
     files = []
     for first in groups:
@@ -222,24 +200,24 @@ def _stage(
                 if rows >= rows_per_group * _GROUPS_PER_FILE or sink.tell() >= _FILE_BYTES:
                     break
         data = sink.getvalue()
-        path = table_path(table, run_date, run_id, len(files))
-        file = PublishedFile(table, path, rows, len(data), hashlib.sha256(data).hexdigest())
-        storage.write(_staged(run_id, file.sha256), data)
+        path = table_path(table.name, run_date, run_id, len(files))
+        file = PublishedFile(table=table.name, path=path, rows=rows, bytes=len(data), sha256=digest(data))
+        storage.write(staged_table_path(run_id, file.sha256), data)
         files.append(file)
     account.check()
     return account, files
 
 
 def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
-    """Put a staged file where readers look."""
+    """Copy a staged file to where readers look."""
     if storage.size(file.path) == file.bytes:
         return
-    data = storage.read(_staged(run_id, file.sha256))
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise StorageError(f"{storage.uri(_staged(run_id, file.sha256))} is damaged: restore it and run again")
+    staged = staged_table_path(run_id, file.sha256)
+    data = storage.read(staged)
+    if digest(data) != file.sha256:
+        raise StorageError(f"{storage.uri(staged)} is damaged: restore it and run the same command again")
     if not storage.create(file.path, data) and storage.read(file.path) != data:
-        raise StorageError(f"{storage.uri(file.path)} holds something else: published tables are never overwritten")
-
-
-def _staged(run_id: str, sha256: str) -> str:
-    return run_path(run_id, f"publish/{sha256}.parquet")
+        raise StorageError(
+            f"{storage.uri(file.path)} exists with other content, and published tables are never overwritten: "
+            "move it out of the tables and run the same command again"
+        )

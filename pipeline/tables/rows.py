@@ -14,19 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.contract.kinds import CONCEPTS, RENDERS, ResultTable
 from pipeline.contract.schemas import INTERNAL
 from pipeline.database.pieces import Pieces
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
 from pipeline.database.query import quoted
 from pipeline.tables.columns import Carried
-from pipeline.tables.divide import KEYS, divide
+from pipeline.tables.divide import divide
 
 _GROUP_BYTES = 2**26  # a group of rows is in memory as a whole, and again while it is written
 _LEAST_ROWS = 1024
 
 
 def table_rows(
-    db: PlanDB, table: str, values: dict[str, Any], rows_per_group: int, carried: Sequence[Carried]
+    db: PlanDB, table: ResultTable, values: dict[str, Any], rows_per_group: int, carried: Sequence[Carried]
 ) -> Iterator[pa.Table]:
     """The rows of a table by concept and key, and the manifests' extra columns behind its own.
 
@@ -46,7 +47,7 @@ def table_rows(
 
 
 def _pieces(
-    db: PlanDB, table: str, pieces: Pieces, values: dict[str, Any], carried: Sequence[Carried]
+    db: PlanDB, table: ResultTable, pieces: Pieces, values: dict[str, Any], carried: Sequence[Carried]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of every range in their order."""
     query = _query(table, carried)
@@ -62,20 +63,20 @@ def _pieces(
             yield from rows.to_batches()
 
 
-def _query(table: str, carried: Sequence[Carried]) -> str:
+def _query(table: ResultTable, carried: Sequence[Carried]) -> str:
     """The rows of a range in their order, with the columns that the root carries behind the table's own."""
     columns = "".join(f", {_value(each)} AS {quoted(each.field.name)}" for each in carried)
     joins, manifests = "", {each.manifest for each in carried}
     if "concepts" in manifests:
-        key = "{0}id = t.concept_id" if table == "renders" else "{1} = t.manifest_row"
+        key = "{0}id = t.concept_id" if table is RENDERS else "{1} = t.manifest_row"
         joins += f" LEFT JOIN piece_concepts_extra ce ON ce.{key.format(INTERNAL, EXTRA_ROW)}"
     if "prompts" in manifests:
         joins += f" LEFT JOIN piece_prompts_extra pe ON pe.{EXTRA_ROW} = t.manifest_row"
-    select, order = (_CONCEPTS, "") if table == "concepts" else (_RENDERS, ", t.image_index")
+    select, order = (_CONCEPTS, "") if table is CONCEPTS else (_RENDERS, ", t.image_index")
     return (
         f"WITH results AS ({_RESULTS}), repeated AS (SELECT nth FROM repeats WHERE piece = $piece) "
         f"SELECT t.*{columns} FROM ({select}) t{joins} "
-        f"ORDER BY t.concept_id NULLS LAST, t.{KEYS[table]} NULLS LAST, t.manifest_row{order}"
+        f"ORDER BY t.concept_id NULLS LAST, t.{table.key_column} NULLS LAST, t.manifest_row{order}"
     )
 
 

@@ -5,16 +5,20 @@ they lack; with nothing published the views are empty and have the fixed columns
 """
 
 import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.contract.layout import table_folder
 from pipeline.contract.schemas import INTERNAL, PUBLISHED
+from pipeline.database.memory import Config, in_memory
 from pipeline.storage.objects import Storage
 
-_ENGINE: dict[str, str | bool | int | float | list[str]] = {
+_ENGINE: Config = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
@@ -46,7 +50,8 @@ QUALIFY row_number() OVER (
 """
 
 
-def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
+@contextmanager
+def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB connection with the views of everything that is published under a root.
 
     - `concepts`, `renders`, `scores`: every row of every run, with `run_date` from the path.
@@ -55,13 +60,19 @@ def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
 
     Raises:
         StorageError: the tables cannot be listed.
+        MemoryFullError, ScratchFullError: a query in the block needs more memory or disk than there is.
     """
-    connection = duckdb.connect(config=_ENGINE)
+    with in_memory(_ENGINE) as connection:
+        _create_views(connection, storage)
+        yield connection
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage) -> None:
     local = isinstance(storage.filesystem, LocalFileSystem)
     if not local:
         connection.register_filesystem(storage.filesystem)
     for table in PUBLISHED:
-        files = [path for path, _ in storage.list(f"tables/{table}") if path.endswith(".parquet")]
+        files = [path for path, _ in storage.list(table_folder(table)) if path.endswith(".parquet")]
         if files:
             # DuckDB takes every name for a pattern.
             spell = storage.full if local else storage.uri
@@ -80,7 +91,6 @@ def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
             connection.execute(f"CREATE VIEW {table} AS SELECT * FROM nothing_{table}")
             connection.unregister("nothing")
     connection.execute(_CURRENT)
-    return connection
 
 
 def query(storage: Storage, sql: str, parameters: list[Any] | None = None) -> pa.Table:

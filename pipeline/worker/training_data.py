@@ -1,18 +1,16 @@
 """A concept task's pictures, from storage to the latents and masks that training takes."""
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from collections.abc import Iterator
 
-from perfusion_ops.base_model import Base, encode_pictures
-from perfusion_ops.training import Example, loss_masks
+from PIL import Image
+
+from perfusion_ops.base_model import Base
+from perfusion_ops.examples import EmptyMaskError, make_example
+from perfusion_ops.training import Example
 from pipeline.contract.errors import Code, RowError
 from pipeline.contract.units import ConceptTask, InputImage
 from pipeline.inputs.pictures import decode, decode_mask
 from pipeline.inputs.store import InputStore
-
-_ENCODE_BATCH = 8
 
 
 def load_example(base: Base, task: ConceptTask, inputs: InputStore) -> Example:
@@ -21,44 +19,21 @@ def load_example(base: Base, task: ConceptTask, inputs: InputStore) -> Example:
     Raises:
         RowError: a picture is gone, changed since the plan, or unusable; a mask is empty at the model's size.
     """
-    side, config = base.resolution, task.training
-    pictures, masks = [], []
+    try:
+        return make_example(base, task.superclass, _photos(task, inputs), task.training)
+    except EmptyMaskError as error:
+        message = f"concept {task.concept_id!r}: {error}, or it is cropped away, which train.fit = 'pad' prevents"
+        raise RowError(Code.MASK_EMPTY, message, column="masks") from error
+
+
+def _photos(task: ConceptTask, inputs: InputStore) -> Iterator[tuple[Image.Image, Image.Image | None]]:
     for index, image in enumerate(task.images):
         picture = decode(_read(inputs, image, "images"), inputs.limits)
-        mask = Image.new("L", picture.size, 255)
+        mask = None
         if task.masks:
             drawn = _read(inputs, task.masks[index], "masks")
             mask = decode_mask(drawn, inputs.limits).resize(picture.size)
-        pictures.append(_pixels(square(picture, side, config.fit), scale=127.5, offset=-1.0))
-        masks.append(_pixels(square(mask, side, config.fit), scale=255.0, offset=0.0))
-    batch, weights = torch.stack(pictures), torch.stack(masks)
-    if config.flip:
-        batch, weights = torch.cat([batch, batch.flip(3)]), torch.cat([weights, weights.flip(3)])
-    latents = torch.cat([encode_pictures(base, part) for part in batch.split(_ENCODE_BATCH)]).cpu()
-    try:
-        small = loss_masks(weights, *latents.shape[-2:])
-    except ValueError as error:
-        message = f"concept {task.concept_id!r}: {error}, or it is cropped away, which train.fit = 'pad' prevents"
-        raise RowError(Code.MASK_EMPTY, message, column="masks") from error
-    return Example(task.superclass, latents, small, config)
-
-
-def square(picture: Image.Image, side: int, fit: str) -> Image.Image:
-    """Resize to side x side: `crop` cuts the longer side about its middle, `pad` adds black, which a mask hides."""
-    if fit == "crop":
-        return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
-    scale = side / max(picture.size)
-    width, height = (max(1, round(length * scale)) for length in picture.size)
-    squared = Image.new(picture.mode, (side, side))
-    squared.paste(
-        picture.resize((width, height), Image.Resampling.LANCZOS), ((side - width) // 2, (side - height) // 2)
-    )
-    return squared
-
-
-def _pixels(picture: Image.Image, *, scale: float, offset: float) -> Tensor:
-    array = np.asarray(picture, dtype=np.float32) / scale + offset
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+        yield picture, mask
 
 
 def _read(inputs: InputStore, image: InputImage, column: str) -> bytes:

@@ -12,10 +12,11 @@ import ray
 
 from cluster.local import stop_on_signals
 from cluster.ray_executor import RayExecutor, SlotResources
-from jobs.commands.run import _make_worker, run
+from jobs.engine import WORKER_ENVIRONMENT, make_worker
 from jobs.output import complain
+from jobs.run import run
 from jobs.spec import load_spec
-from pipeline.engine.scheduler import EngineError
+from pipeline.engine.figures import EngineError
 from pipeline.run import Engine
 from pipeline.runs.lease import LeaseHeld
 from pipeline.storage.objects import StorageError
@@ -31,10 +32,10 @@ def main() -> int:
     def engine(worker):
         with stop_on_signals() as stop:
             executor = RayExecutor(
-                partial(_make_worker, worker),
+                partial(make_worker, worker),
                 slots=int(ray.cluster_resources()["CPU"]),
                 resources=SlotResources(num_cpus=1, threads=1),
-                env_vars={"GOMP_SPINCOUNT": "1000"},
+                env_vars=WORKER_ENVIRONMENT,
             )
             try:
                 yield Engine(executor, stop)

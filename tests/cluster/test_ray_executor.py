@@ -10,9 +10,11 @@ import ray
 
 from cluster.ray_executor import RayExecutor, SlotResources, failure_of_ray, failure_of_worker
 from pipeline.contract.errors import Code, Status
+from pipeline.contract.units import MESSAGE_BYTES, Activity, TrainUnit
 from pipeline.engine.executor import Failure
-from pipeline.engine.scheduler import EngineError
+from pipeline.engine.figures import EngineError
 from tests.support.ray_pool import POLICY, Worker, go
+from tests.support.simulated_pool import concept
 
 RESOURCES = SlotResources(num_cpus=0, threads=3)
 
@@ -47,11 +49,11 @@ def test_outcomes_come_back_from_every_slot_and_the_first_is_set_up_alone(pool, 
     outcomes, summary = go(executor, ["ok"] * 12)
     assert len(outcomes) == summary.completed == 12
     assert {row.message for row in outcomes.values()} == {"3!"}  # threads and the extra variable
-    assert {row.worker for row in outcomes.values()} == {str(executor.pid(0)), str(executor.pid(1))}
-    first, second = (
-        [float(moment) for moment in (tmp_path / f"setup-{executor.pid(slot)}").read_text().split()] for slot in (0, 1)
-    )
-    assert first[1] <= second[0]
+    pids = {row.worker for row in outcomes.values()}
+    setups = {path.name.removeprefix("setup-"): path.read_text().split() for path in tmp_path.glob("setup-*")}
+    assert setups.keys() == pids
+    (_, first_ended), (second_began, _) = sorted(setups.values(), key=lambda times: float(times[0]))
+    assert float(first_ended) <= float(second_began)
     executor.close()
     assert (tmp_path / "closed").exists()
 
@@ -82,7 +84,31 @@ def test_failing_rows_are_told_apart(pool):
     assert "KeyError: 'colour'" in outcomes["r2"].message
     assert "ray_pool.py:" in outcomes["r2"].message
     assert summary.deaths >= 2
-    assert all(len(row.message) < 900 for row in outcomes.values() if row.code)
+    assert all(len(row.message.encode()) <= MESSAGE_BYTES for row in outcomes.values() if row.code)
+
+
+def test_what_workers_do_is_seen_while_they_start_and_while_they_train(pool, tmp_path):
+    (tmp_path / "slow start").touch()
+    executor = pool()
+
+    def seen():
+        while not (found := executor.activities()):
+            executor.wait(0.2)
+        return found
+
+    assert seen() == (Activity("metric", 5, 10),)
+    (tmp_path / "enough").touch()
+    while not executor.slots():
+        executor.wait(10)
+    (tmp_path / "enough").unlink()
+    assert executor.activities() == ()
+    executor.submit(0, TrainUnit("t", (concept("c0"), concept("c1"))))
+    assert seen() == (Activity("training", 3, 4, 2),)
+    (tmp_path / "enough").touch()
+    while not (ended := executor.wait(10)):
+        pass
+    assert [outcome.key for outcome in ended[0].outcomes] == ["c0", "c1"]
+    assert executor.activities() == ()
 
 
 def test_unit_that_hangs_is_replaced(pool, tmp_path):

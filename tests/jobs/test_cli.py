@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli
-from jobs.commands.run import run
+from jobs.run import run
 from jobs.spec import dump_spec, load_spec
 from perfusion_ops.mini.catalog import write_catalog
 from pipeline.clock import SystemClock
+from pipeline.plan.retry import DEAD_LETTER
 from pipeline.run import Engine
 from pipeline.runs.lease import acquire
 from pipeline.runs.status import read_status
@@ -124,6 +126,30 @@ def test_help(perfusion, command):
         assert "..." not in out.partition("Commands:")[2]
 
 
+def test_version(perfusion):
+    code, out, err = perfusion("--version")
+    assert (code, out, err) == (0, f"perfusion {version('perfusion-pipeline')}\n", "")
+
+
+def test_python_m_jobs_is_the_same_command(shop):
+    done = subprocess.run([sys.executable, "-m", "jobs", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: perfusion ")
+    wrong = [sys.executable, "-m", "jobs", "status", str(shop.folder / "nowhere")]
+    assert subprocess.run(wrong, capture_output=True, text=True, check=False).returncode == 2
+
+
+def test_shell_completion_knows_the_commands(shop):
+    environment = {
+        **os.environ,
+        "_PERFUSION_COMPLETE": "complete_bash",
+        "COMP_WORDS": "perfusion re",
+        "COMP_CWORD": "1",
+    }
+    words = [sys.executable, "-m", "jobs"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["rerender", "retry", "report"]
+
+
 @pytest.mark.parametrize(
     "words", [(), ("frobnicate",), ("run",), ("catalog", "x", "--products", "0"), ("query", "--x")]
 )
@@ -132,6 +158,15 @@ def test_wrong_usage_is_2(perfusion, words):
     assert code == 2
     assert "Usage: perfusion" in out + err
     assert "Traceback" not in err
+
+
+def test_importing_the_command_line_loads_no_package_that_does_the_work():
+    """Help and completion answer at once: commands import what they need when they run."""
+    code = "import sys, jobs.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert loaded >= {"typer", "jobs", "perfusion_ops"}
+    assert loaded & {*HEAVY, "pipeline", "cluster", "duckdb", "pyarrow", "numpy", "PIL", "pydantic", "fsspec"} == set()
 
 
 HEAVY = ("torch", "diffusers", "transformers", "ray", "matplotlib")
@@ -173,13 +208,13 @@ except SystemExit as end:
         (("report", "nowhere"), 2, "there is no folder nowhere"),
         (("run", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read: No such file or directory"),
         (("status", "nowhere.yaml"), 2, "the spec nowhere.yaml cannot be read"),
-        (("run", "nowhere.txt"), 2, "nowhere.txt is no spec: its name must end in .yaml"),
+        (("run", "nowhere.txt"), 2, "nowhere.txt is not a spec: its name must end in .yaml"),
         (("plan", "SPEC", "--set", "concepts=gone.parquet"), 2, "gone.parquet"),
         (("plan", "SPEC", "--set", "root=s3:/bucket/x"), 2, "write s3://bucket/x"),
         (("plan", "SPEC", "--set", "base=file:models/sd"), 2, "lacks the '://' of a URI"),
         (("status", "file:results"), 2, "lacks the '://' of a URI"),
         (("plan", "SPEC", "--set", "base=gone"), 2, "there is no base model 'gone'"),
-        (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is no setting; did you mean 'train'?"),
+        (("plan", "SPEC", "--set", "trian.steps=1"), 2, "trian is not a setting; did you mean 'train'?"),
         (("run", "SPEC", "--set", "root=good.yaml/inside"), 1, "good.yaml/inside"),
         (("status", "SPEC", "run-1"), 2, "there is no run 'run-1' under SPEC: `perfusion status SPEC` lists them"),
         (("report", "SPEC"), 2, "there is no finished run under SPEC"),
@@ -222,17 +257,17 @@ def test_a_run_that_someone_works_on_is_1(perfusion, shop):
     with acquire(Storage(str(shop.folder / "results")), status.run_id, clock=SystemClock()):
         code, out, err = perfusion("run", spec)
     assert (code, out) == (1, "")
-    assert f"run {status.run_id!r} has been worked on by process {os.getpid()}" in err.splitlines()[-1]
+    assert f"run {status.run_id!r} is held by process {os.getpid()}" in err.splitlines()[-1]
 
 
 def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
     def control_c(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.commands.plan.check", control_c)
+    monkeypatch.setattr("pipeline.run.check", control_c)
     code, out, err = perfusion("plan", shop.spec("good"))
     assert (code, out) == (130, "")
-    assert err == "perfusion: stopped; the same command goes on where it stopped\n"
+    assert err == "perfusion: stopped; run the same command again to resume\n"
 
 
 def test_a_reader_that_goes_away_is_no_crash(shop):
@@ -254,7 +289,7 @@ def test_catalog(perfusion, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = perfusion("catalog", "shop", "--products", 2, "--images", 1)
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].startswith("2 products, 2 pictures, ")
+    assert out.splitlines()[0].startswith("2 products, 2 photos, ")
     assert out.split()[-2:] == ["shop/concepts.parquet", "shop/prompts.parquet"]
     code, out, _ = perfusion("catalog", "shop", "--products", 2, "--images", 1, "--json")
     assert only_object(out)["products"] == 2
@@ -278,9 +313,12 @@ def test_validate_shows_every_bad_row(perfusion, shop):
 
 
 def test_validate_says_how_many_it_does_not_show(perfusion, shop):
-    code, out, _ = perfusion("validate", shop.spoilt(), "--limit", 2)
-    assert code == 2
-    assert out.splitlines()[-2:] == ["... and 3 more: see them with --limit 5", "5 bad rows"]
+    code, out, err = perfusion("validate", shop.spoilt(), "--show", 2)
+    assert (code, "--limit" in err) == (2, False)
+    assert out.splitlines()[-2:] == ["... and 3 more: show them with --show 5", "5 bad rows"]
+    old = perfusion("validate", shop.spoilt(), "--limit", 2)
+    assert old[:2] == (code, out)
+    assert "--limit 2 is the old spelling, and the next version drops it: write --show 2" in old[2]
     code, out, _ = perfusion("validate", shop.spoilt(), "--json")
     found = only_object(out)
     assert (code, found["bad_rows"], len(found["shown"])) == (2, 5, 5)
@@ -386,18 +424,18 @@ def test_stopped_is_4_and_status_tells_running_from_interrupted(perfusion, shop,
 
     assert run(settings, json=False, make_engine=stopped(look)) == 4
     assert (
-        "was stopped with 2 concepts and 2 renders left, for it was asked to end; the same command goes on"
+        "stopped with 2 concepts and 2 renders left: it was asked to end; run the same command again to resume"
         in capsysbinary.readouterr().err.decode()
     )
     [(code, out, _)] = seen
     assert code == 0
     assert out.splitlines()[1].split()[3:] == ["running", "none", "of", "2", "none", "of", "2"]
-    assert f"is worked on by process {os.getpid()} on " in out.splitlines()[2]
+    assert f"is running: process {os.getpid()} on " in out.splitlines()[2]
 
     code, out, _ = perfusion("status", settings.root)
     assert code == 0
     assert out.splitlines()[1].split()[3] == "interrupted"
-    assert "the command that started it goes on where it stopped" in out.splitlines()[2]
+    assert "was interrupted: run the command that started it again to resume" in out.splitlines()[2]
 
     assert run(settings, json=True, make_engine=stopped(lambda: None)) == 4
     found = only_object(capsysbinary.readouterr().out.decode())
@@ -428,9 +466,9 @@ def test_the_same_again_reuses_and_tells_what_to_do(done, perfusion, monkeypatch
     assert lines[1:4] == [
         "  concepts  2 invalid, 2 ok; 2 of them reused",
         "  renders   3 invalid, 2 ok; 2 of them reused",
-        "  nothing was left to do: all that can be made was there already",
+        "  nothing to do: everything that can be made exists already",
     ]
-    assert re.fullmatch(r"run run-\S+ of \d{4}-\d\d-\d\d holds all of it, found out in .*s", lines[0])
+    assert re.fullmatch(r"run run-\S+ of \d{4}-\d\d-\d\d already covers this spec \(checked in .*s\)", lines[0])
     assert (
         "  concepts  1 image_missing: A picture is not where the manifest says: correct the address, or put it there."
         in lines
@@ -502,7 +540,7 @@ def test_score_publishes_a_table_and_shows_it_in_the_report(done, perfusion, fol
     code, out, _ = perfusion("score", "spoilt.yaml", run_id, *folders)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == f"run {run_id}: scores of 2 pictures by {found['scorer']}, which were there already"
+    assert lines[0] == f"run {run_id}: scores of 2 renders by {found['scorer']}, which existed already"
     assert lines[1].split()[:2] == ["text_similarity", f"{found['text_similarity']:.4f}"]
     assert lines[3].split(maxsplit=1) == ["context_correct", "not scored"], "the prompt names no context"
     assert (done.folder / lines[-1].split()[1]).is_file()
@@ -528,7 +566,7 @@ def test_score_takes_finished_runs_alone(perfusion, shop, folders, monkeypatch):
     shop.spec("good")
     code, out, err = perfusion("score", "good.yaml", *folders)
     assert (code, out) == (2, "")
-    assert "there is no finished run under good.yaml; see `perfusion status good.yaml`" in err
+    assert "there is no finished run under good.yaml: see `perfusion status good.yaml`" in err
 
 
 # Queries
@@ -608,17 +646,22 @@ def test_retry_of_a_run_without_failures_says_so(done, perfusion):
         "correct what is wrong, then use `perfusion run`\n",
         "",
     )
-    code, out, _ = perfusion("retry", done.root, run_id, "--only", "code=timed_out", "--json")
+    code, out, _ = perfusion("retry", done.root, run_id, "--code", "timed_out", "--json")
     assert (code, only_object(out)["rows"], only_object(out)["refused"]) == (0, 0, {})
-    _, out, _ = perfusion("retry", done.root, run_id, "--only", "code=image_missing")
+    _, out, _ = perfusion("retry", done.root, run_id, "--code", "image_missing")
+    assert f"no row of run {run_id} failed with image_missing: nothing to do" in out
     assert "1 row was refused before any work (1 image_missing): " in out
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--only", "everything"), "give failed, code=CODE or from=dead-letter"),
-        (("--only", "code=oops"), "codes are "),
+        (("--code", "oops"), "'oops' is not an error code: give one of bad_character, "),
+        (("--code", ""), "'' is not an error code: give one of "),
+        (("--code", "internal", "--dead-letters"), "--failed, --code and --dead-letters exclude each other"),
+        (("--failed", "--only", "failed"), "--failed, --code and --dead-letters exclude each other"),
+        (("--only", "everything"), "give --failed, --code CODE or --dead-letters"),
+        (("--only", "code=oops"), "'oops' is not an error code"),
         (("run-none",), "there is no finished run 'run-none'"),
     ],
 )
@@ -661,19 +704,40 @@ def test_retry_of_rows_whose_photos_are_still_missing_says_so_and_is_2(done, per
     assert "image_missing" not in err.splitlines()[-1]
 
 
+# Options, and the words by which the new run knows its rows: an unfinished retry of an earlier version is resumed.
+RETRIES = (
+    ((), "failed"),
+    (("--failed",), "failed"),
+    (("--dead-letters",), "from=dead-letter"),
+    (("--code", "worker_died"), "code=worker_died"),
+    (("--only", "failed"), "failed"),
+    (("--only", "from=dead-letter"), "from=dead-letter"),
+    (("--only", "code=worker_died"), "code=worker_died"),
+)
+
+
+def test_retry_help_lists_the_codes_of_dead_letters(perfusion):
+    _, out, _ = perfusion("retry", "--help")
+    listed = " ".join(out.split()).partition("--dead-letters retry only ")[2].partition(" --")[0]
+    assert set(listed.split(", ")) == DEAD_LETTER
+    assert "--only" not in out
+
+
 def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfusion, monkeypatch, tmp_path):
     moved, ran = all_failed(done, tmp_path / "moved"), []
-    monkeypatch.setattr("jobs.commands.retry.run", lambda settings, **given: ran.append((settings, given)) or 3)
-    for only in ("failed", "from=dead-letter", "code=worker_died"):
-        code, _, err = perfusion("retry", moved, "--only", only, "--set", "engine.slots=3")
+    monkeypatch.setattr("jobs.run.run", lambda settings, **given: ran.append((settings, given)) or 3)
+    for words, which in RETRIES:
+        code, _, err = perfusion("retry", moved, *words, "--set", "engine.slots=3")
         assert code == 3
+        assert ("old spelling" in err) == ("--only" in words)
         run_id = read_status(Storage(str(moved)), SystemClock())[-1].run_id
-        assert re.search(rf"doing [1-9]\d* rows? of run {run_id} again", err)
+        assert re.search(rf"retrying [1-9]\d* rows? of run {run_id}", err)
         settings, given = ran.pop()
         stored = json.loads((moved / "runs" / run_id / "spec.json").read_text())["settings"]
         engine = {**stored["engine"], "slots": 3}
         assert settings.model_dump(mode="json") == {**stored, "root": f"file://{moved}", "engine": engine}
         assert len(given["selection"].keys.concepts) >= 1
+        assert given["selection"].name == f"retry {run_id} {which}", "it is part of the identity of the new run"
 
 
 def test_a_part_of_a_plan_is_planned_alone(shop, perfusion):
@@ -683,7 +747,7 @@ def test_a_part_of_a_plan_is_planned_alone(shop, perfusion):
     assert (code, only_object(out)["work"]["renders"]["rows"]) == (0, 2)
     code, _, err = perfusion("run", shop.spec("good"), "--sample", 5, "--limit", 5)
     assert code == 2
-    assert "--limit and --sample choose differently" in err
+    assert "--limit and --sample exclude each other: give one of them" in err
 
 
 def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monkeypatch):
@@ -694,10 +758,10 @@ def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monke
         ran.append((settings, json))
         return 3
 
-    monkeypatch.setattr("jobs.commands.demo.run", remember)
+    monkeypatch.setattr("jobs.run.run", remember)
     code, _, err = perfusion("demo", "--folder", "here", "--root", "there", "--products", 2)
     assert code == 3
-    assert "did not come out whole" in err
+    assert "the demo did not finish cleanly" in err
     assert ran[0][0].root == str(tmp_path / "there")
     monkeypatch.chdir("/")
     assert load_spec(str(tmp_path / "here" / "spec.yaml")) == ran[0][0]
@@ -705,7 +769,7 @@ def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monke
 
 def test_demo_scores_what_it_has_rendered(done, perfusion, tmp_path, monkeypatch):
     # The run itself is another test's; here it is one that has ended well.
-    monkeypatch.setattr("jobs.commands.demo.run", lambda settings, *, json: 0)
+    monkeypatch.setattr("jobs.run.run", lambda settings, *, json: 0)
     code, out, _ = perfusion("demo", "--folder", tmp_path / "here", "--root", done.root, "--products", 2)
     assert code == 0
     assert "by mini" in out

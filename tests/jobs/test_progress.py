@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from jobs.progress import Progress
+from jobs.tally import describe
 from pipeline.contract.errors import Code, Origin, Status
-from pipeline.contract.units import Outcome
-from pipeline.plan.expand import Pending, Work
+from pipeline.contract.kinds import Counts, PerKind
+from pipeline.contract.units import Activity, Outcome
 
-PENDING = Pending(
-    Work(rows=8, invalid=1, reused=1, to_do=6, keys=7, keys_to_do=6),
-    Work(rows=60, invalid=0, reused=5, to_do=55, keys=58, keys_to_do=53),
+PENDING = PerKind(
+    Counts(rows=8, invalid=1, reused=1, to_do=6, keys=7, keys_to_do=6),
+    Counts(rows=60, invalid=0, reused=5, to_do=55, keys=58, keys_to_do=53),
 )
 
 
@@ -54,6 +55,10 @@ class Shown:
         self.time.now += seconds
         self.progress.outcomes(outcomes)
 
+    def working(self, seconds, *activities):
+        self.time.now += seconds
+        self.progress.working(activities)
+
     @property
     def lines(self):
         return self.stream.getvalue().splitlines()
@@ -91,6 +96,64 @@ def test_start_says_what_the_plan_comes_to():
     ]
 
 
+def metric(done):
+    return Activity("metric", done, 10_000)
+
+
+def training(done, concepts=6, total=400):
+    return Activity("training", done, total, concepts)
+
+
+def test_a_line_says_at_once_what_workers_begin_and_every_ten_seconds_how_far_they_are():
+    shown = Shown()
+    with shown.progress:
+        shown.progress.stage("start", "run r")
+        shown.working(1)
+        shown.working(1, metric(0))
+        for number in range(1, 25):
+            shown.working(1, metric(number * 400))
+        shown.working(1, training(1))
+        shown.working(1, training(20))
+        shown.working(10, training(200))
+        shown.after(10, ended("concept", 6, unit_s=20))
+        shown.working(1)
+    assert shown.work_lines == [
+        "concepts 0/6 | renders 0/53 | estimating the metric: 0/10,000 captions | 2 s so far",
+        "concepts 0/6 | renders 0/53 | estimating the metric: 4,000/10,000 captions | 12 s so far",
+        "concepts 0/6 | renders 0/53 | estimating the metric: 8,000/10,000 captions | 22 s so far",
+        "concepts 0/6 | renders 0/53 | training 6 concepts: step 1/400 | 27 s so far",
+        "concepts 0/6 | renders 0/53 | training 6 concepts: step 200/400 | 38 s so far",
+        "concepts 6/6 | renders 0/53 | training 6 concepts: step 200/400 | 48 s so far",
+        "concepts 6/6 | renders 0/53 | 49 s so far",
+    ]
+
+
+def test_a_terminal_shows_from_the_first_second_that_nothing_has_ended_yet():
+    shown = Shown(live=True)
+    with shown.progress:
+        shown.progress.stage("start", "run r")
+        shown.working(1)
+        assert shown.progress._text().plain == "concepts 0/6 | renders 0/53 | waiting for the first result | 1 s so far"
+        shown.working(1, metric(100))
+        assert "| estimating the metric: 100/10,000 captions | 2 s so far" in shown.progress._text().plain
+        shown.working(1)
+        assert shown.progress._text().plain == "concepts 0/6 | renders 0/53 | 3 s so far"
+
+
+@pytest.mark.parametrize(
+    ("activities", "text"),
+    [
+        ((), ""),
+        ((training(7, concepts=1),), "training 1 concept: step 7/400"),
+        ((training(100), training(200, concepts=2)), "training 8 concepts on 2 workers: 31% of the steps"),
+        ((metric(100), metric(300)), "estimating the metric: 300/10,000 captions"),
+        ((metric(100), training(5)), "estimating the metric: 100/10,000 captions, training 6 concepts: step 5/400"),
+    ],
+)
+def test_activities_are_told_in_a_few_words(activities, text):
+    assert describe(activities) == text
+
+
 def test_a_plan_alone_shows_no_work():
     shown = Shown()
     with shown.progress:
@@ -111,10 +174,10 @@ def test_rates_count_from_the_first_unit_s_own_beginning():
         assert shown.work_lines[-1] == "concepts 6/6 | renders 0/53 | 3 min 30 s so far"
         shown.after(10, ended("render", 8, unit_s=4))
         assert (
-            shown.work_lines[-1] == "concepts 6/6 | renders 8/53 | 2.0 pictures/s | 3 min 40 s so far, about 22 s left"
+            shown.work_lines[-1] == "concepts 6/6 | renders 8/53 | 2.0 renders/s | 3 min 40 s so far, about 22 s left"
         )
         shown.after(40, ended("render", 3, unit_s=4))  # 11 in 44 s
-        assert shown.work_lines[-1].endswith("| 15.0 pictures/min | 4 min 20 s so far, about 2 min 48 s left")
+        assert shown.work_lines[-1].endswith("| 15.0 renders/min | 4 min 20 s so far, about 2 min 48 s left")
 
 
 def test_the_longer_kind_decides_while_both_go_on():
@@ -134,7 +197,7 @@ def test_what_was_there_already_bends_no_rate_and_counts_all_the_same():
         shown.after(10, ended("render", 40))
         assert shown.work_lines[-1] == "concepts 6/6 | renders 40/53 | 20 s so far"
         shown.after(10, ended("render", 10, unit_s=10, first=40))
-        assert shown.work_lines[-1].endswith("renders 50/53 | 1.0 pictures/s | 30 s so far, about 3 s left")
+        assert shown.work_lines[-1].endswith("renders 50/53 | 1.0 renders/s | 30 s so far, about 3 s left")
 
 
 def test_failed_is_said_and_filtered_is_not_failed():
@@ -197,13 +260,13 @@ def test_the_last_state_is_shown_however_it_ends(error):
 
 
 def test_one_kind_of_work_alone():
-    pending = Pending(Work(3, 0, 3, 0, 3, 0), Work(9, 0, 0, 9, 9, 9))
+    pending = PerKind(Counts(3, 0, 3, 0, 3, 0), Counts(9, 0, 0, 9, 9, 9))
     shown = Shown(pending=pending)
     with shown.progress:
         shown.progress.stage("start", "run r")
         shown.after(10, ended("render", 9, unit_s=9))
         shown.time.now += 5  # workers end; that is no part of the work
-    assert shown.work_lines == ["renders 9/9 | 1.0 pictures/s | in 10 s"]
+    assert shown.work_lines == ["renders 9/9 | 1.0 renders/s | in 10 s"]
 
 
 def test_plain_lines_are_not_wrapped_and_names_are_not_markup():
@@ -225,7 +288,7 @@ def test_live_is_one_line_that_is_left_in_its_last_state():
     settled = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
     assert "\x1b[?25l" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is shown again"
-    assert "concepts 6/6 | renders 20/53 | 4.0 pictures/s | 20 s so far, about 8 s left\n" in settled
+    assert "concepts 6/6 | renders 20/53 | 4.0 renders/s | 20 s so far, about 8 s left\n" in settled
     assert settled.endswith("publishing run r\n")
 
 

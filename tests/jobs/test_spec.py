@@ -165,7 +165,7 @@ def test_an_override_keeps_what_stands_beside_it_and_the_last_one_wins(tmp_path)
 @pytest.mark.parametrize("override", ["train.steps", "=5", "train..steps=5", ".steps=5", "train.=5", ""])
 def test_override_of_no_such_form(tmp_path, override):
     assert refusal(tmp_path, FULL, override) == [
-        f"--set {override!r} is not of the form name=value, such as train.steps=200"
+        f"--set {override!r} is not NAME=VALUE: write it as in --set train.steps=200"
     ]
 
 
@@ -175,8 +175,15 @@ def test_overrides_that_cannot_be(tmp_path):
     ]
     [line] = refusal(tmp_path, FULL, "train.steps=[1")
     assert line.startswith("--set train.steps: the value cannot be read as YAML: ")
-    assert refusal(tmp_path, FULL, "train.stepz=1") == ["train.stepz is no setting; did you mean 'steps'?"]
+    assert refusal(tmp_path, FULL, "train.stepz=1") == ["train.stepz is not a setting; did you mean 'steps'?"]
     assert refusal(tmp_path, FULL, "train.steps=") == ["train.steps is empty: give it a value, or leave it out"]
+
+
+def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
+    assert load_spec(spec(tmp_path, {**REQUIRED, "engine": {"deadline_s": 60}})).engine.stop_after_s == 60
+    assert "engine.deadline_s is now called engine.stop_after_s" in capsys.readouterr().err
+    assert load_spec(spec(tmp_path, REQUIRED), ("engine.stop_after_s=5",)).engine.stop_after_s == 5
+    assert capsys.readouterr().err == ""
 
 
 # Sentences
@@ -185,13 +192,13 @@ def test_overrides_that_cannot_be(tmp_path):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"rot": "x"}, "rot is no setting; did you mean 'root'?"),
-        ({"engine": {"slot": 1}}, "engine.slot is no setting; did you mean 'slots'?"),
-        ({"train": {"stepz": 1}}, "train.stepz is no setting; did you mean 'steps'?"),
-        ({"render": {"guidence": 1}}, "render.guidence is no setting; did you mean 'guidance'?"),
-        ({"metric": {"caption": 1}}, "metric.caption is no setting; did you mean 'captions'?"),
-        ({"inputs": {"max_byte": 1}}, "inputs.max_byte is no setting; did you mean 'max_bytes'?"),
-        ({"train": {"xyz": 1}}, "train.xyz is no setting; known here: batch, bias, ema, fit, flip, lock, "
+        ({"rot": "x"}, "rot is not a setting; did you mean 'root'?"),
+        ({"engine": {"slot": 1}}, "engine.slot is not a setting; did you mean 'slots'?"),
+        ({"train": {"stepz": 1}}, "train.stepz is not a setting; did you mean 'steps'?"),
+        ({"render": {"guidence": 1}}, "render.guidence is not a setting; did you mean 'guidance'?"),
+        ({"metric": {"caption": 1}}, "metric.caption is not a setting; did you mean 'captions'?"),
+        ({"inputs": {"max_byte": 1}}, "inputs.max_byte is not a setting; did you mean 'max_bytes'?"),
+        ({"train": {"xyz": 1}}, "train.xyz is not a setting; known here: batch, bias, ema, fit, flip, lock, "
          "lr_embedding, lr_value, seed, steps, temperature"),
         ({"seed": -1}, "seed is -1: input should be greater than or equal to 0"),
         ({"seed": "many"}, 'seed is "many": input should be a valid integer, unable to parse string as an integer'),
@@ -218,7 +225,7 @@ def test_every_mistake_is_told_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("spec.txt", "root: x", "{path} is no spec: its name must end in .yaml, .yml, .toml, .json"),
+        ("spec.txt", "root: x", "{path} is not a spec: its name must end in .yaml, .yml, .toml, .json"),
         ("spec.yaml", "", "the spec {path} is empty: write a table of settings such as 'root: results'"),
         ("spec.yaml", "- a", "the spec {path} is a list: write a table of settings such as 'root: results'"),
         ("spec.json", "3", "the spec {path} is a single value: write a table of settings such as 'root: results'"),
@@ -255,7 +262,7 @@ def test_broken_notation_is_one_line(tmp_path, name, text):
     ],
 )
 def test_a_name_that_stands_twice_is_not_dropped_in_silence(tmp_path, name, text):
-    with pytest.raises(SpecError, match="'steps' stands twice in one table: keep one"):
+    with pytest.raises(SpecError, match="'steps' appears twice in one table: keep one"):
         load_spec(spec(tmp_path, text, name))
 
 

@@ -1,4 +1,4 @@
-"""Loading a base model: quiet, and without lasting effects on the libraries of the caller."""
+"""Loading of base models: what it leaves behind in the libraries that it silences."""
 
 import pytest
 from diffusers.utils import logging as diffusers_logging
@@ -9,29 +9,30 @@ from perfusion_ops.base_model import quiet_libraries
 LIBRARIES = (diffusers_logging, transformers_logging)
 
 
-def state():
+def settings():
     return [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in LIBRARIES]
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    before = state()
-    yield
-    for each, (verbosity, bars) in zip(LIBRARIES, before, strict=True):
+def apply(values):
+    for each, (verbosity, bars) in zip(LIBRARIES, values, strict=True):
         each.set_verbosity(verbosity)
-        (each.enable_progress_bar if bars else each.disable_progress_bar)()
+        each.enable_progress_bar() if bars else each.disable_progress_bar()
 
 
-@pytest.mark.parametrize("bars", [True, False])
-@pytest.mark.parametrize("verbosity", [diffusers_logging.INFO, diffusers_logging.WARNING])
-def test_quiet_libraries_get_back_what_the_caller_had_set(bars, verbosity):
-    for each in LIBRARIES:
-        each.set_verbosity(verbosity)
-        (each.enable_progress_bar if bars else each.disable_progress_bar)()
-    before = state()
+def silenced():
     with quiet_libraries():
-        assert state() == [(each.ERROR, False) for each in LIBRARIES]
-    assert state() == before
-    with pytest.raises(ValueError, match="inside"), quiet_libraries():
-        raise ValueError("inside")
-    assert state() == before == [(verbosity, bars)] * 2
+        raise KeyError(str(settings()))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("level", [10, 50])
+def test_silenced_libraries_get_their_own_settings_back(shown, level):
+    found = settings()
+    try:
+        apply([(level, shown)] * 2)
+        with pytest.raises(KeyError, match=r"False.*False") as error:
+            silenced()
+        assert str([(40, False)] * 2) in str(error.value)
+        assert settings() == [(level, shown)] * 2
+    finally:
+        apply(found)

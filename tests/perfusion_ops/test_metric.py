@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from perfusion_ops.base.captions import general_captions, vocabulary_words
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base
-from perfusion_ops.captions import general_captions, vocabulary_words
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import (
     MetricError,

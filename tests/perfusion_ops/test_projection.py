@@ -74,5 +74,5 @@ def test_a_denoiser_without_cross_attention_is_refused():
 def test_installing_twice_is_refused():
     unet = small_parts()["unet"]
     install(unet)
-    with pytest.raises(TypeError, match="patched already"):
+    with pytest.raises(TypeError, match="changed before"):
         install(unet)

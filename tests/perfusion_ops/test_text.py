@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perfusion_ops.text import PromptTooLongError, encode, pieces, substitute, tokenize, words
+from perfusion_ops.text import PromptTooLongError, encode, pieces, renumber, substitute, tokenize, words
 from tests.support.tiny_base import small_base
 
 
@@ -62,3 +62,16 @@ def test_the_gradient_reaches_the_concepts_embedding_alone(base):
     assert embeddings.grad[0].abs().sum() > 0
     assert embeddings.grad[1].abs().sum() == 0
     assert all(parameter.grad is None for parameter in base.text_encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("no concept", ("no concept", ())),
+        ("a {0}", ("a {0}", (0,))),
+        ("{1} and {0}", ("{0} and {1}", (1, 0))),
+        ("a {7}, a {3}, a {7}{7} end", ("a {0}, a {1}, a {0}{0} end", (7, 3))),
+    ],
+)
+def test_concepts_are_renumbered_by_first_appearance(prompt, expected):
+    assert renumber(prompt) == expected

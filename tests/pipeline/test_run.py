@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.clock import SystemClock
 from pipeline.contract.errors import Code, ManifestError
+from pipeline.contract.kinds import Counts, PerKind
 from pipeline.contract.layout import lease_path
 from pipeline.plan.estimate import Estimate, estimate
-from pipeline.plan.expand import Pending, Work
 from pipeline.plan.retry import DEAD_LETTER, to_retry
 from pipeline.plan.selection import Selection
 from pipeline.run import execute
@@ -72,7 +72,7 @@ def test_first_run_makes_all_and_is_the_answer_to_the_second(shop, root):
     assert engines.made == []  # no engine was asked for
     assert again.repeated
     assert (again.run_id, again.published, again.report) == (first.run_id, first.published, first.report)
-    assert again.planned.work == Pending(Work(3, 0, 3, 0, 3, 0), Work(4, 0, 4, 0, 4, 0))
+    assert again.planned.work == PerKind(Counts(3, 0, 3, 0, 3, 0), Counts(4, 0, 4, 0, 4, 0))
     assert all_but_the_cache(root) == before
 
 
@@ -112,7 +112,7 @@ def test_rows_that_nothing_can_be_made_of_do_not_keep_a_run_from_being_the_answe
     go(root, shop)
     again, engines = go(root, shop)
     assert (again.repeated, engines.made) == (True, [])
-    assert again.planned.work == Pending(Work(4, 1, 3, 0, 3, 0), Work(5, 1, 4, 0, 4, 0))
+    assert again.planned.work == PerKind(Counts(4, 1, 3, 0, 3, 0), Counts(5, 1, 4, 0, 4, 0))
     # Another picture under the same address is other work.
     photo(shop / "mug-1.png", seed=78)
     assert not go(root, shop)[0].repeated
@@ -254,7 +254,7 @@ def test_work_is_estimated_by_the_newest_run_that_did_any(shop, root):
 
 
 def pending_of(concepts, renders):
-    return Pending(*(Work(keys, 0, 0, keys, keys, keys) for keys in (concepts, renders)))
+    return PerKind(*(Counts(keys, 0, 0, keys, keys, keys) for keys in (concepts, renders)))
 
 
 @pytest.mark.parametrize("units", [0, 1, 2])
@@ -285,7 +285,7 @@ def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp
 @pytest.mark.parametrize(
     ("caps", "why"),
     [
-        ({"deadline_s": 1e-6}, "its engine.deadline_s of 1e-06 s is over"),
+        ({"stop_after_s": 1e-6}, "its engine.stop_after_s of 1e-06 s is over"),
         ({"budget_h": 1e-9}, "its engine.budget_h of 1e-09 accelerator-hours is spent"),
     ],
 )
@@ -299,6 +299,16 @@ def test_run_that_has_had_what_it_may_have_goes_on_when_run_again(shop, root, ca
     check_accounts(root, second, concepts=3, prompts=2, pictures=4)
 
 
+def test_policy_of_the_spec_reaches_the_scheduler_and_starts_no_other_run(shop, root):
+    engine = {"group_size": 2, "render_batch": 1, "plan_memory": "200MB", "threads": 2}
+    careful, usual = Engines(), Engines()
+    first, _ = go(root, shop, careful, engine=engine, policy={"render_depth": 1}, seed=1)
+    go(root, shop, usual, engine=engine, seed=2)
+    assert (careful.made[0].most_calls, usual.made[0].most_calls) == (1, 2)
+    again, _ = go(root, shop, engine=engine, policy={"render_depth": 3}, seed=1)
+    assert (again.run_id, again.repeated) == (first.run_id, True)
+
+
 def test_second_driver_is_told_who_works_on_the_run(shop, root):
     told = []
 
@@ -306,7 +316,7 @@ def test_second_driver_is_told_who_works_on_the_run(shop, root):
         @contextmanager
         def __call__(self, worker):
             with super().__call__(worker) as engine:
-                with pytest.raises(LeaseHeld, match="has been worked on by process") as held:
+                with pytest.raises(LeaseHeld, match="is held by process") as held:
                     go(root, shop)
                 told.append(str(held.value))
                 yield engine
@@ -329,7 +339,7 @@ def test_driver_whose_run_was_taken_over_publishes_nothing_and_loses_nothing(sho
             record["owner"] = Owner("elsewhere", "another machine", 1, 1).__dict__
             storage.create(lease_path(run.run_id, 2), json.dumps(record).encode())
 
-    with pytest.raises(LeaseHeld, match=r"took run .* over; this one ends here and loses nothing"):
+    with pytest.raises(LeaseHeld, match=r"took run .* over: this one stops, and no result is lost"):
         go(root, shop, Usurped())
     assert list(Storage(root).list("tables")) == []
     result, _ = go(root, shop)

@@ -1,16 +1,19 @@
 """Run settings: defaults in three layers, nothing unknown, nothing secret, and only what decides a result in keys."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.config import MetricConfig, SamplingConfig, TrainingConfig
 from pipeline.bases.find import find_base
+from pipeline.engine.policy import Policy
+from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.uris import carries_credentials
-from pipeline.settings import RunSettings
+from pipeline.settings import EngineSettings, RunSettings, old_names
 
 REQUIRED = {"root": "r", "concepts": "c", "prompts": "p"}
 MINI = find_base("mini")
@@ -34,7 +37,7 @@ def test_settings_are_frozen_and_survive_json():
     assert RunSettings.model_validate(json.loads(json.dumps(run.model_dump(mode="json")))) == run
 
 
-@pytest.mark.parametrize("table", ["train", "render", "engine", "inputs", "metric"])
+@pytest.mark.parametrize("table", ["train", "render", "engine", "policy", "inputs", "metric"])
 def test_unknown_settings_are_named_with_their_place(table):
     with pytest.raises(ValidationError) as caught:
         RunSettings.model_validate({**REQUIRED, table: {"unheard_of": 1}})
@@ -52,6 +55,9 @@ def test_unknown_settings_are_named_with_their_place(table):
         ("engine", {"plan_memory": "much"}),
         ("engine", {"device": "tpu"}),
         ("engine", {"checkpoint_s": 0}),
+        ("engine", {"stop_after_s": 0}),
+        ("policy", {"strikes": 0}),
+        ("policy", {"render_deadline_s": float("inf")}),
         ("inputs", {"max_bytes": 0}),
     ],
 )
@@ -59,6 +65,43 @@ def test_values_out_of_range_are_refused(table, values):
     with pytest.raises(ValidationError) as caught:
         RunSettings.model_validate({**REQUIRED, table: values})
     assert [problem["loc"] for problem in caught.value.errors()] == [(table, *values)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "seconds"),
+    [
+        ({"deadline_s": 60}, 60),
+        ({"deadline_s": None}, None),
+        ({"deadline_s": None, "stop_after_s": 5}, 5),
+        ({"deadline_s": 60, "stop_after_s": None}, 60),
+        ({"deadline_s": 60, "stop_after_s": 5}, 5),
+    ],
+)
+def test_the_old_name_of_a_setting_is_read_and_noticed(engine, seconds):
+    assert RunSettings.model_validate({**REQUIRED, "engine": engine}).engine == EngineSettings(stop_after_s=seconds)
+    [notice] = old_names({**REQUIRED, "engine": engine})
+    assert "engine.deadline_s is now called engine.stop_after_s" in notice
+
+
+def test_new_names_need_no_notice():
+    assert old_names({**REQUIRED, "engine": {"stop_after_s": 5}}) == old_names({"engine": None}) == old_names({}) == []
+
+
+def test_settings_recorded_before_the_policy_was_a_section_still_load():
+    recorded = json.loads((Path(__file__).parent / "recorded_settings.json").read_text())
+    assert "policy" not in recorded
+    assert "deadline_s" in recorded["engine"]
+    assert RunSettings.model_validate(recorded) == RunSettings.model_validate(REQUIRED)
+
+
+def test_every_setting_is_documented_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "spec.md").read_text(encoding="utf-8")
+    models = {"metric": MetricConfig, "train": TrainingConfig, "render": SamplingConfig, "inputs": InputLimits}
+    models |= {"engine": EngineSettings, "policy": Policy}
+    for section, model in models.items():
+        for name, field in model.model_fields.items():
+            default = json.dumps(field.get_default(call_default_factory=True))
+            assert f"| `{section}.{name}` | `{default}` |" in page
 
 
 SECRETS = (

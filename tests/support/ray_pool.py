@@ -10,7 +10,7 @@ from ray import cloudpickle
 
 from pipeline.clock import SystemClock
 from pipeline.contract.errors import Origin, Status
-from pipeline.contract.units import Outcome, RenderShape, RenderTask, RenderUnit
+from pipeline.contract.units import Activity, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit
 from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import run
 
@@ -26,15 +26,28 @@ class Worker:
     def __init__(self, folder, setup_error=None):
         self.folder = Path(folder)
         self.setup_error = setup_error
+        self.doing = None
 
     def setup(self):
         started = time.time()
+        if (self.folder / "slow start").exists():
+            self.linger(Activity("metric", 5, 10))
         if self.setup_error:
             raise FileNotFoundError(self.setup_error)
         (self.folder / f"setup-{os.getpid()}").write_text(f"{started} {time.time()}")
 
     def run(self, unit):
+        if isinstance(unit, TrainUnit):
+            self.linger(Activity("training", 3, 4, len(unit.tasks)))
+            return [Outcome("concept", task.key, Status.OK, origin=Origin.TRAINED) for task in unit.tasks]
         return [self.one(task) for task in unit.tasks]
+
+    def linger(self, doing):
+        """Do something that shows until a file says that it is enough."""
+        self.doing = doing
+        while not (self.folder / "enough").exists():
+            time.sleep(0.05)
+        self.doing = None
 
     def one(self, task):
         mark = self.folder / task.key
@@ -56,6 +69,9 @@ class Worker:
             message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
             worker=str(os.getpid()),
         )
+
+    def activity(self):
+        return self.doing
 
     def close(self):
         (self.folder / "closed").write_text(str(os.getpid()))

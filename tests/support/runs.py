@@ -147,7 +147,7 @@ def keep_metric(storage):
 
 def limit_rows(worker, most):
     """Give the worker's denoiser an accelerator on which more than `most` rows at once do not fit."""
-    unet = worker._base.unet
+    unet = worker.models.base.unet
     base = next(each for each in type(unet).__mro__ if not hasattr(each, "most_rows"))
 
     class Limited(base):
@@ -171,6 +171,7 @@ class InProcess:
         self.calls = deque()
         self.numbers = itertools.count()
         self.units = []
+        self.most_calls = 0
         for slot in range(slots):
             self.replace(slot)
 
@@ -182,6 +183,7 @@ class InProcess:
 
     def submit(self, slot, unit):
         self.calls.append((next(self.numbers), slot, unit))
+        self.most_calls = max(self.most_calls, len(self.calls))
         return self.calls[-1][0]
 
     def wait(self, timeout_s):
@@ -191,9 +193,9 @@ class InProcess:
         try:
             outcomes = tuple(self.workers[slot].run(unit))
         except torch.OutOfMemoryError as error:
-            return [Completion(call, slot, unit, failure=Failure("out_of_memory", str(error)))]
+            return [Completion(call, slot, failure=Failure("out_of_memory", str(error)))]
         self.units.append(unit)
-        return [Completion(call, slot, unit, outcomes)]
+        return [Completion(call, slot, outcomes)]
 
     def retire(self, slot):
         self.workers.pop(slot, None)
@@ -237,12 +239,16 @@ class Silent:
     def __init__(self):
         self.seen = []
         self.stages = []
+        self.activities = []
 
     def stage(self, name, detail):
         self.stages.append(name)
 
     def planned(self, work):
         self.work = work
+
+    def working(self, activities):
+        self.activities += activities
 
     def outcomes(self, outcomes):
         self.seen += outcomes

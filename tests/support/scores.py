@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.contract.layout import image_path, run_path, table_path
+from pipeline.contract.layout import SPEC, image_path, run_path, table_path
 from pipeline.contract.schemas import CONCEPTS, RENDERS
+from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import Storage
-from pipeline.tables.publish import Published
 from pipeline.tables.views import query
+from tests.support.records import finish, published, run_spec
 from tests.support.runs import manifest
 
 RUN, DATE = "run-1", "2026-11-20"
@@ -86,10 +86,11 @@ class Root:
                 for row in self.concepts
             ],
         )
-        self.storage.write(run_path(run, "spec.json"), json.dumps({"settings": given | spec}).encode())
-        inputs = self.photos if recorded is None else recorded
-        self.storage.write(run_path(run, "inputs.json"), json.dumps(inputs).encode())
-        self.storage.write(run_path(run, "published.json"), Published(run, DATE, "mini", "b", {}, {}, ()).to_json())
+        record = RunRecord(self.storage, run)
+        self.storage.delete(run_path(run, SPEC))
+        record.begin(run_spec(run, settings=given | spec))
+        record.write_photos(self.photos if recorded is None else recorded)
+        finish(self.storage, published(run, run_date=DATE))
         return self
 
     def scores(self):

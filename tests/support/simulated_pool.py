@@ -158,18 +158,18 @@ class Pool:
         if slot in self.ready_at:
             del self.ready_at[slot]
             if slot in self.world.unstartable:
-                return [Completion(None, slot, None, failure=self.world.start_failure)]
+                return [Completion(None, slot, failure=self.world.start_failure)]
             self.live.add(slot)
             return []
-        number, unit, _, result = self.calls[slot].popleft()
+        number, _, _, result = self.calls[slot].popleft()
         if isinstance(result, Failure):
             if result.kind in ("died", "unavailable"):
                 self.live.discard(slot)
                 self.calls[slot].clear()
             self._begin(slot)
-            return [Completion(number, slot, unit, failure=result)]
+            return [Completion(number, slot, failure=result)]
         self._begin(slot)
-        return [Completion(number, slot, unit, outcomes=result)]
+        return [Completion(number, slot, outcomes=result)]
 
     def retire(self, slot):
         self.live.discard(slot)

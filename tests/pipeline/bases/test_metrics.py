@@ -45,12 +45,21 @@ def test_estimated_once_and_read_from_then_on(tmp_path):
     first.setup()
     file = tmp_path / path
     before = file.stat()
-    assert read_metric(data, base_digest=settings.base_digest).digest == first._metric.digest  # estimated twice
+    assert read_metric(data, base_digest=settings.base_digest).digest == first.models.metric.digest  # estimated twice
     second = PerfusionWorker(settings)
     second.setup()
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert second._metric.digest == first._metric.digest
-    assert 0.8 < first._metric.held_out < 1.2
+    assert second.models.metric.digest == first.models.metric.digest
+    assert 0.8 < first.models.metric.held_out < 1.2
+
+
+def test_progress_of_the_estimate_counts_captions(base, storage):
+    seen = []
+    load_metric(storage, base, METRIC, KEY, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, METRIC.captions) for done in range(METRIC.captions)]
+    seen.clear()
+    load_metric(storage, base, METRIC, KEY, progress=lambda done, total: seen.append((done, total)))
+    assert seen == []  # it is read
 
 
 def test_what_is_stored_is_what_is_used(base, storage):

@@ -12,7 +12,7 @@ from perfusion_ops.text import PromptTooLongError, substitute, tokenize
 from pipeline.bases.superclasses import superclass_check
 from pipeline.contract.errors import Code, RowError
 from pipeline.database.plandb import PlanDB
-from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from tests.support.plans import TRAINING, concept, fill, requests
 from tests.support.tokenizer_folders import small_clip
 
@@ -48,7 +48,7 @@ def test_a_prompt_that_is_too_long_for_every_concept_is_one_bad_row():
     ]
     with plan(prompts) as db:
         rows = requests(db, "prompt_row", "code", "column_name", "message", "render_key IS NULL")
-        assert pending(db).renders.invalid == 3
+        assert count_plan(db).renders.invalid == 3
     bad = {row[0]: row[1:] for row in rows if row[1]}
     assert len(rows) == 3 + len(CONCEPTS)
     code, column, message, keyless = bad[1]

@@ -6,7 +6,7 @@ import tempfile
 import pytest
 from PIL import Image
 
-from pipeline.contract.messages import plain, reason
+from pipeline.contract.messages import clip, plain, reason
 from pipeline.storage.objects import Storage, StorageError
 
 
@@ -54,3 +54,16 @@ def test_a_refused_write_does_not_name_its_temporary_file(tmp_path):
     with pytest.raises(StorageError) as refused:
         Storage(str(tmp_path)).write("images/ab/x.png", b"x")
     assert ".tmp" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "short", "x" * 100, "ü" * 50, "€" * 33, "\ud800" * 20, "x" * 101, "😀" * 90])
+def test_a_clipped_text_fits_in_bytes_and_shows_that_it_was_cut(text):
+    clipped = clip(text, 100)
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    assert len(clipped.encode()) <= 100
+    if len(whole.encode()) <= 100:
+        assert clipped == whole
+    else:
+        assert clipped.endswith(" ...")
+        assert whole.startswith(clipped.removesuffix(" ..."))
+        assert len(clipped.encode()) > 90

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.units import RenderShape
 from pipeline.engine.executor import Failure
+from pipeline.engine.figures import EngineError
 from pipeline.engine.policy import Policy
-from pipeline.engine.scheduler import EngineError, run
+from pipeline.engine.scheduler import run
 from tests.support.fake_clock import FakeClock
 from tests.support.simulated_pool import Pool, Source, World, concept, ok, render
 
@@ -96,7 +97,7 @@ def test_what_was_queued_behind_a_poison_row_gets_no_strike():
 def test_hanging_row_times_out():
     result = simulate(World(slots=2, hangs=frozenset({"r3"})), (), renders(16))
     assert codes(result) == {"r3": Code.TIMED_OUT}
-    assert f"{POLICY.render_deadline_s:g} s" in result.outcomes["r3"].message
+    assert f"{POLICY.render_deadline_s:g} s, the limit set by policy.render_deadline_s" in result.outcomes["r3"].message
     assert result.outcomes["r3"].attempts == 3  # once in its unit, twice alone
     assert result.summary.wasted_s == pytest.approx(3 * POLICY.render_deadline_s)
 
@@ -105,7 +106,7 @@ def test_once_calls_are_known_a_hanging_row_on_a_warm_worker_costs_minutes():
     policy = replace_policy(hang_floor_s=120.0)
     result = simulate(World(slots=2, hangs=frozenset({"r350"})), (), renders(400), policy=policy)
     assert codes(result) == {"r350": Code.TIMED_OUT}
-    assert "after 120 s" in result.outcomes["r350"].message
+    assert "after 120 s, the limit set by policy.hang_floor_s" in result.outcomes["r350"].message
     assert 3 * 120 <= result.summary.wasted_s <= 3 * 120 + 1
     # The first call of a worker may load and compile: it has ten minutes more, however much is known.
     hanging = frozenset({"r350", "r351"})
@@ -282,7 +283,7 @@ def test_source_with_neither_work_nor_an_end_is_an_error():
             return 1
 
     clock = FakeClock()
-    with pytest.raises(EngineError, match="fault in the work queue"):
+    with pytest.raises(EngineError, match="bug in the work queue"):
         run(Stuck([], []), Pool(World(), clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda _: None)
 
 

@@ -5,7 +5,7 @@ import pytest
 from perfusion_ops.config import TrainingConfig
 from pipeline.contract.units import ConceptTask, RenderShape, RenderTask, RenderUnit, TrainUnit
 from pipeline.engine.policy import Policy
-from pipeline.engine.watchdog import Watchdog
+from pipeline.engine.watchdog import Deadline, Watchdog
 
 POLICY = Policy(
     hang_factor=5, hang_floor_s=100, hang_calls=3, cold_s=400, render_deadline_s=1000, train_deadline_s=9000
@@ -31,29 +31,41 @@ def after(*seconds: float, unit: RenderUnit | TrainUnit) -> Watchdog:
 
 
 def test_what_is_not_known_yet_has_the_whole_deadline():
-    assert Watchdog(POLICY).deadline_s(rendering(4), warm=True) == 1000
-    assert after(50, 60, unit=rendering(4)).deadline_s(rendering(4), warm=True) == 1000
+    assert Watchdog(POLICY).deadline(rendering(4), warm=True).seconds == 1000
+    assert after(50, 60, unit=rendering(4)).deadline(rendering(4), warm=True).seconds == 1000
 
 
 def test_what_is_known_has_a_multiple_of_the_longest():
     watchdog = after(50, 60, 40, unit=rendering(4))
-    assert watchdog.deadline_s(rendering(4), warm=True) == 300
-    assert watchdog.deadline_s(rendering(1), warm=True) == 300
-    assert watchdog.deadline_s(rendering(8), warm=True) == 600
+    assert watchdog.deadline(rendering(4), warm=True).seconds == 300
+    assert watchdog.deadline(rendering(1), warm=True).seconds == 300
+    assert watchdog.deadline(rendering(8), warm=True).seconds == 600
 
 
 def test_a_worker_that_has_ended_nothing_yet_has_some_time_more():
-    assert after(50, 60, 40, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 300 + 400
-    assert after(150, 160, 140, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 1000
-    assert after(50, 60, unit=rendering(4)).deadline_s(rendering(4), warm=False) == 1000
+    assert after(50, 60, 40, unit=rendering(4)).deadline(rendering(4), warm=False).seconds == 300 + 400
+    assert after(150, 160, 140, unit=rendering(4)).deadline(rendering(4), warm=False).seconds == 1000
+    assert after(50, 60, unit=rendering(4)).deadline(rendering(4), warm=False).seconds == 1000
 
 
 def test_never_below_the_floor_nor_above_the_deadline():
-    assert after(1, 1, 1, unit=rendering(4)).deadline_s(rendering(4), warm=True) == 100
-    assert after(900, 1, 1, unit=rendering(4)).deadline_s(rendering(4), warm=True) == 1000
+    assert after(1, 1, 1, unit=rendering(4)).deadline(rendering(4), warm=True).seconds == 100
+    assert after(900, 1, 1, unit=rendering(4)).deadline(rendering(4), warm=True).seconds == 1000
+
+
+def test_a_deadline_names_the_setting_that_sets_it():
+    def setting(*seconds, warm=True):
+        return after(*seconds, unit=rendering(4)).deadline(rendering(4), warm=warm).setting
+
+    assert setting(50) == "render_deadline_s"
+    assert setting(50, 60, 40) == setting(50, 60, 40, warm=False) == "hang_factor"
+    assert setting(1, 1, 1) == setting(1, 1, 1, warm=False) == "hang_floor_s"
+    assert setting(900, 1, 1) == "render_deadline_s"
+    assert Watchdog(POLICY).deadline(training(100), warm=True).setting == "train_deadline_s"
 
 
 @pytest.mark.parametrize(("known", "new"), [(rendering(4), rendering(4, 512)), (training(100), training(400))])
 def test_each_shape_and_each_training_is_learnt_by_itself(known, new):
     watchdog = after(50, 60, 40, unit=known)
-    assert watchdog.deadline_s(new, warm=True) == POLICY.deadline_s(new)
+    setting = "train_deadline_s" if isinstance(new, TrainUnit) else "render_deadline_s"
+    assert watchdog.deadline(new, warm=True) == Deadline(getattr(POLICY, setting), setting)

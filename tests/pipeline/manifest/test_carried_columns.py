@@ -26,8 +26,8 @@ from pipeline.manifest.load import load_prompts
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import PartWriter
 from pipeline.tables.publish import publish
 from tests.support.plans import TRAINING, concept, fill, made
 

@@ -11,7 +11,7 @@ from perfusion_ops.config import SamplingConfig
 from pipeline.contract import keys
 from pipeline.contract.errors import ManifestError, RowError
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
-from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from pipeline.plan.where import Sandbox
 from tests.support.plans import TRAINING, concept, picture, planned, requests
 
@@ -170,7 +170,7 @@ def test_bad_rows_are_one_request_each_and_say_why():
     ]
     with planned(concepts, prompts) as db:
         got = requests(db, "prompt_row", "code", "column_name", "message", "render_key IS NULL", "concept_ids")
-        counted = pending(db)
+        counted = count_plan(db)
     assert [row[:3] for row in got] == [
         (1, "empty_prompt", "prompt"),
         (2, "unknown_concept", "prompt"),
@@ -285,7 +285,7 @@ def test_a_hundred_thousand_requests():
     prompts = [{"prompt": f"a photo of a {{product}} on shelf {number}"} for number in range(100)]
     prompts.append({"prompt": "cheap {product}", "where_expr": "price < 10"})
     with planned(concepts, prompts) as db:
-        counted = pending(db)
+        counted = count_plan(db)
         [(products,)] = db.connection.execute(
             "SELECT count(DISTINCT concept_ids[1]) FROM requests WHERE prompt_row = 101"
         ).fetchall()
@@ -345,4 +345,4 @@ def test_an_empty_plan_is_no_plan():
     with PlanDB() as db:
         plan_concepts(db, base_digest="base", metric_key="metric", training=TRAINING)
         plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
-        assert pending(db).renders.rows == 0
+        assert count_plan(db).renders.rows == 0

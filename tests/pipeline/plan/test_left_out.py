@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from jobs.commands.run import run
+from jobs.run import run
 from perfusion_ops.mini import base_folder
 from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.plan.expand import pending
+from pipeline.plan.expand import count_plan
 from pipeline.plan.selection import Keys, Missing, Selection, select
 from pipeline.plan.workqueue import WorkQueue
 from tests.support.plans import concept, planned, requests
@@ -29,7 +29,7 @@ def test_the_first_pictures_come_with_their_concepts_and_without_any_other():
         (concepts, prompts), rows = left(db)
         assert rows == [(1, ["mug-1"], 0), (1, ["mug-1"], 1), (1, ["mug-2"], 0)]
         assert (concepts, prompts) == ([1, 2], [1])
-        work = pending(db)
+        work = count_plan(db)
         assert (work.concepts.rows, work.concepts.to_do, work.renders.rows, work.renders.to_do) == (2, 2, 3, 3)
         assert len(everything) == 9
 
@@ -44,7 +44,7 @@ def test_rows_that_ask_for_nothing_are_chosen_like_others():
     with planned(CONCEPTS, PROMPTS) as db:
         select(db, Selection("limit 100", first=100))
         assert left(db)[0] == [[1, 2, 3], [1, 2, 3, 4]]
-        assert pending(db).renders.invalid == 1
+        assert count_plan(db).renders.invalid == 1
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])

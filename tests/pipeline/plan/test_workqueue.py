@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.contract.errors import Code, Status
+from pipeline.contract.kinds import PerKind
 from pipeline.contract.units import Outcome, RenderUnit, TrainUnit
 from pipeline.plan import workqueue
-from pipeline.plan.workqueue import Remaining, WorkQueue
+from pipeline.plan.workqueue import WorkQueue
 from tests.support.plans import concept, planned
 
 STATUSES = [Status.OK, Status.OK, Status.OK, Status.FAILED, Status.INVALID]
@@ -62,7 +63,7 @@ def test_every_key_ends_once_under_random_failures(seed, page, most):
         for key in done:
             db.connection.execute("INSERT INTO done (kind, key) VALUES ('concept', ?)", [key])
         queue = WorkQueue(db, group_size=chance.randint(1, 4), render_batch=chance.randint(1, 5))
-        assert queue.remaining() == Remaining(len(trained - done), len(needs))
+        assert queue.remaining() == PerKind(len(trained - done), len(needs))
         ended: dict[str, Status] = dict.fromkeys(done, Status.OK)
         recorded: list[str] = []
         out: list[Outcome] = []
@@ -91,7 +92,7 @@ def test_every_key_ends_once_under_random_failures(seed, page, most):
                 assert any(ended.get(key, Status.OK) != Status.OK for key in needs[item.key])
         assert queue.next() is None
         assert sorted(recorded) == sorted((trained - done) | set(needs))
-        assert queue.remaining() == Remaining(0, 0)
+        assert queue.remaining() == PerKind(0, 0)
 
 
 def test_longest_training_first_and_renders_by_concept():
@@ -143,10 +144,10 @@ def test_order_of_the_manifest_is_not_in_the_tasks():
 def test_equal_rows_are_one_piece_of_work_and_what_is_done_is_none():
     prompts = [{"prompt": "{a}", "seed": 1}, {"prompt": "{twin}", "seed": 1}, {"prompt": "{a}", "seed": 2}]
     with planned([concept("a"), concept("twin", images=concept("a")["images"])], prompts) as db:
-        assert WorkQueue(db, group_size=8, render_batch=8).remaining() == Remaining(1, 2)
+        assert WorkQueue(db, group_size=8, render_batch=8).remaining() == PerKind(1, 2)
         db.connection.execute("INSERT INTO done (kind, key) SELECT 'render', render_key FROM requests WHERE seed = 2")
         queue = WorkQueue(db, group_size=8, render_batch=8)
-        assert queue.remaining() == Remaining(1, 1)
+        assert queue.remaining() == PerKind(1, 1)
         drain(queue)
         assert not queue.unfinished()
 

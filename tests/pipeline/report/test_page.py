@@ -23,7 +23,9 @@ from pipeline.contract.layout import image_path, table_path
 from pipeline.contract.schemas import CONCEPTS, RENDERS
 from pipeline.report.page import BINS, MAX_COMBINED, MIN_BYTES, SLOWEST, write_report
 from pipeline.report.sheets import CRISP_PX, RENDERS_PER_CONCEPT, THUMBNAIL_PX, PictureReader, thumbnail
+from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import Storage
+from tests.support.records import run_spec
 
 RUN = "2026-11-20-nightly"
 DATE = "2026-11-20"
@@ -140,6 +142,11 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "root"))
 
 
+def begin(storage, settings):
+    """Record a run that was started with these settings."""
+    RunRecord(storage, RUN).begin(run_spec(RUN, settings=settings))
+
+
 def page_of(storage: Storage, **options: int) -> str:
     uri = write_report(storage, RUN, **options)
     assert uri == storage.uri(f"runs/{RUN}/report/index.html")
@@ -202,9 +209,7 @@ def small_run(storage: Storage) -> None:
     storage.write(
         f"runs/{RUN}/inputs.json", json.dumps({"mug-1": [*shots[:2], storage.uri("inputs/ab/gone")]}).encode()
     )
-    storage.write(
-        f"runs/{RUN}/spec.json", json.dumps({"base": "mini", "training": {"steps": 300}, "none": None}).encode()
-    )
+    begin(storage, {"base": "mini", "training": {"steps": 300}, "none": None})
 
 
 def test_page_loads_nothing_and_runs_nothing(storage):
@@ -337,7 +342,7 @@ def test_text_of_strangers_is_escaped_everywhere(storage):
         [pa.field(HOSTILE.replace("\0", ""), pa.string())],
     )
     storage.write(f"runs/{RUN}/inputs.json", json.dumps({HOSTILE: [HOSTILE, "https://example.com/x.png"]}).encode())
-    storage.write(f"runs/{RUN}/spec.json", json.dumps({HOSTILE: [HOSTILE, "\ud800"]}).encode())
+    begin(storage, {HOSTILE: [HOSTILE, "\ud800"]})
     source = page_of(storage)
     page = Page(source)
     assert not page.every("script")
@@ -471,10 +476,10 @@ def test_all_codes_at_their_longest_fit_without_pictures(storage):
             for row in range(1, 5)
         ],
     )
-    storage.write(f"runs/{RUN}/spec.json", json.dumps({f"{number}{worst}": worst for number in range(200)}).encode())
+    begin(storage, {f"{number}{worst}": worst for number in range(200)})
     source = page_of(storage, max_bytes=MIN_BYTES)
     assert len(source.encode()) <= MIN_BYTES
-    assert "140 more settings in spec.json" in source
+    assert "147 more settings in spec.json" in source
     assert all(meaning in html.unescape(source) for meaning in MEANING.values())
 
 

@@ -1,19 +1,19 @@
 """How runs stand, from storage alone: finished, running or interrupted, wherever one asks from."""
 
-import json
-
 import pytest
 
 from pipeline.contract.errors import Code, Origin, Status
-from pipeline.contract.layout import run_path
+from pipeline.contract.layout import PLAN, SPEC, run_path
 from pipeline.contract.units import Outcome
 from pipeline.runs.lease import EXPIRY_S, Owner, acquire
-from pipeline.runs.status import RunStatus, read_status
+from pipeline.runs.parts import PartWriter
+from pipeline.runs.record import RunRecord
+from pipeline.runs.status import NoFinishedRunError, RunStatus, finished_run, read_status
 from pipeline.storage.objects import Storage, StorageError
-from pipeline.tables.parts import PartWriter
+from tests.support import records
 from tests.support.fake_clock import FakeClock
+from tests.support.records import plan_counts, run_spec
 
-PLAN = {"concepts": {"rows": 3, "keys": 3}, "renders": {"rows": 9, "keys": 8}}
 ELSEWHERE = Owner("gpu-7", "", 4711, None)
 
 
@@ -33,13 +33,13 @@ def storage(request, tmp_path):
 
 
 def begin(storage, run_id, began_at="2024-02-01T01:02:03Z"):
-    spec = {"run_id": run_id, "run_date": began_at[:10], "began_at": began_at}
-    storage.write(run_path(run_id, "spec.json"), json.dumps(spec).encode())
-    storage.write(run_path(run_id, "plan.json"), json.dumps(PLAN).encode())
+    record = RunRecord(storage, run_id)
+    record.begin(run_spec(run_id, began_at))
+    record.write_plan(plan_counts(concepts=3, renders=9))
 
 
 def finish(storage, run_id, statuses):
-    storage.write(run_path(run_id, "published.json"), json.dumps({"statuses": statuses}).encode())
+    records.finish(storage, records.published(run_id, statuses=statuses))
 
 
 def ended(kind, key, status=Status.OK):
@@ -75,7 +75,7 @@ def test_a_run_is_running_while_its_lease_lives_and_interrupted_after(storage, c
     with acquire(storage, "r1", clock=clock):
         [status] = read_status(storage, clock)
         assert status.state == "running"
-        assert "last sign of life 0 s ago" in status.holder
+        assert "last heartbeat 0 s ago" in status.holder
     [status] = read_status(storage, clock)
     assert (status.state, status.holder) == ("interrupted", "")
 
@@ -85,7 +85,7 @@ def test_a_machine_that_fell_silent_is_interrupted_once_its_lease_has_lapsed(sto
     lease = acquire(storage, "r1", clock=clock, owner=ELSEWHERE, heartbeat_s=3600)
     clock.now += EXPIRY_S - 1
     [status] = read_status(storage, clock)
-    assert (status.state, status.holder) == ("running", "process 4711 on gpu-7, last sign of life 59 s ago")
+    assert (status.state, status.holder) == ("running", "process 4711 on gpu-7, last heartbeat 59 s ago")
     clock.now += 2
     assert [each.state for each in read_status(storage, clock)] == ["interrupted"]
     lease.release()
@@ -116,13 +116,34 @@ def test_runs_come_oldest_first_and_one_can_be_asked_for(storage, clock):
 
 def test_a_run_that_has_not_planned_yet(storage, clock):
     begin(storage, "r1")
-    storage.delete(run_path("r1", "plan.json"))
+    storage.delete(run_path("r1", PLAN))
     [status] = read_status(storage, clock)
     assert (status.state, status.planned, status.statuses) == ("interrupted", {}, {"concepts": {}, "renders": {}})
 
 
-def test_a_run_s_file_that_is_damaged_is_a_sentence(storage, clock):
+def test_a_damaged_file_of_a_run_is_an_error_with_a_remedy(storage, clock):
     begin(storage, "r1")
-    storage.write(run_path("r1", "spec.json"), b"{")
-    with pytest.raises(StorageError, match=r"runs/r1/spec\.json is damaged .*: restore it, or delete the folder"):
+    storage.write(run_path("r1", SPEC), b"{")
+    with pytest.raises(StorageError, match=r"runs/r1/spec\.json is damaged .*: restore it, or delete it"):
         read_status(storage, clock)
+
+
+def test_the_finished_run_is_the_newest_one_or_the_named_one(storage, clock):
+    for run_id, time in (("r2", "12:00:01"), ("r3", "12:00:00"), ("r1", "12:00:02"), ("r4", "12:00:03")):
+        begin(storage, run_id, f"2024-02-02T{time}Z")
+    for run_id in ("r1", "r2", "r3"):
+        finish(storage, run_id, {"concepts": {"ok": 3}, "renders": {"ok": 9}})
+    assert finished_run(storage) == "r1"
+    assert finished_run(storage, "r3") == "r3"
+
+
+def test_a_run_that_is_not_finished_is_refused_with_the_remedy(storage, clock):
+    with pytest.raises(NoFinishedRunError, match=r"no finished run under .*: see `perfusion status "):
+        finished_run(storage)
+    begin(storage, "r1")
+    with pytest.raises(NoFinishedRunError, match=r"no finished run under "):
+        finished_run(storage)
+    with pytest.raises(NoFinishedRunError, match=r"run r1 is not finished: run the command that started it again"):
+        finished_run(storage, "r1")
+    with pytest.raises(NoFinishedRunError, match=r"no finished run 'r2' under "):
+        finished_run(storage, "r2")

@@ -16,7 +16,7 @@ from PIL import Image
 from perfusion_ops.scoring.choice import choose_scorers
 from perfusion_ops.scoring.models import load_scorers
 from pipeline.contract.errors import Code, ManifestError
-from pipeline.contract.layout import image_path, run_path, scores_path
+from pipeline.contract.layout import image_path, scores_path
 from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, SCORES
 from pipeline.run import execute
 from pipeline.scores.score_run import score_run
@@ -274,8 +274,8 @@ def test_an_outage_is_no_property_of_pictures(root, choice, scorers, monkeypatch
 def test_a_run_that_is_not_published_is_refused(root, choice, scorers):
     with pytest.raises(MissingObjectError, match=r"published\.json"):
         score(root, choice, scorers, run="run-2")
-    root.storage.write(run_path(RUN, "spec.json"), b'{"settings": {"rooot": 1}}')
-    with pytest.raises(StorageError, match=r"spec\.json cannot be understood"):
+    root.publish(rooot=1)
+    with pytest.raises(StorageError, match=r"spec\.json has settings that this version does not accept \(rooot: "):
         score(root, choice, scorers)
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from perfusion_ops.config import SamplingConfig, TrainingConfig
+from pipeline.contract import kinds
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.schemas import CONCEPTS, RENDERS, RESERVED_COLUMNS
 from pipeline.database.plandb import PlanDB
@@ -23,9 +24,9 @@ from pipeline.plan.changes import find_changes
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter
 from pipeline.storage.objects import Storage
 from pipeline.tables.columns import carried_columns
-from pipeline.tables.parts import PartWriter
 from pipeline.tables.publish import publish
 from pipeline.tables.views import connect, query
 from tests.support.plans import concept, made, planned
@@ -66,10 +67,10 @@ def night(storage, folder, number, cells, products):
         plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
         plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
         work(db, storage, f"run-{number}")
-        _, notices = carried_columns(db, storage, "renders")
+        _, notices = carried_columns(db, storage, kinds.RENDERS)
         date = f"2026-01-0{number}"
         publish(db, storage, run_id=f"run-{number}", run_date=date, base="mini", base_digest="base")
-        assert carried_columns(db, storage, "renders")[1] == tuple(each for each in notices if "widens" not in each)
+        assert carried_columns(db, storage, kinds.RENDERS)[1] == tuple(each for each in notices if "widens" not in each)
     return notices
 
 
@@ -142,7 +143,7 @@ def test_every_version_has_the_columns_of_the_one_before_and_sorts_before_it(sho
 def published(storage, run_id, date, **extras):
     with planned([concept("a", **extras)], [{"prompt": "{product}", "seed": len(run_id)}]) as db:
         work(db, storage, run_id)
-        _, notices = carried_columns(db, storage, "concepts")
+        _, notices = carried_columns(db, storage, kinds.CONCEPTS)
         publish(db, storage, run_id=run_id, run_date=date, base="mini", base_digest="base")
         return notices
 

@@ -10,9 +10,9 @@ import pytest
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.contract.layout import part_path
 from pipeline.contract.schemas import PART, conform
-from pipeline.database.memory import MemoryFullError, ScratchFullError, retried
+from pipeline.database.memory import MemoryFullError, ScratchFullError, in_memory, retried
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
-from pipeline.plan.expand import pending, plan_concepts, plan_requests
+from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from pipeline.storage.objects import Storage
 from pipeline.tables.publish import publish
 
@@ -192,7 +192,7 @@ def test_a_resumed_run_of_a_hundred_thousand(tmp_path, shape):
         db.connection.execute(f"SET memory_limit = '{LIMIT}'")
         db.memory_limit = LIMIT
         good = shape.concepts - (shape.concepts > 5)
-        assert pending(db).renders.to_do == 0
+        assert count_plan(db).renders.to_do == 0
         published = publish(db, storage, **RUN)
     assert published.statuses["concepts"].get("ok") == good
     assert published.statuses["renders"] == {"invalid": 1, "ok": good * shape.prompts}
@@ -241,3 +241,17 @@ def test_a_full_scratch_disk_is_a_sentence_that_names_it(tmp_path):
         told = pytest.raises(ScratchFullError, match=f"scratch folder {tmp_path}/perfusion-plan-")
         with told, PlanDB(scratch=str(tmp_path)):
             raise error
+
+
+def test_too_little_memory_for_reading_tables_is_a_message_and_other_errors_stay():
+    told = pytest.raises(MemoryFullError, match="ran out of memory while it read the tables: free memory")
+    with told, in_memory({"memory_limit": "4MB", "max_temp_directory_size": "0MB"}) as connection:
+        connection.execute("SELECT hash(i) AS h FROM range(3_000_000) t(i) ORDER BY h").fetchall()
+    with pytest.raises(duckdb.ParserException), in_memory() as connection:
+        connection.execute("SELEC 1")
+
+
+def test_a_full_disk_while_reading_tables_is_a_message_that_names_the_folder(tmp_path):
+    told = pytest.raises(ScratchFullError, match=f"scratch folder {tmp_path} is full")
+    with told, in_memory({"temp_directory": str(tmp_path)}):
+        raise duckdb.IOException("Could not write file: No space left on device")

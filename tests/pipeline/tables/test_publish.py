@@ -11,9 +11,10 @@ import pytest
 from pipeline.contract.schemas import CONCEPTS, RENDERS
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter
+from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import Storage, StorageError
-from pipeline.tables.parts import PartWriter
-from pipeline.tables.publish import Published, UnaccountedError, publish
+from pipeline.tables.publish import UnaccountedError, publish
 from tests.support.plans import concept, made, planned
 
 MANIFEST = [
@@ -117,12 +118,12 @@ def test_every_row_of_both_manifests(tmp_path):
     assert published.statuses == {"concepts": {"invalid": 1, "ok": 3}, "renders": {"invalid": 1, "ok": 6}}
     assert published.codes == {"concepts": {"image_missing": 1}, "renders": {"concept_invalid": 1}}
     said = storage.read("runs/r1/published.json")
-    assert Published.from_json(said) == published
+    assert RunRecord(storage, "r1").published() == published
     assert {file["path"]: file["rows"] for file in json.loads(said)["files"]} == {
         "tables/concepts/run_date=2024-02-29/run_id=r1/part-00000.parquet": 4,
         "tables/renders/run_date=2024-02-29/run_id=r1/part-00000.parquet": 7,
     }
-    assert sorted(published.uris(storage)) == sorted(storage.uri(path) for path in tables(storage))
+    assert sorted(file.path for file in published.files) == sorted(tables(storage))
     assert [path for path, _ in storage.list("runs/r1/publish")] == ["runs/r1/publish/intent.json"]
 
 
@@ -203,7 +204,7 @@ def test_a_crash_between_any_two_steps_changes_nothing(tmp_path, after):
                 assert got.equals(table)
             else:
                 assert got.drop_columns(["finished_at"]).equals(table.drop_columns(["finished_at"]))
-        assert Published.from_json(storage.read("runs/r1/published.json")) == published
+        assert RunRecord(storage, "r1").published() == published
         with planned([], []) as db:
             assert publish(db, storage, run_id="r1", **RUN) == published
         if not crashed:
@@ -226,7 +227,7 @@ def test_another_publisher_was_first(tmp_path):
     late = Late(str(tmp_path))
     with run(storage, "r1") as db:
         published = publish(db, late, run_id="r1", **RUN)
-    assert Published.from_json(storage.read("runs/r1/published.json")) == published
+    assert RunRecord(storage, "r1").published() == published
     assert len(tables(storage)) == 2
 
 

@@ -10,8 +10,8 @@ from pipeline.contract.layout import table_path
 from pipeline.contract.schemas import CONCEPTS, RENDERS
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter
 from pipeline.storage.objects import Storage
-from pipeline.tables.parts import PartWriter
 from pipeline.tables.publish import publish
 from pipeline.tables.views import connect, query
 from tests.support.plans import concept, made, planned

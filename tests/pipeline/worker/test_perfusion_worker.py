@@ -17,9 +17,10 @@ from PIL import Image
 from perfusion_ops.checkpoint import write_checkpoint
 from perfusion_ops.concept import read_concept, write_concept
 from perfusion_ops.training import Trainer, start
+from pipeline.clock import SystemClock
 from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.layout import checkpoint_path, image_path, weights_path
-from pipeline.contract.units import RenderShape
+from pipeline.contract.units import MESSAGE_BYTES, Activity, RenderShape
 from pipeline.inputs.pictures import InputLimits
 from pipeline.storage.objects import Storage
 from pipeline.storage.patience import UNIT_S, WAITS_S
@@ -63,7 +64,7 @@ def worker(tmp_path):
 
 
 def root_of(worker):
-    return Path(worker._settings.root)
+    return Path(worker.settings.root)
 
 
 def pixels(worker, task):
@@ -94,7 +95,7 @@ def check_objects(worker, unit, outcomes):
 
 
 def weights(worker, task):
-    base, metric = worker._base, worker._metric
+    base, metric = worker.models.base, worker.models.metric
     return read_concept(
         stored(worker, task).read_bytes(),
         base_digest=base.folder.digest,
@@ -121,7 +122,22 @@ def test_trains_and_renders_what_it_is_told(worker, tmp_path):
     assert pixels(worker, wide.tasks[0]).shape == (40, 96, 3)
     info = Image.open(stored(worker, wide.tasks[0])).info
     assert info["perfusion:weights_sha256"] == hashlib.sha256(stored(worker, units.tasks[0]).read_bytes()).hexdigest()
-    assert info["perfusion:base_sha256"] == worker._base.folder.digest
+    assert info["perfusion:base_sha256"] == worker.models.base.folder.digest
+
+
+def test_a_worker_says_how_far_its_training_is(tmp_path):
+    class Watching(SystemClock):
+        """Looks at the worker whenever the worker looks at the time."""
+
+        def monotonic(self):
+            seen.append(worker.activity() if worker else None)
+            return super().monotonic()
+
+    seen, worker = [], None
+    worker = ready_worker(tmp_path / "root", clock=Watching())
+    worker.run(trainings(*(concept(tmp_path, name, steps=3) for name in ("mug", "bag"))))
+    assert [each for each in seen if each] == [Activity("training", step, 3, 2) for step in range(3)]
+    assert seen[0] is seen[-1] is worker.activity() is None
 
 
 def test_rows_of_a_mixed_batch_equal_the_same_rows_alone(shared):
@@ -159,7 +175,7 @@ def test_concept_in_the_negative_prompt_acts(shared):
 
 
 def test_concept_acts_in_the_text_that_names_it_and_in_no_other(shared):
-    row = shared._row(picture("named", "mug", "bag", prompt="a {0} and a {0}", negative="a {1}"))
+    row = shared.rendering.row(picture("named", "mug", "bag", prompt="a {0} and a {0}", negative="a {1}"))
     assert [len(each.concepts) for each in (row.positive, row.negative)] == [1, 1]
     assert row.positive.concepts[0] is not row.negative.concepts[0]
     assert (row.positive.prompt, row.negative.prompt) == ("a {0} and a {0}", "a {0}")
@@ -259,7 +275,7 @@ def test_prompts_that_do_not_fit_name_their_column(shared):
     assert short.status == Status.OK
     assert (long.status, long.code, long.message[:8]) == (Status.INVALID, Code.PROMPT_TOO_LONG, "prompt: ")
     assert (negative.code, negative.message[:17]) == (Code.PROMPT_TOO_LONG, "negative_prompt: ")
-    assert len(long.message) <= 500
+    assert len(long.message.encode()) <= MESSAGE_BYTES
 
 
 def test_messages_name_concepts_and_prompts_as_the_manifest_does(shared):
@@ -329,7 +345,7 @@ def test_concepts_that_learned_the_same_fail_their_row_alone(shared):
 
 
 def read_concept_of(worker, name):
-    return worker._concept(key(name))[0]
+    return worker.files.load(key(name))[0]
 
 
 def test_settings_that_diffusers_refuses_are_named(shared):
@@ -361,7 +377,8 @@ def test_training_that_runs_away_fails_alone(worker, tmp_path, value, training, 
     bad, good = concept(tmp_path, "bad", **training), concept(tmp_path, "good")
     state, example = about_to_diverge(worker, bad, value)
     Storage(str(tmp_path / "root")).write(
-        checkpoint_path(bad.key), write_checkpoint(state, Trainer(worker._base, worker._metric, [example]).optimizer)
+        checkpoint_path(bad.key),
+        write_checkpoint(state, Trainer(worker.models.base, worker.models.metric, [example]).optimizer),
     )
     lost, fine = worker.run(trainings(bad, good))
     assert (lost.status, lost.code, lost.uri) == (Status.FAILED, Code.TRAINING_DIVERGED, None)
@@ -379,8 +396,8 @@ def test_training_that_runs_away_fails_alone(worker, tmp_path, value, training, 
 
 
 def about_to_diverge(worker, task, value):
-    example = load_example(worker._base, task, worker._inputs)
-    state = start(worker._base, example)
+    example = load_example(worker.models.base, task, worker.inputs)
+    state = start(worker.models.base, example)
     with torch.no_grad():
         state.value_target.fill_(value)
     state.step = 1
@@ -404,7 +421,7 @@ def test_training_killed_in_the_middle_ends_in_the_same_weights(tmp_path, killed
     outcomes = again.run(trainings(*tasks))
     for task, outcome in zip(tasks, outcomes, strict=True):
         assert (outcome.status, outcome.origin) == (Status.OK, Origin.TRAINED)
-        resumed = again._read_concept(task.key, storage.read(weights_path(task.key)))
+        resumed = again.files.check(task.key, storage.read(weights_path(task.key)))
         for name, tensor in weights(calm, task).tensors().items():
             torch.testing.assert_close(resumed.tensors()[name], tensor, rtol=1e-3, atol=1e-3)
         assert not storage.exists(checkpoint_path(task.key))
@@ -425,7 +442,7 @@ def test_resumed_training_does_not_begin_anew(tmp_path):
 
 def count_forwards(worker):
     calls = []
-    worker._base.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    worker.models.base.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
 
 
@@ -434,7 +451,7 @@ def test_damaged_checkpoint_costs_time_only(worker, tmp_path):
     calm = ready_worker(tmp_path / "calm")
     [undisturbed] = calm.run(trainings(task))
     state, example = about_to_diverge(worker, task, 1.0)
-    whole = write_checkpoint(state, Trainer(worker._base, worker._metric, [example]).optimizer)
+    whole = write_checkpoint(state, Trainer(worker.models.base, worker.models.metric, [example]).optimizer)
     for damaged in (b"", bytes(40), whole[:-1], whole.replace(b'"random"', b'"redman"')):
         Storage(str(tmp_path / "root")).write(checkpoint_path(task.key), damaged)
         [outcome] = worker.run(trainings(task))
@@ -458,7 +475,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(tmp_path):
     limit_rows(tight, 3)
     check_objects(roomy, trainings(*tasks), roomy.run(trainings(*tasks)))
     check_objects(tight, trainings(*tasks), tight.run(trainings(*tasks)))
-    assert tight._micro_batch == 2
+    assert tight.training.micro_batch == 2
     for task in tasks:
         for name, tensor in weights(roomy, task).tensors().items():
             torch.testing.assert_close(weights(tight, task).tensors()[name], tensor, rtol=1e-3, atol=1e-3)
@@ -489,7 +506,7 @@ def test_storage_that_is_busy_for_a_while_costs_no_row(tmp_path):
             if unit is train:
                 assert Storage(root).exists(weights_path(key("mug")))
         if unit is train:
-            worker._concepts.clear()
+            worker.files.clear()
     assert Storage(root).exists(image_path(draw.tasks[0].key))
 
 

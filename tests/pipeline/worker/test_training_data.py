@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perfusion_ops.base_model import encode_pictures, load_base
+from perfusion_ops.examples import square
 from pipeline.bases.find import find_base
 from pipeline.contract.errors import Code, RowError
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
-from pipeline.worker.training_data import load_example, square
+from pipeline.worker.training_data import load_example
 from tests.support import icc
 from tests.support.runs import concept, photo, planned
 

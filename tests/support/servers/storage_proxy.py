@@ -30,7 +30,8 @@ class Road:
     Attributes:
         refused: answered 503 and not passed on.
         broken: answered 500 and not passed on.
-        lost: of writes: passed on, and the connection closed in place of the answer.
+        lost: the share of writes that are passed on and whose answer is dropped: at 0.02 every fiftieth, so that
+            even a short run loses one.
         late: passed on after a second.
         lag_s: for so long after it was written by this road an object is in no list.
         closed_until: a `time.monotonic()` until which everything is refused.
@@ -49,17 +50,20 @@ class Road:
     def __post_init__(self):
         self._chance, self._lock = random.Random(self.seed), threading.Lock()
         self._written: dict[str, float] = {}
+        self._owed = 0.0  # answers of writes that are due to be lost
 
     def fate(self, *, writes: bool) -> str:
         """What becomes of the next request."""
         with self._lock:
             drawn = self._chance.random()
             fate = "refused" if time.monotonic() < self.closed_until else ""
-            for name in ("refused", "broken", "lost", "late"):
+            for name in ("refused", "broken", "late"):
                 if not fate and drawn < getattr(self, name):
                     fate = name
                 drawn -= getattr(self, name)
-            fate = "" if fate == "lost" and not writes else fate
+            self._owed += self.lost if writes else 0.0
+            if not fate and writes and self._owed >= 1:
+                fate, self._owed = "lost", self._owed - 1
             self.met[fate or "passed"] += 1
             return fate
 

@@ -6,21 +6,19 @@ Where a key stands in several parts, ok wins over anything else, then the later 
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from itertools import chain
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract.layout import part_path, run_path
-from pipeline.contract.schemas import PART, conform
+from pipeline.contract.layout import is_part, part_path, parts_folder
+from pipeline.contract.schemas import PART
 from pipeline.contract.units import Outcome
+from pipeline.database.parquet import gathered, read_tables
 from pipeline.storage.objects import Storage, StorageError
 
-_ROWS_PER_READ = 65_536
-_ROWS_PER_INSERT = 400_000
 _ROWS_PER_SHARE = 250_000  # keys compared at once, some 30 MB
 
 
@@ -108,7 +106,7 @@ def read_parts(connection: duckdb.DuckDBPyConnection, storage: Storage, run_id: 
         StorageError: a part cannot be read.
     """
     # Zero-padded lease and sequence numbers make the order of paths theirs.
-    listed = (path for path, _ in storage.list(run_path(run_id, "parts")) if path.endswith(".parquet"))
+    listed = (path for path, _ in storage.list(parts_folder(run_id)) if is_part(path))
     paths = sorted({*listed, *known})
     age = {path: number for number, path in enumerate(paths)}
     aged = (
@@ -132,35 +130,6 @@ def _keep_the_best(connection: duckdb.DuckDBPyConnection) -> None:
     for share in range(shares):
         connection.execute(_DELETE_OTHERS.format(some=f"(FROM ranked WHERE hash(number) % {shares} = {share})"))
     connection.execute("DROP TABLE ranked")
-
-
-def read_tables(storage: Storage, paths: Sequence[str], schema: pa.Schema) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of Parquet objects, some tens of thousands at a time, with exactly the columns of `schema`.
-
-    Raises:
-        StorageError: an object is not whole Parquet.
-    """
-    for path in paths:
-        try:
-            with storage.filesystem.open(storage.full(path), "rb") as source, pq.ParquetFile(source) as file:
-                names = [name for name in schema.names if name in file.schema_arrow.names]
-                for batch in file.iter_batches(_ROWS_PER_READ, columns=names):
-                    yield path, conform(pa.Table.from_batches([batch]), schema)
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(
-                f"{storage.uri(path)} cannot be read ({error}): restore it, or delete it to have its rows done again"
-            ) from error
-
-
-def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in fewer tables: DuckDB takes in many rows at once in half the time."""
-    waiting: list[pa.Table] = []
-    for table in chain(tables, [None]):
-        if table is not None:
-            waiting.append(table)
-        if waiting and (table is None or sum(map(len, waiting)) >= _ROWS_PER_INSERT):
-            yield pa.concat_tables(waiting)
-            waiting = []
 
 
 def _encode(outcomes: Sequence[Outcome]) -> bytes:

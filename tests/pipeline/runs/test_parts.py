@@ -9,10 +9,10 @@ from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.layout import image_path, part_path, weights_path
 from pipeline.contract.units import Outcome
 from pipeline.plan.done import list_objects, load_done
-from pipeline.plan.expand import pending
+from pipeline.plan.expand import count_plan
 from pipeline.plan.workqueue import WorkQueue
+from pipeline.runs.parts import PartWriter, read_parts
 from pipeline.storage.objects import Storage, StorageError
-from pipeline.tables.parts import PartWriter, read_parts
 from tests.support.plans import concept, made, planned
 
 
@@ -164,7 +164,7 @@ def test_only_objects_that_are_there_are_done(tmp_path):
         writer.flush()
         list_objects(db, storage)
         assert load_done(db, storage) == 8
-        assert (pending(db).concepts.reused, pending(db).renders.to_do) == (4, 0)
+        assert (count_plan(db).concepts.reused, count_plan(db).renders.to_do) == (4, 0)
         [(uri, digest, size)] = db.connection.execute(
             "SELECT uri, sha256, bytes FROM done WHERE key = (SELECT min(key) FROM done WHERE kind = 'render')"
         ).fetchall()
@@ -178,6 +178,6 @@ def test_only_objects_that_are_there_are_done(tmp_path):
         storage.delete(weights_path(first))
         list_objects(db, storage)
         assert load_done(db, storage) == 5
-        counted = pending(db)
+        counted = count_plan(db)
     assert (counted.renders.reused, counted.renders.to_do) == (2, 2)
     assert (counted.concepts.reused, counted.concepts.keys_to_do) == (3, 1)

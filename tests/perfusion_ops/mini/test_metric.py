@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from perfusion_ops import tensor_file
+from perfusion_ops.base.captions import HELD_OUT, SEED, held_out_first
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base
-from perfusion_ops.captions import HELD_OUT, SEED, held_out_first
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import FORMAT, held_out_share, read_metric, second_moment, token_encodings
 from perfusion_ops.mini import base_folder, metric_file
-from perfusion_ops.mini.build.metric import export_metric
+from perfusion_ops.mini.build.export import export_metric
 from perfusion_ops.mini.world import grammar
 
 CAPTIONS = 4000  # of 100,000: enough to tell another choice of tokens or captions from this one

@@ -1,0 +1,76 @@
+"""Base models for programs and notebooks: loaded from a folder, or taken from a diffusers pipeline that exists."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perfusion_ops.base.folder import describe
+from perfusion_ops.base_model import Base, base_from_parts
+from perfusion_ops.base_model import load_base as load_folder
+from perfusion_ops.mini import base_folder
+
+
+def load_base(source: str | Path = "mini", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
+    """Load a base model.
+
+    Args:
+        source: "mini", the model that is part of the package, or a local diffusers folder (StableDiffusionPipeline).
+        device: a torch device.
+        dtype: of the denoiser and the VAE; bfloat16 or float16 on a GPU. The text encoder stays in float32.
+
+    Raises:
+        BaseError: the folder is not a base model that can be used.
+
+    >>> import perfusion_ops
+    >>> base = perfusion_ops.load_base("mini")
+    >>> base.folder.name, base.resolution
+    ('mini', 64)
+    """
+    return load_folder(describe(_folder(source)), device=device, dtype=dtype)
+
+
+def attach(pipeline: Any, source: str | Path = "mini") -> Base:
+    """Let an existing diffusers pipeline draw concepts: it then takes the result of `prompt_embeds`.
+
+    The pipeline's denoiser is changed in place. Text prompts give the same pictures as before. Move the pipeline to its
+    device first. A ControlNet or an IP-Adapter does not work with concepts: it has projections of its own.
+
+    Args:
+        pipeline: a StableDiffusionPipeline, or one with the same parts, such as StableDiffusionImg2ImgPipeline.
+        source: what it was loaded from, "mini" or a local folder. Concepts are bound to the digest of this folder.
+
+    Returns:
+        The base model for the other functions; it shares the pipeline's weights.
+
+    Raises:
+        BaseError: the folder is not a base model that can be used.
+        TypeError: the denoiser was changed before.
+
+    >>> import perfusion_ops, torch
+    >>> from diffusers import StableDiffusionPipeline
+    >>> from perfusion_ops.mini import base_folder
+    >>> pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32)
+    >>> base = perfusion_ops.attach(pipeline, base_folder())
+    >>> base.unet is pipeline.unet
+    True
+    """
+    folder = describe(_folder(source))
+    encoder = pipeline.text_encoder
+    if encoder.dtype != torch.float32:
+        # The pipeline keeps its own: it takes the type of its embeddings from it.
+        encoder = copy.deepcopy(encoder).float()
+    return base_from_parts(
+        folder,
+        tokenizer=pipeline.tokenizer,
+        text_encoder=encoder,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        scheduler=pipeline.scheduler,
+        keep_projections=True,
+    )
+
+
+def _folder(source: str | Path) -> Path:
+    return base_folder() if source == "mini" else Path(source).expanduser().resolve()

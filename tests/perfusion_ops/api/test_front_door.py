@@ -1,0 +1,235 @@
+"""The functions that `perfusion_ops` offers: their examples run, and they give what a run gives."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageOps
+
+import perfusion_ops
+from perfusion_ops.base.folder import BaseError
+from perfusion_ops.concept import ConceptFileError
+from perfusion_ops.config import MetricConfig
+from perfusion_ops.metric import MetricError
+from perfusion_ops.mini import base_folder
+from perfusion_ops.mini.world import grammar
+from perfusion_ops.mini.world.products import product
+from perfusion_ops.mini.world.scene import photograph
+from perfusion_ops.mini.world.scene import render as draw
+from perfusion_ops.training import TrainingDivergedError
+from pipeline.bases.metrics import load_metric
+from pipeline.storage.objects import Storage
+
+MUG = product("mug", 10_000_007)
+PROMPT = "a photo of a {0} in the snow"
+
+
+@pytest.fixture(scope="module")
+def base():
+    return perfusion_ops.load_base("mini")
+
+
+@pytest.fixture(scope="module")
+def metric(base):
+    return perfusion_ops.estimate_metric(base, 2000)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [Image.fromarray(draw(photograph(MUG, number)).pixels) for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def concept(base, metric, photos):
+    return perfusion_ops.train_concept(base, metric, "mug", photos, steps=8)
+
+
+@pytest.fixture
+def pipeline():
+    loaded = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# The examples
+
+
+@pytest.mark.parametrize("name", perfusion_ops.__all__)
+def test_every_function_has_an_example_that_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function = getattr(perfusion_ops, name)
+    [test] = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
+    assert test.examples[0].source == "import perfusion_ops\n" or "import perfusion_ops," in test.examples[0].source
+    assert doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL).run(test).failed == 0
+
+
+def test_the_package_lists_its_functions():
+    assert set(perfusion_ops.__all__) == set(perfusion_ops._MODULES)
+    assert set(perfusion_ops.__all__) <= set(dir(perfusion_ops))
+    for name in perfusion_ops.__all__:
+        assert name in perfusion_ops.__doc__
+        module = importlib.import_module(f"perfusion_ops.api.{perfusion_ops._MODULES[name]}")
+        assert getattr(perfusion_ops, name) is getattr(module, name)
+    with pytest.raises(AttributeError, match="no attribute 'load_bases'"):
+        _ = perfusion_ops.load_bases
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, perfusion_ops; print(sorted({'torch', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# The same as a run
+
+
+def test_the_metric_is_the_one_that_a_run_estimates(base, metric, tmp_path):
+    of_a_run = load_metric(Storage(str(tmp_path)), base, MetricConfig(captions=2000), "k" * 64)
+    assert of_a_run.digest == metric.digest
+    [file] = tmp_path.rglob("*.safetensors")
+    assert perfusion_ops.load_metric(base, file).digest == metric.digest
+    assert perfusion_ops.load_metric(base, str(file)).held_out == pytest.approx(metric.held_out)
+
+
+def test_own_captions_are_held_out_first(base):
+    captions = list(grammar.captions(3000, 5))
+    metric = perfusion_ops.estimate_metric(base, captions, ridge=1e-6)
+    tested_otherwise = perfusion_ops.estimate_metric(base, [*reversed(captions[:1000]), *captions[1000:]], ridge=1e-6)
+    assert (metric.ridge, metric.digest) == (1e-6, tested_otherwise.digest)
+    assert metric.digest != perfusion_ops.estimate_metric(base, captions[:-1], ridge=1e-6).digest
+    with pytest.raises(MetricError, match="no caption"):
+        perfusion_ops.estimate_metric(base, captions[:1000])
+
+
+# Concepts
+
+
+def test_training_takes_images_and_files_alike(base, metric, photos, concept, tmp_path):
+    files = []
+    for number, photo in enumerate(photos):
+        files.append(tmp_path / f"{number}.png")
+        photo.save(files[-1])
+    again = perfusion_ops.train_concept(base, metric, "mug", [str(files[0]), *files[1:]], steps=8)
+    torch.testing.assert_close(again.embedding, concept.embedding, rtol=0, atol=0)
+    torch.testing.assert_close(again.value_target, concept.value_target, rtol=0, atol=0)
+
+
+def test_a_photo_is_turned_as_its_exif_says(base, metric, photos, tmp_path):
+    file = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos[0].rotate(90, expand=True).save(file, exif=exif)
+    assert (pixels(ImageOps.exif_transpose(Image.open(file))) == pixels(photos[0])).all()
+    turned, straight = (perfusion_ops.train_concept(base, metric, "mug", [each], steps=2) for each in (file, photos[0]))
+    assert torch.equal(turned.value_target, straight.value_target)
+
+
+def test_steps_are_reported_and_a_mask_changes_what_is_learned(base, metric, photos, concept):
+    steps = []
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    masked = perfusion_ops.train_concept(
+        base, metric, "mug", photos, masks=[mask] * 4, on_step=lambda *each: steps.append(each), steps=8
+    )
+    assert [step for step, _ in steps] == list(range(1, 9))
+    assert steps[-1][1] == pytest.approx(masked.loss)
+    assert not torch.equal(masked.value_target, concept.value_target)
+
+
+def test_what_cannot_be_trained_says_why(base, metric, photos):
+    damaged = perfusion_ops.load_base("mini")
+    damaged.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(TrainingDivergedError, match="diverged at step 1"):
+        perfusion_ops.train_concept(damaged, metric, "mug", photos, steps=2)
+    with pytest.raises(ValueError, match="no photo"):
+        perfusion_ops.train_concept(base, metric, "mug", [])
+    with pytest.raises(ValueError, match="step"):
+        perfusion_ops.train_concept(base, metric, "mug", photos, step=3)
+    with pytest.raises(ValueError, match="shorter"):
+        perfusion_ops.train_concept(base, metric, "mug", photos, masks=[])
+
+
+def test_a_saved_concept_is_bound_to_its_base_and_metric(base, metric, concept, tmp_path):
+    file = tmp_path / "mug.safetensors"
+    perfusion_ops.save_concept(concept, file)
+    loaded = perfusion_ops.load_concept(base, metric, file.read_bytes())
+    assert torch.equal(loaded.embedding, concept.embedding.half().float())
+    other = perfusion_ops.estimate_metric(base, 2001)
+    with pytest.raises(ConceptFileError, match="another metric"):
+        perfusion_ops.load_concept(base, other, file)
+    with pytest.raises(BaseError, match="model_index"):
+        perfusion_ops.load_base(tmp_path)
+
+
+# Pictures
+
+
+def test_a_picture_depends_on_the_concept_the_seed_and_the_settings(base, metric, concept):
+    def picture(concepts=(concept,), prompt=PROMPT, seed=3, **settings):
+        [image] = perfusion_ops.render(base, metric, prompt, concepts, seeds=[seed], steps=3, **settings)
+        return pixels(image)
+
+    plain = picture()
+    assert (picture() == plain).all()
+    assert (picture(seed=4) != plain).any()
+    assert (picture((), "a photo of a mug in the snow") != plain).any()
+    assert (picture(edit_unconditional=True) != plain).any()
+    assert (picture(negative_prompt="a {0}") != plain).any()
+    assert picture(width=96, height=64).shape == (64, 96, 3)
+    with pytest.raises(ValueError, match=r"\{0\}.*0 concepts"):
+        picture(())
+
+
+def test_an_attached_pipeline_draws_what_render_draws(base, metric, concept, pipeline):
+    attached = perfusion_ops.attach(pipeline, base_folder())
+    assert attached.folder.digest == base.folder.digest
+    settings = base.folder.settings.sampling
+    prompts = [PROMPT, "a {0} on the beach"]
+    made = pipeline(
+        prompt_embeds=perfusion_ops.prompt_embeds(attached, metric, prompts, [concept]),
+        negative_prompt_embeds=perfusion_ops.prompt_embeds(attached, metric, ["", ""]),
+        num_inference_steps=4,
+        guidance_scale=settings["guidance"],
+        generator=[seeded(5), seeded(5)],
+    ).images
+    for prompt, image in zip(prompts, made, strict=True):
+        [expected] = perfusion_ops.render(base, metric, prompt, [concept], seeds=[5], steps=4)
+        assert abs(pixels(image) - pixels(expected)).max() <= 1
+    assert abs(pixels(made[0]) - pixels(made[1])).max() > 10
+
+
+def test_an_attached_pipeline_still_takes_text_prompts(metric, concept, pipeline):
+    def picture(text):
+        return pixels(pipeline(text, num_inference_steps=3, generator=seeded(1)).images[0])
+
+    before = picture("a photo of a mug in the snow")
+    base = perfusion_ops.attach(pipeline)
+    assert abs(picture("a photo of a mug in the snow") - before).max() <= 1
+    embeds = [perfusion_ops.prompt_embeds(base, metric, text) for text in ("a photo of a mug in the snow", "")]
+    [image] = pipeline(
+        prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1], num_inference_steps=3, generator=seeded(1)
+    ).images
+    assert abs(pixels(image) - before).max() <= 1
+    with pytest.raises(TypeError, match="changed before"):
+        perfusion_ops.attach(pipeline)
+
+
+def test_a_half_precision_pipeline_keeps_its_encoder(metric):
+    pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.bfloat16)
+    base = perfusion_ops.attach(pipeline)
+    assert pipeline.text_encoder.dtype == base.dtype == torch.bfloat16
+    assert base.text_encoder.dtype == torch.float32
+    assert perfusion_ops.prompt_embeds(base, metric, "a mug").dtype == torch.bfloat16
