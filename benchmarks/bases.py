@@ -1,4 +1,4 @@
-"""Base models for benchmarks: the embedded one, a folder, or Stable Diffusion 1.5's full architecture at random."""
+"""Base models for benchmarks: the embedded one, a folder, or Stable Diffusion 1.5 with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def parts_of(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Tokenizer, text encoder, denoiser, VAE and scheduler of a base, untouched by any edit."""
+    """Tokenizer, text encoder, denoiser, VAE and scheduler of an unmodified base."""
     if name == "sd15":
         return _stable_diffusion_15(device, dtype)
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -35,19 +35,19 @@ def parts_of(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, A
 
 
 def base_of(name: str, parts: dict[str, Any]) -> Base:
-    """The edited form of a base; takes the denoiser's projections out, in place."""
+    """The base with replaced key/value projections, in place."""
     folder = BaseFolder(Path(name), name, "0" * 64, BaseSettings()) if name == "sd15" else None
     return base_from_parts(folder or describe(base_folder() if name == "mini" else Path(name)), **parts)
 
 
 def plain_metric(base: Base) -> Metric:
-    """A well-conditioned metric; its values do not change what anything costs."""
+    """A well-conditioned metric; its values do not affect the times."""
     eye = torch.eye(base.text_width, dtype=torch.float64)
     return metric_from_moment(eye, ridge=0.0, base_digest=base.folder.digest).to(base.device)
 
 
 def made_up_concepts(base: Base, metric: Metric, count: int) -> list[Concept]:
-    """Concepts with random weights; their values do not change what anything costs."""
+    """Concepts with random weights; their values do not affect the times."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int, scale: float) -> torch.Tensor:

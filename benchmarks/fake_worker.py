@@ -1,4 +1,4 @@
-"""A worker without an accelerator, for actors: it imports nothing heavy."""
+"""A worker for Ray actors that needs no accelerator and imports nothing heavy."""
 
 import time
 
@@ -7,14 +7,14 @@ from pipeline.contract.units import Outcome, TrainUnit, Unit
 
 
 class FakeWorker:
-    """Answers for every task, after a while."""
+    """Reports every task as ok after a fixed time."""
 
     def __init__(self, seconds: float) -> None:
-        """`seconds` are what a unit takes."""
+        """`seconds`: duration of a unit."""
         self._seconds = seconds
 
     def setup(self) -> None:
-        """Nothing to load, nothing to let go."""
+        """Does nothing."""
 
     close = setup
 
@@ -28,7 +28,7 @@ class FakeWorker:
 
 
 def outcomes(unit: Unit) -> list[Outcome]:
-    """What a unit's worker says when all went well."""
+    """The outcomes of a unit whose tasks all succeeded."""
     kind, origin = ("concept", Origin.TRAINED) if isinstance(unit, TrainUnit) else ("render", Origin.RENDERED)
     return [
         Outcome(

@@ -1,4 +1,4 @@
-"""Interleaved pairs: two ways of doing the same, timed in turn on one machine, so that its noise meets both."""
+"""Interleaved pairs: two implementations timed in turn on one machine, so that its noise affects both equally."""
 
 import json
 import platform
@@ -24,7 +24,7 @@ class Pairs:
 
     @property
     def ratios(self) -> list[float]:
-        """Throughput of ours over the reference, pair by pair; above 1 is faster."""
+        """Throughput relative to the reference, pair by pair; above 1 is faster."""
         return [reference / ours for reference, ours in zip(self.reference_s, self.ours_s, strict=True)]
 
     @property
@@ -41,8 +41,8 @@ class Pairs:
 def interleave(make_sides: Callable[[], Sides], *, pairs: int, placements: int, device: torch.device) -> Pairs:
     """Time both sides `pairs` times in turn, the first of each pair alternating.
 
-    Where a process happens to place a model in memory makes it some percent faster or slower for as long as it lives,
-    so both sides are made anew `placements` times, each with one untimed call.
+    The memory addresses of a model change its speed by some percent, so both sides are built `placements` times, each
+    with one untimed call.
     """
     times: tuple[list[float], list[float]] = ([], [])
     sides: Sides | None = None
@@ -59,12 +59,12 @@ def interleave(make_sides: Callable[[], Sides], *, pairs: int, placements: int, 
 
 
 def reset_peak_memory() -> None:
-    """From here on `peak_memory_gb` tells of what comes, not of what was."""
+    """Start the measurement of `peak_memory_gb` again."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_gb() -> float:
-    """The most memory this process has held at once since the last reset, in 10^9 bytes."""
+    """Peak memory of this process since the last reset, in 10^9 bytes."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024 / 1e9
 
@@ -81,7 +81,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square product: what the card reaches where nothing but arithmetic limits it."""
+    """FLOP/s of a large square matrix product: the device's limit for arithmetic alone."""
     side = 8192
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     torch.mm(a, b)
@@ -102,7 +102,7 @@ def show(text: str) -> None:
 
 
 def finish(name: str, figures: dict[str, Any], bars: dict[str, float]) -> bool:
-    """Print the result as one JSON object; every bar is the least its figure may be. Returns whether all are met."""
+    """Print the result as one JSON object; a bar is a figure's lower bound. Returns whether all bars are met."""
     ok = all(figures[figure] >= bar for figure, bar in bars.items())
     rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in figures.items()}
     sys.stdout.write(json.dumps({"name": name, **rounded, "bars": bars, "ok": ok}) + "\n")

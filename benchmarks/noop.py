@@ -1,9 +1,9 @@
-"""A run with nothing to do: a catalogue of a million pictures that are all there, run again the next night.
+"""A no-op run: a catalogue with a million existing pictures is run again the next night.
 
-10,000 products with a photograph each and 100 prompts. Manifests, photographs and a million objects are really there,
-on this machine's disk; the run checks both manifests, sees that the first one says it all, and that every object of it
-is there with its size. What it cannot beat is to list the objects with their sizes, and to join their keys with one
-column of the published table.
+10,000 products with a photograph each and 100 prompts. Manifests, photographs and a million objects exist on this
+machine's disk. The run checks both manifests, finds the first run, and checks that each of its objects exists with its
+size. The lower bound is to list the objects with their sizes and to join their keys with one column of the published
+table.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _PROMPTS = 100
 
 
 class _Stages:
-    """Tells what goes on, and for how long."""
+    """Prints the stages and their durations."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,8 +1,8 @@
-"""The engine on a real Ray with accelerators that are not there: what a unit costs beside the work itself.
+"""The overhead of the engine per unit, on a real Ray with simulated accelerators.
 
-First units that take no time, through the plan's queue, the scheduler, Ray and the parts of outcomes on disk; what that
-cannot beat is a loop which sends the same units to the same number of actors and takes the rows back. Then units that
-keep their slot for a while, as an accelerator would: how long slots wait between them.
+The first measurement has units that take no time, through the plan's queue, the scheduler, Ray and the parts on disk.
+Its lower bound is a loop that sends the same units to the same number of actors and receives the rows. The second has
+units that occupy their slot, as on an accelerator, and measures how long slots wait between units.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pipeline.plan.workqueue import WorkQueue
 from pipeline.runs.parts import PartWriter
 from pipeline.storage.objects import Storage
 
-# What must be reached: of the slots' time, how much is work when a unit takes a tenth of what it takes on a GPU.
+# The bar: the share of the slots' time that is work, with units that take a tenth of their time on a GPU.
 BUSY = 0.97
 _UNIT_S = 0.5
 _SLOTS, _GROUP, _BATCH, _PROMPTS = 8, 8, 16, 100
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> bool:
     concepts = options.rows or _CONCEPTS
     ours, bare = [], []
     with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))  # Ray speaks there, where a result is expected
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints to stdout, which is for the result
         ray.init(address="local", num_cpus=os.cpu_count(), num_gpus=3 * _SLOTS, include_dashboard=False)
         stack.callback(ray.shutdown)
         idle, busy = (stack.enter_context(closing(_executor(seconds))) for seconds in (0.0, _UNIT_S))
@@ -105,7 +105,7 @@ def _engine(concepts: int, executor: RayExecutor) -> tuple[int, float]:
             writer.add(rows)
 
         begin = time.perf_counter()
-        # Strikes without end keep every slot to the end: the next round needs it.
+        # Unlimited strikes: no slot is given up, because the next round needs it.
         summary = schedule(queue, executor, sink, policy=Policy(strikes=1000), clock=clock, stop=lambda _: None)
         writer.flush()
         seconds = time.perf_counter() - begin
@@ -115,7 +115,7 @@ def _engine(concepts: int, executor: RayExecutor) -> tuple[int, float]:
 
 
 def _bare(concepts: int, actors: list[Any]) -> float:
-    """Seconds for the same units, two calls ahead of each actor, and nothing else."""
+    """Seconds for the same units in a plain loop that keeps two calls in flight per actor."""
     units = []
     with PlanDB() as db:
         queue = _planned(db, concepts)

@@ -1,8 +1,8 @@
-"""Ten million pictures planned against as many that exist: the nightly question of what there is to do.
+"""Planning of ten million pictures of which nearly all exist: the nightly check for new work.
 
-100,000 products and 100 prompts, every key in `done` but those of one product in a thousand. What it cannot beat is
-DuckDB itself, on the same machine and under the same memory limit: as many SHA-256 digests of texts as long, and one
-anti-join of two tables of as many digests.
+100,000 products and 100 prompts; `done` has every key except those of one product in a thousand. The lower bound is
+DuckDB itself with the same machine and memory limit: as many SHA-256 digests of texts of the same length, and one
+anti-join of two tables of these digests.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from pipeline.plan.expand import count_plan
 from pipeline.plan.workqueue import WorkQueue
 from pipeline.settings import EngineSettings
 
-# What must be reached: 10 million in under a minute, in under 2 GB.
+# The bars: 10 million in under a minute, in under 2 GB.
 ROWS_PER_S, MEMORY_GB = 10e6 / 60, 2.0
 _MEMORY_LIMIT = EngineSettings().plan_memory
 _PROMPTS = 100
-_NEW = 1000  # one product in so many
+_NEW = 1000  # one of this number of products is new
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -67,7 +67,7 @@ def _make_all_but_some(db: PlanDB) -> None:
 
 
 def _bare(db: PlanDB, rows: int) -> float:
-    """Seconds for the digests and the join that no plan can do without."""
+    """Seconds for the digests and the join that every plan needs."""
     text = "repeat('x', 400) || range"
     db.connection.execute(f"CREATE TABLE there AS SELECT sha256({text}) AS key FROM range({rows})")
     begin = time.perf_counter()

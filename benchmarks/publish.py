@@ -1,8 +1,8 @@
-"""Ten million outcomes, as workers left them in parts, become published tables; then one product is asked for.
+"""Publishing of ten million outcomes from parts, and then a query for one product.
 
-100,000 products and 100 pictures of each, outcomes in parts of 50,000 rows. What publishing cannot beat is DuckDB
-itself: the same rows sorted and written as Parquet, under the same memory limit. What a query cannot beat is pyarrow
-with the file's own statistics, told which file it is.
+100,000 products and 100 pictures of each, outcomes in parts of 50,000 rows. The lower bound of publishing is DuckDB
+itself, which sorts the same rows and writes them as Parquet with the same memory limit. The lower bound of a query is
+pyarrow with the file's own statistics, on the right file.
 
 With `--shape`, `--origin` or `--memory` other rows are published, a million unless `--rows` says otherwise (rows here,
 not concepts), and with `--all` those of every shape and origin: all of them must end in tables under the memory limit.
@@ -27,7 +27,7 @@ from pipeline.storage.objects import Storage
 from pipeline.tables.publish import Published, UnaccountedError, publish
 from pipeline.tables.views import query
 
-# What must be reached: ten million in five minutes, in under 2 GB; an answer about one product in a second.
+# The bars: ten million in five minutes, in under 2 GB; a query for one product in a second.
 ROWS_PER_S, MEMORY_GB, QUERIES_PER_S = 10e6 / 300, 2.0, 1.0
 _MEMORY_LIMIT = EngineSettings().plan_memory
 _PROMPTS = 100

@@ -1,7 +1,7 @@
-"""A batch in which every row has another concept, against the unmodified diffusers pipeline without any concept.
+"""A batch with another concept in each row, against the unmodified diffusers pipeline without concepts.
 
-Same model, prompts, steps, seeds and batch, from texts to uint8 pixels. What it cannot beat is the same pipeline with
-ready-made conditioning: no text encoder, no edit, no projection at all.
+Same model, prompts, steps, seeds and batch, from texts to uint8 pixels. The lower bound is the same pipeline with
+prepared conditioning: no text encoder, no edit, no projection.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> bool:
 def _unmodified(parts: dict[str, Any], dtype: torch.dtype, sampler: Sampler, batch: int) -> Callable[[], object]:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-    # It encodes in the denoiser's type, as its users run it.
+    # The reference encodes in the denoiser's type, as is usual.
     pipe: Any = StableDiffusionPipeline(
         **{**parts, "text_encoder": parts["text_encoder"].to(dtype)},
         safety_checker=None,  # pyright: ignore[reportArgumentType]
@@ -126,7 +126,7 @@ def _arguments(sampler: Sampler, batch: int) -> dict[str, Any]:
 
 
 def _flops(edited: Base, rows: int) -> int:
-    """Arithmetic of one denoising step of some rows."""
+    """FLOPs of one denoising step of `rows` rows."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config = edited.unet.config

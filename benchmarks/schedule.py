@@ -1,8 +1,8 @@
-"""A big run on a simulated cluster: the real plan, work queue and scheduler, on a clock that does not wait.
+"""A large run on a simulated cluster: the real plan, work queue and scheduler, on a simulated clock.
 
 500 accelerator slots, 20,000 concepts, 50 pictures of each. Trainings and renders last as long as on a data-centre GPU,
 with their spread; some slots are slower than others, machines are taken away and come back, some rows kill or hang
-their worker, some trainings diverge. What it cannot beat is the work itself, spread evenly over slots that never wait.
+their worker, some trainings diverge. The lower bound is the work itself, spread evenly over slots that never wait.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import run as schedule
 from pipeline.plan.workqueue import WorkQueue
 
-# What must be reached: of the time for which workers were there, how much they worked.
+# The bar: the share of the workers' lifetime that is work.
 BAR = 0.97
 _GROUP, _BATCH = 8, 16
 _PICTURES = 50  # of each concept

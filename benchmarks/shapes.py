@@ -53,7 +53,7 @@ def fill_shape(db: PlanDB, shape: str, rows: int) -> None:
             f", repeat(sha256('{number} ' || row), 2) AS {manifest}_{number}" for number in range(_WIDE)
         ) if shape == "wide" else ""  # fmt: skip
         db.connection.execute(f"CREATE TABLE {manifest}_extra AS SELECT row AS {EXTRA_ROW}{wide} FROM {manifest}")
-    # Without a tokenizer: the embedded model reads no prompt of 2,000 characters.
+    # Without a tokenizer: a prompt of 2,000 characters does not fit the embedded model.
     plan_concepts(db, base_digest="base", metric_key="metric", training=TrainingConfig())
     plan_requests(db, base_digest="base", sampling=SamplingConfig(), seed=0)
 

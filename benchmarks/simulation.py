@@ -1,4 +1,4 @@
-"""A cluster that is not there: slots, calls and misfortunes as events on a clock that does not wait."""
+"""A simulated cluster: slots, calls and failures are events on a simulated clock."""
 
 import heapq
 import random
@@ -16,7 +16,7 @@ Fate = Literal["kills", "hangs", "diverges"]
 
 @dataclass(frozen=True)
 class World:
-    """How long things take, in seconds, and what goes wrong."""
+    """Durations in seconds, and rates of failures."""
 
     training_s: float = 60.0  # of one concept in a group
     render_s: float = 1.25  # of one picture in a batch
@@ -29,7 +29,7 @@ class World:
 
 @dataclass
 class Clock:
-    """Moved on by the cluster alone."""
+    """A clock that only the cluster advances."""
 
     now: float = 0.0
 
@@ -38,7 +38,7 @@ class Clock:
         return self.now
 
     def wall(self) -> float:
-        """Likewise."""
+        """See `pipeline.clock.Clock`."""
         return 1e9 + self.now
 
 
@@ -49,14 +49,14 @@ class _Slot:
     began: float = 0.0  # the oldest call
     up_since: float | None = None
     up_s: float = 0.0
-    life: int = 0  # events of an earlier life are stale
+    life: int = 0  # events of an earlier worker are stale
 
 
 class Cluster:
     """An executor: a heap of events, one of which happens at each `wait`."""
 
     def __init__(self, slots: int, world: World, clock: Clock, fates: Mapping[str, Fate], seed: int) -> None:
-        """`fates` are those of the tasks, by key, that will not end well."""
+        """`fates`: how tasks fail, by key."""
         self._world, self._clock, self._fates = world, clock, fates
         self._random = random.Random(seed)
         slow = [self._random.random() < world.slow_share for _ in range(slots)]
@@ -72,7 +72,7 @@ class Cluster:
             self._start(number)
 
     def slots(self) -> tuple[int, ...]:
-        """Slots that can be given a unit; this and what follows as `pipeline.engine.executor.Executor` says."""
+        """Slots that can take a unit; this and the methods below are those of `pipeline.engine.executor.Executor`."""
         return tuple(sorted(self._live))
 
     def starting(self) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ class Cluster:
         return self._calls
 
     def wait(self, timeout_s: float) -> Sequence[Completion]:
-        """Let the next thing happen, at most `timeout_s` from now."""
+        """Advance to the next event, at most by `timeout_s`."""
         until = self._clock.now + timeout_s
         while self._events and self._events[0][0] <= until:
             at, _, number, life, kind = heapq.heappop(self._events)
@@ -100,7 +100,7 @@ class Cluster:
         return []
 
     def retire(self, slot: int) -> None:
-        """Kill what is on a slot."""
+        """Kill the worker of a slot."""
         each = self._slots[slot]
         each.life += 1
         each.calls.clear()
@@ -121,7 +121,7 @@ class Cluster:
             self.retire(number)
 
     def up_s(self) -> float:
-        """Slot seconds for which workers were there, busy or idle."""
+        """Slot seconds of all workers, busy or idle."""
         return sum(each.up_s for each in self._slots)
 
     def _start(self, number: int) -> None:

@@ -1,6 +1,6 @@
-"""Eight concepts trained together against one after the other, same rows per concept and step.
+"""Eight concepts trained together, against one after the other with the same rows per concept and step.
 
-What it cannot beat is a denoiser whose cost per row does not fall with the batch: then both take equally long.
+With a denoiser whose cost per row does not fall with the batch, both take equally long: no speed-up is possible.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def _one_by_one(name: str, parts: dict[str, Any], batch: int, steps: int) -> Cal
 
 
 def _flops(name: str, parts: dict[str, Any], batch: int) -> int:
-    """Arithmetic of one optimiser step of the whole group."""
+    """FLOPs of one optimiser step of the whole group."""
     from torch.utils.flop_counter import FlopCounterMode
 
     step = _together(name, parts, batch, 1)

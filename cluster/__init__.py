@@ -1,1 +1,1 @@
-"""Where a run happens: how many accelerator slots there are and how Ray is reached. Nothing of the method."""
+"""Where a run happens: Ray on this machine, and slots as Ray actors."""

@@ -1,7 +1,7 @@
-"""Ray on this machine for as long as a block lasts, and signals as a question.
+"""Context managers: a private Ray on this machine, and SIGINT and SIGTERM as a flag.
 
-Starts quietly a Ray of its own, whatever else runs here, and ends exactly that one. Ray's object store is kept small:
-pictures and weights never go through it.
+The Ray is independent of any other Ray on the machine, and only this one is shut down. Its object store is small,
+because photos, renders and weights never pass through it.
 """
 
 import contextlib
@@ -16,24 +16,24 @@ from typing import Any
 
 from perfusion_ops.errors import PerfusionError
 
-_OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB
+_OBJECT_STORE_BYTES = 80 * 2**20  # Ray's minimum is 75 MiB
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ClusterError(PerfusionError):
-    """Ray could not be started or reached; the message is a sentence with the remedy."""
+    """Ray did not start; the message names the remedy."""
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """What a local run has to share out.
+    """The resources of a local run.
 
     Attributes:
-        slots: workers to start.
-        num_cpus: CPUs that Ray reserves for each; 0, since nothing else is scheduled here.
-        num_gpus: share of a GPU for each; 0 on a machine without one.
-        threads: threads for each to compute with.
-        stop: whether someone asked the run to end.
+        slots: number of workers to start.
+        num_cpus: CPUs that Ray reserves for each worker; 0, because nothing else is scheduled here.
+        num_gpus: share of a GPU for each worker; 0 on a machine without a GPU.
+        threads: that each worker computes with.
+        stop: whether a signal asked the run to end.
     """
 
     slots: int
@@ -45,10 +45,10 @@ class LocalCluster:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGINT and SIGTERM only turn the yielded function true; a second one acts as it did before.
+    """Within the block, a first SIGINT or SIGTERM makes the yielded function return True; a second acts as before.
 
-    Enter it after Ray has started, which installs a handler of its own. Outside the main thread, where Python allows no
-    handlers, the function stays false.
+    Enter it after Ray has started, because Ray installs its own handler. Outside the main thread Python allows no
+    handlers, and the function returns False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -70,9 +70,13 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def share_out(*, slots: int | None, cpus: int, gpus: int) -> tuple[int, float, int]:
-    """Slots, GPU share of a slot and threads of a slot.
+    """Divide a machine: number of slots, GPU share of a slot, and threads of a slot.
 
-    Without `slots`: one a GPU, or one with every core where there is no GPU. More slots than GPUs share them evenly.
+    If `slots` is None there is one slot per GPU, or one slot with all cores on a machine without a GPU. If there are
+    more slots than GPUs, they share the GPUs evenly.
+
+    Raises:
+        ClusterError: `slots` is less than 1.
     """
     count = slots if slots is not None else max(1, gpus)
     if count < 1:
@@ -82,28 +86,28 @@ def share_out(*, slots: int | None, cpus: int, gpus: int) -> tuple[int, float, i
 
 
 def _cores() -> int:
-    """Cores that this process may use; macOS knows no affinity."""
+    """Cores that this process may use; macOS has no affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterator[LocalCluster]:
-    """Start Ray on this machine, with what it has; shut it down at the end of the block.
+    """Start Ray on this machine; shut it down at the end of the block.
 
     Args:
-        slots: workers to plan for; see `share_out`.
-        cpus: cores to use; all that this process may use when absent.
+        slots: number of workers; see `share_out`.
+        cpus: cores to use; if None, all that this process may use.
 
     Raises:
-        ClusterError: Ray is running in this process already, or does not start.
+        ClusterError: Ray already runs in this process, or does not start.
     """
-    # Read by Ray when it starts: no question about usage reports, and no reset of the GPUs that a 0-GPU actor sees.
+    # Ray reads both when it starts: no prompt about usage reports, and an actor without a GPU share still sees GPUs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():
-        raise ClusterError("Ray is running in this process already: call ray.shutdown() first, or run perfusion alone")
+        raise ClusterError("Ray already runs in this process: call ray.shutdown() first, or use another process")
     cores = cpus if cpus is not None else _cores()
     try:
         ray.init(
@@ -119,7 +123,7 @@ def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterato
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"Ray could not start on this machine: {type(error).__name__}: {reason}. Check that its temporary folder "
-            "(/tmp/ray, or what RAY_TMPDIR names) is writable, has space and a short path, and that ~/.ray is writable"
+            "(/tmp/ray, or RAY_TMPDIR) is writable, has free space and a short path, and that ~/.ray is writable"
         ) from error
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))

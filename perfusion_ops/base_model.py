@@ -1,7 +1,6 @@
-"""A loaded base model: frozen text encoder, denoiser with its key/value stack taken out, VAE and noise schedule.
+"""A loaded base model: frozen text encoder, denoiser with replaced key/value projections, VAE and noise schedule.
 
-The text encoder stays in float32, whatever the denoiser's type: the edit is sensitive to its precision, and it is
-cheap.
+The text encoder is in float32 whatever the denoiser's type: the edit is sensitive to rounding, and the cost is small.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from perfusion_ops.projection import KeyValueStack, install
 
 @dataclass(frozen=True)
 class Base:
-    """All parts of a base model that the method uses.
+    """Everything that the method needs of a base model.
 
     Attributes:
         folder: its folder, with digest and settings.
@@ -26,7 +25,7 @@ class Base:
         text_encoder: CLIPTextModel, float32, frozen.
         unet: UNet2DConditionModel whose cross-attention takes pre-projected conditioning (B, N, R), frozen.
         vae: AutoencoderKL, frozen.
-        scheduler: the folder's own scheduler; its config is the noise schedule.
+        scheduler: the folder's scheduler; its config is the noise schedule.
         stack: the stacked key/value projections.
     """
 

@@ -1,7 +1,7 @@
-"""From prompts with concepts to the pre-projected conditioning a denoiser takes: the whole edit for a mixed batch.
+"""From prompts with concepts to the pre-projected conditioning of the denoiser: the edit of a mixed batch.
 
-Every row brings its own concepts, biases, temperatures and lock. Rows without concepts, and unconditional rows unless
-asked otherwise, pass through exactly as the unmodified model would project them.
+Each row has its own concepts, biases, temperatures and lock. A row without concepts gets exactly the projections of the
+unmodified model.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from perfusion_ops.concept import Concept
 from perfusion_ops.config import Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import Tokens, encode, pieces, substitute, tokenize
+from perfusion_ops.text import Tokens, encode, pieces, renumber, substitute, tokenize
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt and how its concepts act.
+    """One prompt and the settings of its concepts.
 
     Attributes:
-        prompt: text with `{0}`, `{1}`, ... where concepts stand.
+        prompt: text with `{0}`, `{1}`, ... for the concepts.
         concepts: the concepts by number.
         bias: the paper's beta, per concept of the row.
         temperature: the paper's tau, per concept of the row.
-        lock: local or global key-locking; `trained` uses keys a concept learned.
+        lock: local or global key-locking; `trained` uses the keys that a concept has learned.
     """
 
     prompt: str
@@ -44,9 +44,9 @@ def prompt_row(
     bias: float,
     temperature: float,
     lock: Lock,
-    everywhere: bool = False,
+    everywhere: Sequence[Concept] = (),
 ) -> PromptRow:
-    """The row of a text that names some of the concepts by number.
+    """The row of a text with the concepts that it names by number; other concepts do not act in it.
 
     Args:
         text: a prompt or a negative prompt with `{0}`, `{1}`, ... for the concepts that it names.
@@ -54,17 +54,17 @@ def prompt_row(
         bias: of every concept of the row; see `PromptRow`.
         temperature: of every concept.
         lock: see `PromptRow`.
-        everywhere: whether concepts that the text does not name act in it, too.
+        everywhere: concepts that act in the row whether the text names them or not.
+
+    Raises:
+        ValueError: the text names a concept number that is absent.
     """
-    texts, numbers = pieces(text)
+    prompt, numbers = renumber(text)
     if max(numbers, default=-1) >= len(concepts):
         raise ValueError(f"{text!r} names the concept {{{max(numbers)}}}, but there are {len(concepts)} concepts")
-    place = {number: index for index, number in enumerate(dict.fromkeys(numbers))}
-    renumbered = "".join([texts[0], *(f"{{{place[n]}}}{after}" for n, after in zip(numbers, texts[1:], strict=True))])
-    named = [concepts[number] for number in place]
-    others = [concept for concept in concepts if not any(concept is each for each in named)] if everywhere else []
-    acting = (*named, *others)
-    return PromptRow(renumbered, acting, (bias,) * len(acting), (temperature,) * len(acting), lock)
+    named = [concepts[number] for number in numbers]
+    acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
+    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock)
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
         rows: B rows; each has as many biases and temperatures as concepts.
 
     Returns:
-        (B, N, R) in the denoiser's type: what it takes as encoder_hidden_states.
+        (B, N, R) in the denoiser's type: its `encoder_hidden_states`.
 
     Raises:
         PromptTooLongError: a prompt does not fit the text encoder.
-        ValueError: two concepts of one row cannot be told apart, a prompt names a concept number that is absent, or
-            trained keys are asked of a concept without them.
+        ValueError: two concepts of one row have the same direction, a prompt names a concept number that is absent, or
+            the lock is `trained` and a concept has no trained keys.
     """
     plan = _plan(base, rows)
     distinct = {(id(concept), row.lock == "trained"): concept for row in rows for concept in row.concepts}
@@ -132,7 +132,7 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
     encodings = encode(base.text_encoder, plan.tokens, embeddings)
     targets = solve_targets(inputs, used, metric.inverse.to(device))
     kept, gates = gate_and_remove(encodings, targets, bias, temperature)
-    # A row without an edit keeps the encoder's own encodings, so that it equals the unmodified model's to the bit.
+    # A row without an edit keeps the encoder's own encodings: it is bit-identical to the unmodified model's.
     kept = torch.where(used.any(1)[:, None, None], kept, encodings)
     result = project(kept, gates, outputs, base.stack.weight)
     if plan.plain:
@@ -141,7 +141,7 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
 
 
 def _lock_globally(base: Base, plan: _Plan, result: Tensor) -> None:
-    """Overwrite the keys of global rows by those of the superclass prompt, in place (section 4.3, global locking)."""
+    """Replace the keys of global rows by those of the superclass prompt, in place (section 4.3, global locking)."""
     encodings = encode(base.text_encoder, [tokens for tokens, _ in plan.plain.values()])
     align = torch.tensor([positions for _, positions in plan.plain.values()], device=encodings.device)
     aligned = encodings.gather(1, align[..., None].expand(-1, -1, encodings.shape[-1]))

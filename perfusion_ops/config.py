@@ -15,7 +15,7 @@ Scheduler = Literal["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"]
 
 
 class Frozen(BaseModel):
-    """Immutable settings; an unknown key is an error, never ignored."""
+    """Immutable settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -8,7 +8,7 @@ With the metric <x, y> = x^T C^-1 y, target inputs i_j and target outputs o_j, a
     W^ e = W e' + sum_j g_j o_j
 
 for every position of the prompt and every cross-attention projection W. Neither e' nor g depends on W, so they are
-computed once for all layers, and each row of a batch brings its own concepts.
+computed once for all layers, and each row of a batch has its own concepts.
 
 Numerics: encodings have norms around 30 and C a condition number of 1e3 to 1e8, so C^-1 i and G are formed in float64
 and everything else in float32 at least, with autocast off; half precision here costs visible identity.
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Beyond this metric cosine two concepts share one direction, and the projection on their span is noise.
+# Above this cosine in the metric, two concepts have the same direction, and the projection on their span is noise.
 _MAX_COSINE = 1.0 - 1e-5
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The concepts of B rows, J slots each, solved against the metric once.
+    """The concepts of B rows with J slots each, prepared with the metric.
 
     Attributes:
         inputs: target inputs i_j, (B, J, D); zero in unused slots.

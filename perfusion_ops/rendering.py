@@ -16,7 +16,7 @@ from perfusion_ops.metric import Metric
 
 @dataclass(frozen=True)
 class RenderRow:
-    """One picture: its prompt, its negative prompt (a row of its own kind) and its seed."""
+    """One picture: its prompt, its negative prompt, which may also name concepts, and its seed."""
 
     positive: PromptRow
     negative: PromptRow
@@ -25,7 +25,7 @@ class RenderRow:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What the rows of one batch share: sizes in pixels, denoising steps, guidance scale, scheduler."""
+    """Settings that all rows of a batch share: size in pixels, denoising steps, guidance scale, scheduler."""
 
     width: int
     height: int
@@ -35,7 +35,7 @@ class Sampler:
 
 
 def make_pipeline(base: Base, scheduler: Scheduler) -> Any:
-    """An unmodified StableDiffusionPipeline over the base's parts; cheap, nothing is copied."""
+    """An unmodified StableDiffusionPipeline over the base's parts; nothing is copied."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline(
@@ -64,7 +64,7 @@ def make_scheduler(name: Scheduler, config: Any) -> Any:
         "pndm": "PNDMScheduler",
         "unipc": "UniPCMultistepScheduler",
     }
-    # PNDM's Runge-Kutta start needs four steps at least and wastes most of them; Stable Diffusion skips it.
+    # PNDM's Runge-Kutta warm-up needs at least four steps; Stable Diffusion skips it.
     options = {"skip_prk_steps": True} if name == "pndm" else {}
     return getattr(diffusers, classes[name]).from_config(config, **options)
 
@@ -77,10 +77,10 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         base: the base model.
         metric: its metric.
         rows: B rows with any concepts, biases, temperatures and locks.
-        sampler: what they share.
+        sampler: settings that all rows share.
 
     Returns:
-        B arrays (H, W, 3) uint8; None where a picture came out not finite, which concerns that row alone.
+        B arrays (H, W, 3) uint8; None for a picture with values that are not finite. It does not affect other rows.
 
     Raises:
         PromptTooLongError, ValueError: as `condition`.
@@ -106,7 +106,7 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
 
 
 def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> torch.Tensor:
-    """Conditioning of the negative rows; equal ones, usually all of them, are computed once."""
+    """Conditioning of the negative rows; if all are equal and without concepts, they are computed once."""
     distinct = list(dict.fromkeys(row for row in rows if not row.concepts))
     if len(distinct) == 1 and all(not row.concepts for row in rows):
         return condition(base, metric, distinct).expand(len(rows), -1, -1)

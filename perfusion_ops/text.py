@@ -1,8 +1,8 @@
-"""Prompts with concepts in them: token ids, where each concept stands, and encodings through the frozen text encoder.
+"""Prompts with concepts: token ids, positions of concepts, and encodings by the frozen text encoder.
 
 A prompt holds `{0}`, `{1}`, ... for its concepts. Each concept is ONE position whose word embedding v* replaces the
-looked-up one, so the tokenizer and the encoder's vocabulary stay as they are. Positions are found while tokenising,
-never by counting spaces.
+looked-up one, so the tokenizer and the encoder's vocabulary are unchanged. Positions are found while tokenising, never
+by counting spaces.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Tokens:
 
     Attributes:
         ids: N token ids, padded.
-        slots: N numbers: which concept stands at the position, or -1.
+        slots: N numbers: the concept at the position, or -1.
         length: tokens up to and including the first end token.
     """
 
@@ -53,7 +53,7 @@ class Tokens:
 
 
 def tokenize(tokenizer: Any, prompt: str) -> Tokens:
-    """Tokenise a prompt whose concepts stand as single tokens.
+    """Tokenise a prompt; each concept becomes one token.
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
@@ -65,7 +65,7 @@ def tokenize(tokenizer: Any, prompt: str) -> Tokens:
         ids += tokens
         slots += [-1] * len(tokens)
         if index < len(numbers):
-            # Its embedding is replaced, so any id would do that is never mistaken for an end or a pad.
+            # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
             ids.append(tokenizer.bos_token_id)
             slots.append(numbers[index])
     return _padded(tokenizer, ids, slots)
@@ -76,7 +76,7 @@ def substitute(tokenizer: Any, prompt: str, superclasses: Sequence[str]) -> tupl
 
     Returns:
         The tokens, and for each of the N positions of the concept prompt the position here that corresponds to it: a
-        concept corresponds to the last sub-token of its superclass, because a causal encoder has read all of it there.
+        concept corresponds to the last sub-token of its superclass, where a causal encoder has read the whole word.
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.

@@ -4,8 +4,8 @@ Learned per concept: the word embedding v* and the value target o_V of every lay
 and keys. The target input i* is a running mean of the concept's own encodings, i* <- ema i* + (1 - ema) e, once per
 optimiser step whatever the number of micro-batches, without gradient.
 
-Concepts share the denoiser's batch and nothing else: every concept has its own random stream, its own Adam moments
-and a loss of its own, so that training G together equals G trainings alone, and one that diverges ends alone.
+Concepts share only the denoiser's batch. Each has its own random stream, Adam moments and loss, so that training G
+together equals G separate trainings, and a concept that diverges does not affect the others.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Example:
 
 @dataclass
 class ConceptState:
-    """A concept in training: everything a checkpoint needs to go on exactly.
+    """A concept in training: everything that a checkpoint needs for an exact resume.
 
     Attributes:
         embedding, value_target, key_target: parameters, float32; key_target only where keys are trained.
@@ -58,7 +58,7 @@ class ConceptState:
         generator: the concept's own random stream, on the CPU.
         step: optimiser steps done.
         losses: the latest losses, at most 50.
-        problem: a sentence once the concept has diverged.
+        problem: the error message, if the concept has diverged.
     """
 
     embedding: nn.Parameter
@@ -155,7 +155,7 @@ class _Draw:
 
 @contextlib.contextmanager
 def _attention_for_training(base: Base) -> Iterator[None]:
-    """On a CPU the fused attention's backward pass takes twice as long as matrix products; use those meanwhile."""
+    """Use matrix products on a CPU, where the backward pass of fused attention takes twice as long."""
     if base.device.type != "cpu":
         yield
         return
@@ -176,7 +176,7 @@ class Trainer:
         base: the base model.
         metric: its metric.
         examples: G concepts.
-        states: where to go on from; fresh ones by default.
+        states: states to resume from; default: new ones.
         micro_batch: rows the denoiser sees at a time; gradients and the running mean accumulate over them, so it
             changes memory and speed, never the result.
     """
@@ -213,11 +213,11 @@ class Trainer:
         ]
 
     def run(self, on_step: Callable[["Trainer"], None] | None = None) -> None:
-        """Train until every concept is finished or has diverged; `on_step` is called after each optimiser step."""
+        """Train until every concept has finished or diverged; `on_step` is called after each optimiser step."""
         self.advance(None, on_step)
 
     def advance(self, steps: int | None, on_step: Callable[["Trainer"], None] | None = None) -> None:
-        """Train for some optimiser steps, all that are left when None, or until nothing is active."""
+        """Train for `steps` optimiser steps, or all that are left if None; stop earlier if no concept is active."""
         with _attention_for_training(self.base):
             while self.active() and steps != 0:
                 self.step()
@@ -329,7 +329,7 @@ class Trainer:
 
     def _image(self, draw: _Draw) -> tuple[Tensor, Tensor]:
         example = self.examples[draw.concept]
-        # Mirrored latents are stored behind the others: mirroring a latent is not encoding a mirrored picture.
+        # Mirrored pictures are encoded and stored after the others: a mirrored latent is not their latent.
         index = draw.image + (len(example.latents) // 2 if draw.flip else 0)
         return example.latents[index], example.masks[index]
 
@@ -344,7 +344,7 @@ class Trainer:
         raise ValueError(f"the base model predicts {kind!r}, which training does not know")
 
     def _blame(self, active: Sequence[int], losses: dict[int, Tensor]) -> None:
-        """End concepts whose loss or gradient is not finite; their last finite weights stay untouched."""
+        """End concepts whose loss or gradient is not finite; they keep their last finite weights."""
         finite = [torch.isfinite(losses[index]) for index in active]
         for position, index in enumerate(active):
             for parameter in self.states[index].parameters().values():

@@ -47,13 +47,13 @@ def estimate_metric(
     >>> metric.second_moment.shape, 0.9 < metric.held_out < 1.1
     (torch.Size([128, 128]), True)
     """
-    source = built_in_captions(base, captions + HELD_OUT) if isinstance(captions, int) else iter(captions)
+    source = built_in_captions(base, captions + HELD_OUT) if isinstance(captions, int) else captions
     held_out, rest = held_out_first(source)
     return estimate(
         base.text_encoder,
         base.tokenizer,
-        rest,
         held_out=held_out,
+        captions=rest,
         config=MetricConfig(tokens=tokens, ridge=ridge),
         base_digest=base.folder.digest,
     ).to(base.device)

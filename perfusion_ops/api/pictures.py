@@ -50,7 +50,8 @@ def render(
     side = base.resolution
     sampler = Sampler(config.width or side, config.height or side, config.steps, config.guidance, config.scheduler)
     positive = _row(prompt, concepts, config)
-    negative = _row(config.negative_prompt, concepts, config, everywhere=config.edit_unconditional)
+    everywhere = positive.concepts if config.edit_unconditional else ()
+    negative = _row(config.negative_prompt, concepts, config, everywhere)
     pictures = render_rows(base, metric, [RenderRow(positive, negative, seed) for seed in seeds], sampler)
     for seed, picture in zip(seeds, pictures, strict=True):
         if picture is None:
@@ -103,7 +104,9 @@ def prompt_embeds(
     return condition(base, metric, [_row(text, concepts, config) for text in texts])
 
 
-def _row(text: str, concepts: Sequence[Concept], config: SamplingConfig, *, everywhere: bool = False) -> PromptRow:
+def _row(
+    text: str, concepts: Sequence[Concept], config: SamplingConfig, everywhere: Sequence[Concept] = ()
+) -> PromptRow:
     return prompt_row(
         text,
         concepts,

@@ -1,4 +1,4 @@
-"""What a base model folder is, told from its files alone: identity and defaults, without loading a tensor.
+"""Identity and defaults of a base model folder, read from its files without loading a tensor.
 
 A base is an ordinary diffusers folder. An optional `perfusion.json` beside `model_index.json` holds defaults that suit
 the model; it belongs to the model's identity like its weights.
@@ -19,7 +19,6 @@ from perfusion_ops.errors import UsageError
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _DIGESTED_SUFFIXES = {".json", ".safetensors", ".txt"}
-_CHUNK = 1 << 20
 
 # The neutral prompts of the reference implementations; {} is the concept.
 TEMPLATES = (
@@ -36,7 +35,7 @@ TEMPLATES = (
 
 
 class BaseError(UsageError, ValueError):
-    """The folder is no base model this program can use."""
+    """The folder is not a base model that this program can use."""
 
 
 def _part_of(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
@@ -73,9 +72,14 @@ class BaseSettings(Frozen):
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A base model on local disk: `digest` is the sha256 of everything that decides what it computes.
+    """A base model on local disk.
 
-    `schedule` is its scheduler_config.json.
+    Attributes:
+        path: the folder.
+        name: from perfusion.json, or the folder's name.
+        digest: hex sha256 over everything that decides what the model computes.
+        settings: its perfusion.json.
+        schedule: its scheduler_config.json.
     """
 
     path: Path
@@ -93,7 +97,7 @@ def describe(path: Path) -> BaseFolder:
     """
     index = path / "model_index.json"
     if not index.is_file():
-        raise BaseError(f"{path} is no base model: there is no model_index.json; give a folder saved by diffusers")
+        raise BaseError(f"{path} is not a base model: it has no model_index.json; give a folder saved by diffusers")
     try:
         kind = dict(json.loads(index.read_text())).get("_class_name")
     except (ValueError, TypeError) as error:
@@ -104,7 +108,7 @@ def describe(path: Path) -> BaseFolder:
         if not list((path / part).glob("*.safetensors")):
             raise BaseError(f"{path / part} has no .safetensors weights; other formats can run code and are not read")
     if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise BaseError(f"{path} has no tokenizer, which prompts are read with: copy the folder 'tokenizer' as well")
+        raise BaseError(f"{path} has no tokenizer: copy the folder 'tokenizer' as well")
     schedule = _schedule(path / "scheduler" / "scheduler_config.json")
     settings = _settings(path / "perfusion.json")
     return BaseFolder(path, settings.name or path.name, _digest(path), settings, schedule)
@@ -141,9 +145,7 @@ def _digest(path: Path) -> str:
         files += [file for file in (path / part).rglob("*") if file.suffix in _DIGESTED_SUFFIXES and file.is_file()]
     whole = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.relative_to(path).as_posix()):
-        single = hashlib.sha256()
         with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                single.update(chunk)
-        whole.update(f"{file.relative_to(path).as_posix()}\0{single.hexdigest()}\n".encode())
+            single = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{file.relative_to(path).as_posix()}\0{single}\n".encode())
     return whole.hexdigest()

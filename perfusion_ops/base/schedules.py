@@ -1,15 +1,15 @@
-"""What a base model's noise schedule allows, told from its configuration without loading anything."""
+"""Which samplers and step counts a base model's noise schedule allows, from its configuration alone."""
 
 from collections.abc import Mapping
 from typing import Any
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_NO_SAMPLE = ("euler_a", "pndm")  # diffusers' classes for them know no 'sample' prediction
-_COUNTED = ("ddim", "pndm")  # these look their steps up in the schedule; the others interpolate
+_NO_SAMPLE = ("euler_a", "pndm")  # diffusers' classes for them do not support the prediction type 'sample'
+_COUNTED = ("ddim", "pndm")  # these use only steps of the schedule; the others interpolate
 
 
 def schedule_problem(config: Mapping[str, Any], scheduler: str, steps: int) -> str | None:
-    """Why a scheduler cannot take this number of steps on a base model's schedule; None if it can.
+    """Why a scheduler cannot use this number of steps on a base model's schedule; None if it can.
 
     Args:
         config: the base model's scheduler_config.json.

@@ -1,6 +1,6 @@
-"""A base model's tokenizer by itself: loaded without weights, and token counts of texts.
+"""A base model's tokenizer, loaded without weights, and token counts of texts.
 
-Nothing here imports torch, so that manifests are checked on a machine without an accelerator in a second.
+This module does not import torch, so that manifests are checked quickly and on machines without an accelerator.
 """
 
 import json
@@ -32,7 +32,7 @@ def load_tokenizer(folder: BaseFolder) -> Any:
     """The tokenizer that the base model is loaded with.
 
     Raises:
-        BaseError: the folder has none, it cannot be read, or it reads more tokens than the text encoder.
+        BaseError: the folder has none, it cannot be read, or it accepts more tokens than the text encoder.
     """
     import transformers
     from transformers.utils import logging
@@ -43,7 +43,7 @@ def load_tokenizer(folder: BaseFolder) -> Any:
     logging.set_verbosity_error()
     try:
         tokenizer = getattr(transformers, name or "CLIPTokenizer").from_pretrained(path, local_files_only=True)
-    except Exception as error:  # a damaged file raises whatever the parser of that file raises
+    except Exception as error:  # each file format has a parser with errors of its own
         raise BaseError(f"the tokenizer in {path} cannot be loaded ({error}): copy the model again") from error
     finally:
         logging.set_verbosity(level)
@@ -65,9 +65,8 @@ def _positions(folder: BaseFolder) -> int | None:
 class TokenCounter:
     """Token counts of many texts, equal to `len(words(tokenizer, text))`.
 
-    A CLIP tokenizer lets no token reach across a blank. So each distinct word is tokenised once, and the count of a
-    text is the sum over its words. Another tokenizer, or one with an added token that holds a blank, reads each text
-    whole.
+    No token of a CLIP tokenizer crosses a blank. So each distinct word is tokenised once, and the count of a text is
+    the sum over its words. Other tokenizers, and those with an added token that contains a blank, count whole texts.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -93,9 +92,9 @@ class TokenCounter:
         return total
 
     def knows(self, text: str) -> bool:
-        """Whether the text has a token that stands for some of its characters.
+        """Whether at least one token represents characters of the text.
 
-        A vocabulary without a character's bytes replaces them by a special token, which means nothing.
+        Characters that are not in the vocabulary become a special token, which carries no meaning.
         """
         return not self._special.issuperset(words(self._tokenizer, text))
 

@@ -1,14 +1,14 @@
 """A catalogue of any size from the embedded world, for demos, tests and benchmarks: pictures, masks, two manifests.
 
-    OUT/catalog.json                                what was asked for; marks the folder as ours
+    OUT/catalog.json                                the arguments; marks the folder as a catalogue
     OUT/images/<shard>/<concept id>-<k>.png         pictures of the products, 64 px
     OUT/masks/<shard>/<concept id>-<k>.png          beside each, the product's soft mask, 8-bit grey
     OUT/concepts.parquet, OUT/prompts.parquet       manifests, written last
 
-Every byte follows from the arguments: neither the number of processes nor an earlier, interrupted attempt changes one.
-The manifests are there only while every picture that they name is. Memory does not grow with the number of products.
-Products are instances that the base model was never trained on, the categories in turn. Within a category the first
-540 differ in body colour, second colour or pattern, the first 4,320 in one of them or the accent, and all in shape.
+Equal arguments give equal bytes, whatever the number of processes, and also after an interrupted attempt. The manifests
+exist only while every picture that they name exists. Memory does not grow with the number of products. Products are
+instances that the base model was never trained on; categories take turns. Within a category, the first 540 products
+differ in body colour, second colour or pattern, the first 4,320 in one of these or the accent colour, and all in shape.
 """
 
 import itertools
@@ -79,12 +79,12 @@ _PAIR_PLACES = ("on the beach", "in the snow", "on a wooden table", "in the fore
 
 
 class CatalogError(UsageError, ValueError):
-    """The catalogue asked for cannot be written: a number out of range, or a folder that holds something else."""
+    """The catalogue cannot be written: a number is out of range, or the folder has other contents."""
 
 
 @dataclass(frozen=True)
 class CatalogSummary:
-    """What `write_catalog` has written: the paths of both manifests, and how many products, prompts and pictures."""
+    """What `write_catalog` wrote: the paths of both manifests, and the numbers of products, prompts and pictures."""
 
     concepts: str
     prompts: str
@@ -95,7 +95,7 @@ class CatalogSummary:
 
 @dataclass(frozen=True)
 class _Order:
-    """What was asked for; everything else follows from it."""
+    """The arguments that decide every byte of a catalogue."""
 
     products: int
     seed: int
@@ -132,7 +132,7 @@ class _Draw:
 
 
 def catalog_product(index: int, *, seed: int = 0) -> Product:
-    """Product number `index` (0 to 99,999) of every catalogue of `seed`, to be rendered in scenes of one's own."""
+    """Product number `index` (0 to 99,999) of every catalogue of `seed`."""
     look = _look(index, seed)
     colors = (look.primary, look.secondary, look.accent)
     return product(look.category, HELD_OUT + seed * MAX_PRODUCTS + index, colors=colors, pattern=look.pattern)
@@ -149,7 +149,7 @@ def _look(index: int, seed: int) -> Look:
 
 @cache
 def _kinds(seed: int, category: str) -> tuple[tuple[str, str, str], ...]:
-    """Every body colour, second colour and pattern, in an order of the category's own."""
+    """Every combination of body colour, second colour and pattern, in an order that depends on the category."""
     rng = Random(f"{seed} {category}")  # noqa: S311
     kinds = [(*colors, pattern) for colors, pattern in itertools.product(itertools.permutations(COLORS, 2), PATTERNS)]
     return tuple(sorted(kinds, key=lambda _: rng.random()))
@@ -166,19 +166,19 @@ def write_catalog(
 ) -> CatalogSummary:
     """Write a catalogue of `products` products to the local folder `out`.
 
-    A second call with the same arguments writes the same bytes again, whatever the first one came to.
+    The call is idempotent: it can be repeated after an interruption or a success, and writes the same bytes.
 
     Args:
-        out: A new or empty folder, or one that holds this same catalogue.
+        out: A new or empty folder, or one with this same catalogue.
         products: 1 to 100,000, the categories in turn.
         seed: From 0; catalogues of different seeds share no product.
         images_per_product: 1 to 16 pictures of each, on different plain backgrounds (which repeat after six).
-        processes: Processes to draw with; as many as there are cores when absent. They start afresh, so a script that
-            asks for more than 100 products needs the usual `if __name__ == "__main__"`, or `processes=1`.
+        processes: Processes to draw with; default: one per core. They are spawned, so a script that asks for more than
+            100 products needs the usual `if __name__ == "__main__"`, or `processes=1`.
         progress: Called with the number of products drawn so far.
 
     Raises:
-        CatalogError: a number out of range, or `out` holds something else.
+        CatalogError: a number is out of range, or `out` has other contents.
     """
     _check_range("products", products, 1, MAX_PRODUCTS)
     _check_range("images_per_product", images_per_product, 1, MAX_IMAGES_PER_PRODUCT)
@@ -217,7 +217,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def _claim(out: str, order: _Order) -> Path:
-    """Make `out` a catalogue of this order, unless it holds something else."""
+    """Mark `out` as a catalogue with these arguments, unless it has other contents."""
     if not out or "://" in out:
         raise CatalogError(f"a catalogue cannot be written to {out!r}: give a local folder and copy it from there")
     folder = Path(out)
@@ -229,10 +229,10 @@ def _claim(out: str, order: _Order) -> Path:
     if marker.is_file():
         if marker.read_text(encoding="utf-8") != wanted:
             raise CatalogError(
-                f"{out} holds another catalogue ({_MARKER} tells which): give another folder, or delete this one first"
+                f"{out} holds another catalogue ({_MARKER} describes it): give another folder, or delete this one first"
             )
     elif any(folder.iterdir()):
-        raise CatalogError(f"{out} is not empty and holds no catalogue: give a new or an empty folder")
+        raise CatalogError(f"{out} is not empty and is not a catalogue: give a new or an empty folder")
     else:
         _replace(marker, lambda part: part.write_text(wanted, encoding="utf-8"))
     return folder
@@ -243,12 +243,12 @@ def _cores() -> int:
 
 
 def _drawn(draw: _Draw, processes: int) -> Iterator[int]:
-    """Draw every chunk; yield how many products each of them held."""
+    """Draw every chunk; yield the number of products of each."""
     starts = range(0, draw.order.products, _CHUNK)
     if min(processes, len(starts)) == 1:
         yield from map(draw, starts)
         return
-    # Not fork: the caller may run threads, and their locks would be copied in whatever state they are.
+    # Not fork: the caller may have threads, and a fork copies locks that they hold.
     with ProcessPoolExecutor(min(processes, len(starts)), mp_context=get_context("spawn")) as pool:
         yield from pool.map(draw, starts)
 
@@ -287,7 +287,7 @@ def _prompts(order: _Order) -> Iterator[dict[str, object]]:
 
 
 def _write(path: Path, schema: pa.Schema, groups: Iterator[list[dict[str, object]]]) -> None:
-    """Write one row group for each list of rows; the file appears when it is whole."""
+    """Write one row group per list of rows; the file appears when it is complete."""
 
     def fill(part: Path) -> None:
         with pq.ParquetWriter(part, schema, compression="zstd") as writer:

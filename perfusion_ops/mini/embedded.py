@@ -1,4 +1,4 @@
-"""The embedded scorers, chosen: each folder for the purpose that it was trained for."""
+"""The embedded scorers, each with the purpose that it was trained for."""
 
 from perfusion_ops.mini import scorers_folder
 from perfusion_ops.scoring.choice import ScorerChoice

@@ -1,11 +1,11 @@
-"""Which scorers are to be used, each for its purpose, and the one name and digest under which tables know them."""
+"""The scorers of a scoring run, each with its purpose, and their common name and digest in the tables."""
 
 import hashlib
 from dataclasses import dataclass
 
 from perfusion_ops.scoring.folder import Kind, ScorerError, ScorerFolder, describe_scorer
 
-# Grows when the same folders give other scores: what a score means, how a picture is prepared.
+# Changes when the same folders would give other scores: another meaning, or another preparation of pictures.
 _VERSION = "perfusion scores 1"
 
 _FIT: dict[str, tuple[Kind, ...]] = {"text": ("dual",), "image": ("dual", "image"), "reader": ("reader",)}
@@ -27,7 +27,7 @@ class ScorerChoice:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of what all scores depend on: the folders' contents and purposes, not where they lie."""
+        """Hex sha256 over what all scores depend on: the folders' contents and purposes, not their paths."""
         parts = (("text", self.text), ("image", self.image), ("reader", self.reader))
         lines = [_VERSION, *(f"{purpose} {folder.digest}" for purpose, folder in parts if folder)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -36,13 +36,13 @@ class ScorerChoice:
 def choose_scorers(
     scorer: str | None = None, *, text: str | None = None, image: str | None = None, reader: str | None = None
 ) -> ScorerChoice:
-    """The scorers in folders of the user's own.
+    """Scorers from the user's folders.
 
     Args:
-        scorer: one folder for everything that it can do.
+        scorer: one folder for every purpose that it supports.
         text: folder that compares pictures with prompts.
         image: folder that compares pictures with training pictures.
-        reader: folder that says where products stand.
+        reader: folder that recognises the context of a picture.
 
     Raises:
         ScorerError: no folder is given, one is not a scorer or cannot do its purpose, or `scorer` is combined with
@@ -50,9 +50,7 @@ def choose_scorers(
     """
     given = {"text": text, "image": image, "reader": reader}
     if scorer and any(given.values()):
-        raise ScorerError(
-            f"the scorer {scorer!r} stands for all of them: give it alone, or one folder for each purpose"
-        )
+        raise ScorerError(f"the scorer {scorer!r} is for all purposes: give it alone, or one folder for each purpose")
     if not scorer and not any(given.values()):
         raise ScorerError("no scorer is given: name one folder, or one for each purpose")
     described = {folder: describe_scorer(folder) for folder in {scorer, *given.values()} if folder}

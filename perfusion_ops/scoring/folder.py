@@ -1,8 +1,8 @@
-"""What a scorer's folder is, told from its files alone: kind, identity and labels, without loading a tensor.
+"""Kind, identity and labels of a scorer's folder, read from its files without loading a tensor.
 
-A scorer is an ordinary transformers folder: `config.json`, safetensors, `preprocessor_config.json`, and a tokenizer
-where it reads text. Only architectures whose embedding is well defined are taken, so that a score always is what its
-name says; folders with pickles alone, or with code of their own, are refused with a sentence.
+A scorer is an ordinary transformers folder: `config.json`, safetensors, `preprocessor_config.json`, and a tokenizer if
+it reads text. Only architectures with a well-defined embedding are accepted, so that a score means what its name says.
+Folders with only pickles, or with code of their own, are refused.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ CLASS_TOKEN_TYPES = frozenset({"vit", "dinov2", "dinov2_with_registers", "dinov3
 POOLED_TYPES = frozenset({"resnet", "convnext", "convnextv2"})
 
 HEADS = ("class", "context", "color", "pattern", "angle", "relation")
-MULTI_LABEL_HEADS = frozenset({"class"})  # two products may stand in one picture
+MULTI_LABEL_HEADS = frozenset({"class"})  # a picture may show two products
 
 _READER = "ForImageClassification"
 _DIGESTED_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})
@@ -32,7 +32,7 @@ _MAX_JSON_BYTES = 2**24
 
 
 class ScorerError(UsageError, ValueError):
-    """The folder is no scorer that this program can use, or not the kind that is needed."""
+    """The folder is not a scorer that this program can use, or not of the kind that is needed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ScorerFolder:
         path: the folder.
         kind: dual (pictures and texts), image (pictures only) or reader (labels).
         model_type: as transformers names the architecture: clip, dinov2, resnet, ...
-        digest: hex sha256 of everything that decides what it computes.
+        digest: hex sha256 over everything that decides what it computes.
         heads: a reader's labels by head, in the order of its outputs; else empty.
         columns: the place of each of those labels among the model's outputs.
     """
@@ -57,7 +57,7 @@ class ScorerFolder:
 
     @property
     def name(self) -> str:
-        """What a table calls it: the folder's name and the architecture, so that nothing passes for what it is not."""
+        """Its name in the tables: the folder's name and the architecture."""
         return f"{self.path.name}({self.model_type})"
 
 
@@ -80,9 +80,9 @@ def describe_scorer(folder: str | Path) -> ScorerFolder:
         found = sorted(file.name for file in path.iterdir() if file.suffix in _RUN_CODE)
         has = f"only {', '.join(found)}, which can run code when it is read" if found else "no weights at all"
         raise ScorerError(f"{path} has {has}: save the model as safetensors")
-    _json(path, "preprocessor_config.json", "save the model's image processor into the folder, too")
+    _json(path, "preprocessor_config.json", "save the model's image processor into the folder as well")
     if kind == "dual" and not any((path / name).is_file() for name in _TOKENIZERS):
-        raise ScorerError(f"{path} reads texts but has no tokenizer ({', '.join(_TOKENIZERS)}): save it there, too")
+        raise ScorerError(f"{path} reads texts but has no tokenizer ({', '.join(_TOKENIZERS)}): save it there as well")
     heads, columns = _labels(path, config) if kind == "reader" else ({}, {})
     return ScorerFolder(path, kind, model_type, _digest(path), heads, columns)
 
@@ -99,7 +99,7 @@ def _kind(path: Path, config: dict[str, Any]) -> tuple[str, Kind]:
             return model_type, "image"
     known = ", ".join(sorted(DUAL_TYPES | CLASS_TOKEN_TYPES | POOLED_TYPES))
     raise ScorerError(
-        f"{path} holds {architectures!r} of type {model_type!r}, which is no scorer: give a whole model "
+        f"{path} holds {architectures!r} of type {model_type!r}, which is not a scorer: give a whole model "
         f"of type {known}, or a classifier (...{_READER}) with labels such as 'context:beach'"
     )
 
@@ -127,10 +127,10 @@ def _labels(path: Path, config: dict[str, Any]) -> tuple[dict[str, tuple[str, ..
 def _json(path: Path, name: str, remedy: str) -> dict[str, Any]:
     file = path / name
     if not file.is_file():
-        raise ScorerError(f"{path} is no scorer: there is no {name}; {remedy}")
+        raise ScorerError(f"{path} is not a scorer: it has no {name}; {remedy}")
     try:
         if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError("it is larger than any such file")
+            raise ValueError("it is too large for such a file")
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise TypeError("it is not an object")

@@ -1,8 +1,8 @@
-"""Scorers loaded: preprocessing as the folder says, one forward pass, unit vectors or probabilities.
+"""Loaded scorers: the folder's own preprocessing, one forward pass, unit vectors or probabilities.
 
-Everything is computed in float32, whatever type the weights were stored in, and pictures are prepared by transformers'
-Pillow code even where torchvision is there, so that a score does not depend on what else is installed. A folder whose
-weights do not cover the model, or that cannot score a plain picture, is refused when it loads.
+Everything is computed in float32, whatever the type of the stored weights. Pictures are prepared by transformers'
+Pillow code even if torchvision is installed, so that a score does not depend on other packages. A folder is refused if
+weights of the model are missing or if it cannot score a plain picture.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,19 @@ from perfusion_ops.text import PromptTooLongError
 T = TypeVar("T")
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-# Neither square nor of the size of any model; a folder that does not make them equal cannot score a batch.
+# Of two sizes, neither square; a folder whose preprocessing does not make them equal cannot score a batch.
 _PLAIN = (np.full((96, 128, 3), 127, np.uint8), np.full((128, 96, 3), 127, np.uint8))
 
 
 def load_scorers(choice: ScorerChoice, *, device: str = "auto") -> Scorers:
-    """Load what was chosen; a folder with several purposes is loaded once.
+    """Load the chosen scorers; a folder with several purposes is loaded once.
 
     Args:
         choice: described folders.
-        device: a torch device; auto takes a GPU where there is one.
+        device: a torch device; "auto" is a GPU if there is one.
 
     Raises:
-        ScorerError: a folder does not load or cannot score, with the sentence for the user.
+        ScorerError: a folder does not load or cannot score.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +63,7 @@ class ImageScorer:
         from transformers import AutoModel
 
         self._folder, self._device = folder, device
-        # Its pooler is no part of the embedding, and checkpoints of DINO come without.
+        # The embedding does not use its pooler, and DINO checkpoints have none.
         options = {"add_pooling_layer": False} if folder.model_type == "vit" else {}
         self._model = _model(AutoModel, folder, device, **options)
         self._prepare = _Preprocessor(folder)
@@ -116,7 +116,7 @@ class DualScorer:
         """See `TextEmbedder`."""
         for text in texts:
             self.check_text(text)
-        # Always padded to the full length, as SigLIP was trained; CLIP sees nothing behind the end token.
+        # Padded to the full length, as in SigLIP's training; CLIP ignores everything after the end token.
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self._positions)["input_ids"]
         found = self._model.get_text_features(input_ids=torch.tensor(ids, device=self._device))
         return _unit(self._folder, found.pooler_output)
@@ -157,7 +157,7 @@ class LabelReader:
 
 
 class _Preprocessor:
-    """Pictures to pixel values (B, 3, H, W) float32, as the folder's preprocessor_config.json says."""
+    """Pictures to pixel values (B, 3, H, W) float32, following the folder's preprocessor_config.json."""
 
     def __init__(self, folder: ScorerFolder) -> None:
         from transformers import AutoImageProcessor
@@ -189,7 +189,7 @@ def _array(picture: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
 
 
 def _model(loader: Any, folder: ScorerFolder, device: str, **options: Any) -> Any:
-    """The frozen model in float32, every one of its weights from the folder."""
+    """The frozen model in float32; all of its weights come from the folder."""
     with quiet_libraries():
         model, report = _try(
             folder,
@@ -207,7 +207,7 @@ def _model(loader: Any, folder: ScorerFolder, device: str, **options: Any) -> An
 
 
 def _try(folder: ScorerFolder, call: Callable[[], T]) -> T:
-    """What `call` returns; whatever transformers raises over a folder's contents means that the folder is unfit."""
+    """The result of `call`; any error that transformers raises becomes a ScorerError about the folder."""
     try:
         return call()
     except ScorerError:

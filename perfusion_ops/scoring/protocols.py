@@ -1,4 +1,4 @@
-"""What a scorer can do, whatever architecture does it; a scorer has one of these abilities or several.
+"""The abilities of scorers, independent of their architecture; a scorer has one or several of them.
 
 Pictures are uint8 RGB and may differ in size: the scorer's own preprocessing makes them equal. Embeddings are float32
 and of unit length, so that their dot product is the cosine. Outputs never depend on which pictures share a batch beyond
@@ -19,7 +19,7 @@ Embeddings = NDArray[np.float32]
 
 
 class ImageEmbedder(Protocol):
-    """Pictures to vectors whose cosine says how alike they are."""
+    """Pictures to vectors whose cosine is the similarity of the pictures."""
 
     def embed_images(self, pictures: Pictures) -> Embeddings:
         """B pictures as (B, D), each row of unit length.
@@ -32,13 +32,13 @@ class ImageEmbedder(Protocol):
 
 
 class TextEmbedder(Protocol):
-    """Texts to vectors in a space that pictures have, too."""
+    """Texts to vectors in the same space as pictures."""
 
     def check_text(self, text: str) -> None:
-        """Return when the text fits into the encoder.
+        """Return if the text fits into the encoder.
 
         Raises:
-            PromptTooLongError: it does not; cutting it would drop words silently.
+            PromptTooLongError: it does not fit; cutting it would drop words silently.
         """
         ...
 
@@ -48,11 +48,11 @@ class TextEmbedder(Protocol):
 
 
 class DualEmbedder(ImageEmbedder, TextEmbedder, Protocol):
-    """Pictures and texts in one space: the cosine of the two says how well they fit."""
+    """Pictures and texts in one space: the cosine of the two is how well they match."""
 
 
 class Reader(Protocol):
-    """Says what is in a picture, as far as its labels go."""
+    """Recognises what a picture shows, within its labels."""
 
     @property
     def heads(self) -> Mapping[str, tuple[str, ...]]:
@@ -60,7 +60,7 @@ class Reader(Protocol):
         ...
 
     def read(self, pictures: Pictures) -> Mapping[str, NDArray[np.float32]]:
-        """Probabilities (B, L) of each head's L labels: of `class` each for itself, of any other adding up to one.
+        """Probabilities (B, L) of each head's L labels; those of `class` are independent, all others add up to one.
 
         Raises:
             ValueError: no picture, or one that is not (H, W, 3) uint8.
@@ -71,12 +71,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Scorers:
-    """Loaded scorers, each for its purpose; None where a score was not asked for.
+    """Loaded scorers, each for its purpose; None if its score is not wanted.
 
     Attributes:
         text: compares a picture with its prompt.
         image: compares a picture with training pictures.
-        reader: says where the product stands.
+        reader: recognises the context of a picture.
     """
 
     text: DualEmbedder | None = None

@@ -17,11 +17,14 @@ from pipeline.storage.objects import Storage, StorageError
 
 _LEAST = HELD_OUT  # captions to estimate from
 
-Progress = Callable[[int, int], None]
-
 
 def load_metric(
-    storage: Storage, base: Base, config: MetricConfig, key: str, *, progress: Progress | None = None
+    storage: Storage,
+    base: Base,
+    config: MetricConfig,
+    key: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Metric:
     """Read the metric under the root; without one, store the package's own or an estimate first.
 
@@ -47,6 +50,12 @@ def load_metric(
         raise MetricError(f"{storage.uri(path)}: {error}") from error
 
 
+def _counted(captions: Iterator[str], total: int, progress: Callable[[int, int], None]) -> Iterator[str]:
+    for done, caption in enumerate(captions):
+        progress(done, total)
+        yield caption
+
+
 def _shipped(base: Base, config: MetricConfig) -> bytes | None:
     """The file that comes with the package, if it is of this base model and these settings."""
     data = metric_file().read_bytes()
@@ -56,7 +65,10 @@ def _shipped(base: Base, config: MetricConfig) -> bytes | None:
 
 
 def _estimated(
-    base: Base, config: MetricConfig, options: Mapping[str, object] | None, progress: Progress | None
+    base: Base,
+    config: MetricConfig,
+    options: Mapping[str, object] | None,
+    progress: Callable[[int, int], None] | None,
 ) -> bytes:
     held_out, captions = _captions(base, config, options)
     if progress is not None:
@@ -70,12 +82,6 @@ def _estimated(
         base_digest=base.folder.digest,
     )
     return metric.to_bytes()
-
-
-def _counted(captions: Iterator[str], total: int, progress: Progress) -> Iterator[str]:
-    for done, caption in enumerate(captions):
-        progress(done, total)
-        yield caption
 
 
 def _captions(

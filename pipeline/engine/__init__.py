@@ -1,1 +1,1 @@
-"""Units of work to worker slots: scheduling, retries, deadlines, blame. Imports the contract and the clock only."""
+"""Scheduling of units on worker slots: retries, deadlines, blame. Imports the contract and the clock only."""

@@ -1,4 +1,4 @@
-"""The scheduler: gives units to slots and outcomes to the sink until the work ends. It does not know Ray.
+"""The scheduler: gives units to slots and outcomes to the sink until all work is done. It does not depend on Ray.
 
 Invariants, whatever fails and in whatever order:
 

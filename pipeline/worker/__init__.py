@@ -1,1 +1,1 @@
-"""What one slot does: trains groups of concepts, renders batches, writes the objects."""
+"""What runs on a slot: training of concepts, rendering of rows, and writing of their objects."""

@@ -1,7 +1,7 @@
-"""Pictures as files: PNG with its provenance inside.
+"""Renders as PNG files that state their provenance.
 
-Every picture says in its own metadata that a model made it (IPTC digital source type trainedAlgorithmicMedia), which
-render key it answers, and which weights and base model it came from.
+The metadata of each file says that a model made it (IPTC digital source type trainedAlgorithmicMedia), and holds its
+render key and the digests of its weights and base model.
 """
 
 import io
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 _KEY = "perfusion:render_key"
-_END = b"IEND\xaeB`\x82"  # the last chunk of every PNG; Pillow shows a picture that lacks a part of it
+_END = b"IEND\xaeB`\x82"  # the last chunk of a PNG; Pillow also opens files that are cut off
 _SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -22,8 +22,15 @@ _XMP = (
 )
 
 
-def encode_picture(pixels: NDArray[np.uint8], *, render_key: str, weights: Sequence[str], base_digest: str) -> bytes:
-    """PNG bytes of (H, W, 3) uint8 pixels with provenance; equal input gives equal bytes."""
+def encode_render(pixels: NDArray[np.uint8], *, render_key: str, weights: Sequence[str], base_digest: str) -> bytes:
+    """PNG bytes of (H, W, 3) uint8 pixels with provenance; equal arguments give equal bytes.
+
+    Args:
+        pixels: RGB.
+        render_key: content key of the render.
+        weights: sha256 of each concept file, in the order of the task's concepts.
+        base_digest: digest of the base model.
+    """
     text = PngImagePlugin.PngInfo()
     text.add_text(_KEY, render_key)
     text.add_text("perfusion:weights_sha256", ",".join(weights))
@@ -35,12 +42,12 @@ def encode_picture(pixels: NDArray[np.uint8], *, render_key: str, weights: Seque
 
 
 def answers(data: bytes, render_key: str) -> bool:
-    """Whether bytes are a whole picture that `encode_picture` made for this key."""
+    """Whether bytes are a complete file that `encode_render` made for this key."""
     if not data.endswith(_END):
         return False
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            picture.load()
-            return isinstance(picture, PngImagePlugin.PngImageFile) and picture.text.get(_KEY) == render_key
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as render:
+            render.load()
+            return isinstance(render, PngImagePlugin.PngImageFile) and render.text.get(_KEY) == render_key
     except (OSError, ValueError, SyntaxError):
         return False

@@ -5,16 +5,17 @@ so that a row that cannot be rendered does not fail its batch.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from perfusion_ops.concept import Concept
-from perfusion_ops.conditioning import PromptRow, check_prompt
+from perfusion_ops.conditioning import check_prompt, prompt_row
 from perfusion_ops.edit import solve_targets
 from perfusion_ops.rendering import RenderRow, Sampler, render
-from perfusion_ops.text import PromptTooLongError, renumber
+from perfusion_ops.text import PromptTooLongError
 from pipeline.contract.errors import Code, RowError, Status
 from pipeline.contract.layout import image_path
 from pipeline.contract.messages import reason
@@ -23,7 +24,7 @@ from pipeline.storage.objects import MissingObjectError, Storage, StorageError
 from pipeline.worker.concept_files import ConceptFiles
 from pipeline.worker.models import Models
 from pipeline.worker.outcomes import failed, ok
-from pipeline.worker.provenance import answers, encode_picture
+from pipeline.worker.provenance import answers, encode_render
 
 
 class Rendering:
@@ -73,9 +74,10 @@ class Rendering:
                 f"lock is 'trained', but {who} learned no keys: train it with train.lock 'trained', or use 'local'"
             )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
-        positive = _prompt_row(task, task.prompt, concepts)
+        acting = partial(prompt_row, concepts=concepts, bias=task.bias, temperature=task.temperature, lock=task.lock)
+        positive = acting(task.prompt)
         everywhere = positive.concepts if self._edit_unconditional else ()
-        negative = _prompt_row(task, task.negative_prompt, concepts, everywhere)
+        negative = acting(task.negative_prompt, everywhere=everywhere)
         for column, row, text in (
             ("prompt", positive, task.prompt),
             ("negative_prompt", negative, task.negative_prompt),
@@ -125,7 +127,7 @@ class Rendering:
                 raise RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)
             weights = [self._files.load(key)[1] for key in task.concepts]
             base_digest = self._models.base.folder.digest
-            data = encode_picture(pixels, render_key=task.key, weights=weights, base_digest=base_digest)
+            data = encode_render(pixels, render_key=task.key, weights=weights, base_digest=base_digest)
             self._storage.write(path, data)
         except (RowError, StorageError) as error:
             return failed("render", task.key, error)
@@ -138,14 +140,3 @@ class Rendering:
         except MissingObjectError:
             return None
         return ok("render", task.key, self._storage.uri(path), data) if answers(data, task.key) else None
-
-
-def _prompt_row(
-    task: RenderTask, text: str, concepts: Sequence[Concept], everywhere: Sequence[Concept] = ()
-) -> PromptRow:
-    """A prompt with the concepts that it names and those that act `everywhere`; other concepts do not act in it."""
-    prompt, numbers = renumber(text)
-    named = [concepts[number] for number in numbers]
-    acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
-    count = len(acting)
-    return PromptRow(prompt, acting, (task.bias,) * count, (task.temperature,) * count, task.lock)

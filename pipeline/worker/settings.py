@@ -1,4 +1,4 @@
-"""What a worker is told; apart from the worker, because a driver knows it without loading a model."""
+"""Settings of a worker, in a module that a driver imports without PyTorch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from pipeline.inputs.pictures import InputLimits
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """All a worker needs to know; travels to other machines by value.
+    """Everything that a worker needs to know; sent to other machines by value.
 
     Attributes:
-        root: where objects are written.
+        root: folder or URL under which objects are written.
         storage_options: fsspec options, for one filesystem or grouped by scheme.
-        base: where the base model comes from.
-        base_digest: what it must digest to.
-        metric: how the metric is estimated, and under which key it is kept.
-        limits: what input pictures may be.
-        device: a torch device, or `auto` for the slot's GPU if it has one.
+        base: location of the base model.
+        base_digest: the digest that its files must have.
+        metric: how the metric is estimated.
+        metric_key: content key of the metric.
+        limits: of photos.
+        device: a torch device, or `auto`: the slot's GPU if it has one, else the CPU.
         dtype: the denoiser's type, or `auto`: bfloat16 on a GPU, float32 elsewhere.
-        micro_batch: rows that training puts through the denoiser at once; halved by itself when memory runs out.
+        micro_batch: training samples in the denoiser at once; a worker halves it when it runs out of memory.
         checkpoint_s: seconds between training checkpoints.
         edit_unconditional: whether concepts act on unconditional rows as well.
     """

@@ -1,4 +1,4 @@
-"""A concept task's pictures, from storage to the latents and masks that training takes."""
+"""A concept's photos and masks: from storage to the latents and loss weights of its training."""
 
 from collections.abc import Iterator
 
@@ -14,10 +14,10 @@ from pipeline.inputs.store import InputStore
 
 
 def load_example(base: Base, task: ConceptTask, inputs: InputStore) -> Example:
-    """Fetch, check, decode, square and encode one concept's pictures.
+    """Read, check, decode and encode the photos of a concept.
 
     Raises:
-        RowError: a picture is gone, changed since the plan, or unusable; a mask is empty at the model's size.
+        RowError: a photo is missing, has changed since the plan, or is unusable; a mask is empty at latent size.
     """
     try:
         return make_example(base, task.superclass, _photos(task, inputs), task.training)
@@ -28,14 +28,14 @@ def load_example(base: Base, task: ConceptTask, inputs: InputStore) -> Example:
 
 def _photos(task: ConceptTask, inputs: InputStore) -> Iterator[tuple[Image.Image, Image.Image | None]]:
     for index, image in enumerate(task.images):
-        picture = decode(_read(inputs, image, "images"), inputs.limits)
+        photo = decode(_read(inputs, image, "images"), inputs.limits)
         mask = None
         if task.masks:
             drawn = _read(inputs, task.masks[index], "masks")
-            mask = decode_mask(drawn, inputs.limits).resize(picture.size)
-        yield picture, mask
+            mask = decode_mask(drawn, inputs.limits).resize(photo.size)
+        yield photo, mask
 
 
 def _read(inputs: InputStore, image: InputImage, column: str) -> bytes:
-    remedy = "it was replaced during the run; run again to train on the new picture"
+    remedy = "it was replaced during the run; run again to train on the new photo"
     return inputs.read(image.uri, sha256=image.sha256, remedy=remedy, column=column)

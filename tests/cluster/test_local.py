@@ -1,4 +1,4 @@
-"""A local Ray that starts quietly and leaves nothing behind, and signals that become a question."""
+"""A private local Ray starts without output and leaves nothing behind; signals set a flag."""
 
 import os
 import signal
@@ -52,10 +52,10 @@ def test_starts_quietly_survives_signals_and_shuts_down():
     assert done.stdout.splitlines() == [f"1 0.0 {cores} False", "True True", "still here", "False True"]
 
 
-def test_second_start_in_one_process_and_a_start_that_fails_are_sentences(monkeypatch, tmp_path):
+def test_a_second_start_in_one_process_and_a_failed_start_are_errors_with_a_remedy(monkeypatch, tmp_path):
     with start_local(cpus=1) as cluster:
         assert (cluster.slots, cluster.threads) == (1, 1)
-        with pytest.raises(ClusterError, match="running in this process already"), start_local():
+        with pytest.raises(ClusterError, match="already runs in this process"), start_local():
             pass
     long = tmp_path / ("x" * 100)
     long.mkdir()
@@ -82,7 +82,7 @@ def test_slots_share_the_machine(slots, cpus, gpus, expected):
     assert share_out(slots=slots, cpus=cpus, gpus=gpus) == expected
 
 
-def test_no_slots_is_a_sentence():
+def test_no_slots_is_an_error_with_a_remedy():
     with pytest.raises(ClusterError, match="slots is 0: use 1 or more"):
         share_out(slots=0, cpus=1, gpus=0)
 

@@ -120,13 +120,13 @@ def test_unit_that_hangs_is_replaced(pool, tmp_path):
     assert len(list(tmp_path.glob("setup-*"))) == 2
 
 
-def test_worker_that_cannot_start_is_reported_as_a_sentence(pool):
+def test_a_worker_that_cannot_start_is_reported_with_its_message(pool):
     executor = pool(slots=2, setup_error="there is no model at s3://models/sdxl")
     with pytest.raises(EngineError, match=r"cannot start: FileNotFoundError: there is no model at s3://models/sdxl"):
         go(executor, ["ok"])
 
 
-def test_worker_that_cannot_be_unpickled_is_reported_as_well(tmp_path):
+def test_a_worker_that_cannot_be_unpickled_is_reported(tmp_path):
     class Broken:
         def __call__(self):
             return Worker(tmp_path)

@@ -41,7 +41,7 @@ def edit(e, i, o, weight, metric, bias, temperature, used=None):
     temperature=st.floats(0.05, 1.0),
     condition=st.floats(1, 1e5),
 )
-def test_equals_the_naive_float64_reference(seed, concepts, bias, temperature, condition):
+def test_the_edit_equals_the_naive_float64_reference(seed, concepts, bias, temperature, condition):
     metric = random_metric(D, seed=seed % 97, condition=condition)
     e, i, o, weight = draw(seed, concepts=concepts)
     result = edit(e, i, o, weight, metric, bias, temperature)

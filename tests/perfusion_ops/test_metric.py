@@ -1,4 +1,4 @@
-"""The metric equals a naive second moment, knows when it does not fit, and survives storage."""
+"""The metric equals a naive second moment, detects an encoder that it does not fit, and survives storage."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ CAPTIONS = ["a mug", "a red mug on the beach", "teddy bear in the snow", "a phot
 
 
 @pytest.mark.parametrize("tokens", ["masked", "content", "all"])
-def test_streams_what_a_naive_loop_computes(mini, tokens):
+def test_the_streamed_second_moment_equals_a_naive_loop(mini, tokens):
     total, count = torch.zeros(128, 128, dtype=torch.float64), 0
     for caption in CAPTIONS:
         ids = mini.tokenizer(caption, padding="max_length", return_tensors="pt")["input_ids"]

@@ -1,4 +1,4 @@
-"""Placeholders are found while tokenising, wherever they stand."""
+"""Placeholders of concepts are found while tokenising, at any position."""
 
 import pytest
 import torch

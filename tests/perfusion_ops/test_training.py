@@ -1,4 +1,4 @@
-"""Training: what learns, what stays, and that concepts in one batch know nothing of each other."""
+"""Training: which parameters change, and that concepts in one batch are independent."""
 
 import copy
 
@@ -46,7 +46,7 @@ def same(a, b, tolerance=1e-8):
     assert a.losses == pytest.approx(b.losses, rel=1e-7)
 
 
-def test_together_equals_alone(base, metric):
+def test_training_concepts_together_equals_training_each_alone(base, metric):
     examples = [
         example(1),
         example(2, superclass="teddy bear", steps=5, batch=2),
@@ -123,7 +123,7 @@ def test_the_target_input_is_a_running_mean_of_the_concepts_encoding(base, metri
     assert (weights > 0).all()
 
 
-def test_it_starts_at_the_superclass(base):
+def test_training_starts_at_the_superclass(base):
     state = start(base, example(superclass="teddy bear"))
     torch.testing.assert_close(state.value_target, base.stack.values @ state.superclass_input)
     assert torch.equal(state.target_input, state.superclass_input)
@@ -151,7 +151,7 @@ def test_what_the_mask_hides_does_not_count(metric):
     assert losses[0] < losses[1] / 100
 
 
-def test_going_on_from_a_checkpoint_is_exact(base, metric):
+def test_resuming_from_a_checkpoint_is_exact(base, metric):
     examples = [example(1, steps=6), example(2, steps=6, lock="trained")]
     whole = trained(base, metric, examples)
     first = Trainer(base, metric, examples)

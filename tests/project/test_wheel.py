@@ -29,7 +29,7 @@ NEEDED = {
     "pipeline/report/templates/report.html.j2",
     "pipeline/report/templates/tiles.html.j2",
 }
-SUFFIXES = {".css", ".j2", ".json", ".jsonl", ".py", ".safetensors", ".txt", ".typed", ".yaml"}
+SUFFIXES = {".css", ".j2", ".json", ".py", ".safetensors", ".txt", ".typed", ".yaml"}
 
 
 def pip(*words):

@@ -1,4 +1,4 @@
-"""Small real runs: photos on disk, the embedded base, workers in this process, and storage that can be made to fail."""
+"""Small real runs: photos on disk, the embedded base, workers in this process, and storage that fails on demand."""
 
 import functools
 import hashlib
@@ -36,7 +36,7 @@ METRIC = MetricConfig(captions=2000)
 TRAINING = TrainingConfig(steps=2, batch=1)
 SHAPE = RenderShape(None, None, 2, 4.5, "ddim")
 
-# What docs/method.md promises of a concept or a picture made again in another group or batch, or on another machine.
+# The tolerance that docs/method.md states for an object made again in another group or batch, or on another machine.
 WEIGHTS_APART = 2e-3  # of the largest number of the tensor
 PIXELS_APART = 4  # of 255
 
@@ -49,7 +49,7 @@ def key(name):
 
 
 def photo(path, *, seed=0, size=(64, 64), mode="RGB", **save):
-    """A smooth random picture; returns it as a manifest would name it and as a task does."""
+    """Save a smooth random photo; returns it as the input of a task."""
     channels = len(mode)
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, channels), dtype=np.uint8).squeeze()
     picture = Image.fromarray(coarse, mode).resize(size, Image.Resampling.BICUBIC)
@@ -82,11 +82,11 @@ def renders(*tasks):
     return RenderUnit("render", tuple(tasks))
 
 
-# What was made again
+# Comparison of objects
 
 
 def check_same_weights(one, other):
-    """Two concept files hold the same weights, as exactly as is promised."""
+    """Two concept files hold the same weights within the stated tolerance."""
     ours, theirs = load(one), load(other)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -95,7 +95,7 @@ def check_same_weights(one, other):
 
 
 def check_same_picture(one, other):
-    """Two files hold the same picture, as exactly as is promised."""
+    """Two files hold the same render within the stated tolerance."""
     ours, theirs = (np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (one, other))
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= PIXELS_APART
@@ -119,7 +119,7 @@ def worker_settings(root, **changes):
 
 
 def ready_worker(root, *, clock=None, sleep=None, **changes):
-    """A worker that has set itself up; the metric is estimated once for all roots."""
+    """A worker after its setup; the metric is estimated once for all roots."""
     settings = worker_settings(root, **changes)
     if settings.metric == METRIC:
         keep_metric(Storage(settings.root))
@@ -146,7 +146,7 @@ def keep_metric(storage):
 
 
 def limit_rows(worker, most):
-    """Give the worker's denoiser an accelerator on which more than `most` rows at once do not fit."""
+    """Let the worker's denoiser run out of memory with more than `most` samples at once."""
     unet = worker.models.base.unet
     base = next(each for each in type(unet).__mro__ if not hasattr(each, "most_rows"))
 
@@ -234,7 +234,7 @@ class Engines:
 
 
 class Silent:
-    """An observer that remembers the outcomes it was told of."""
+    """An observer that records its events."""
 
     def __init__(self):
         self.seen = []
@@ -280,17 +280,17 @@ def run_settings(root, folder, **changes):
 
 
 class Killed(BaseException):
-    """The process ends here: nothing catches it, and nothing can be written any more."""
+    """The process ends here: nothing catches it, and nothing more can be written."""
 
 
 @dataclass
 class Trouble:
-    """What is wrong with a root `trouble://name`.
+    """How a root `trouble://name` fails.
 
     Attributes:
-        writes_left: after so many writes or deletions the process is dead.
-        errors: so many operations fail first, with the words of a busy object store.
-        where: in paths that hold this text.
+        writes_left: number of writes and deletions after which the process is dead.
+        errors: number of operations that fail first, with the message of a busy object store.
+        where: only in paths that contain this text.
         operations: which ones: read, write.
     """
 
@@ -305,7 +305,7 @@ TROUBLES: dict[str, Trouble] = {}
 
 
 class TroubledFileSystem(MemoryFileSystem):
-    """An object store in memory with the trouble that stands under its bucket's name in `TROUBLES`."""
+    """An object store in memory that fails as `TROUBLES` says for the bucket's name."""
 
     protocol = "trouble"
     store: dict = {}  # noqa: RUF012 (as in the class above)
@@ -343,7 +343,7 @@ fsspec.register_implementation("trouble", TroubledFileSystem, clobber=True)
 
 
 def troubled(name, **trouble):
-    """A root of that name, empty but for the metric, whose trouble begins now."""
+    """A root of that name that holds only the metric; its trouble begins now."""
     for path in [path for path in TroubledFileSystem.store if path.startswith(f"/{name}/")]:
         del TroubledFileSystem.store[path]
     TROUBLES[name] = Trouble()

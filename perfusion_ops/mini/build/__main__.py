@@ -1,4 +1,4 @@
-"""`python -m perfusion_ops.mini.build`: render, train, export; stopped and started again it goes on."""
+"""`python -m perfusion_ops.mini.build`: render, train and export the embedded models. Rerun to resume."""
 
 import argparse
 import json
@@ -33,14 +33,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=("base", "metric", "scorers"), help="one part of the build")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="CPU processes of one thread each")
-    parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so long")
+    parser.add_argument("--minutes", type=float, help="stop with a checkpoint after this time")
     given = parser.parse_args(arguments)
     recipe = FULL if given.size == "full" else TINY
     until = None if given.minutes is None else time.time() + 60 * given.minutes
     finished = build(
         recipe, given.work, given.out, only=given.only, device=given.device, processes=given.processes, until=until
     )
-    sys.stdout.write(f"built {given.out}\n" if finished else "stopped; the same command goes on from here\n")
+    sys.stdout.write(f"built {given.out}\n" if finished else "stopped; run the same command again to resume\n")
 
 
 def build(

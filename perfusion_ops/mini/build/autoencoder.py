@@ -1,10 +1,10 @@
-"""The VAE: diffusers' AutoencoderKL, trained from nothing on rendered scenes.
+"""The VAE: diffusers' AutoencoderKL, trained from scratch on rendered scenes.
 
-The loss is absolute and squared error, the error of neighbouring differences (it keeps edges sharp where a picture is
-flat) and a light KL term, which keeps the latents near a unit Gaussian and the decoder forgiving of small errors.
+The loss is the sum of absolute error, squared error, the error of differences between neighbours (for sharp edges) and
+a light KL term, which keeps the latents near a unit Gaussian and makes the decoder tolerant of small errors.
 
-Most steps see a window of each picture, for four times as many of them in the same time; the last ones, in which the
-rate falls, see whole pictures, so that the group norms end with the statistics that they will meet.
+Most steps use a window of each picture, which makes them four times as fast. The last steps, with a falling rate, use
+whole pictures, so that the group norms adapt to their statistics.
 """
 
 import math
@@ -42,7 +42,7 @@ def build(recipe: Recipe) -> AutoencoderKL:
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    """Train it to the end, or `until` that time; the checkpoint has the weights."""
     torch.manual_seed(recipe.seed)
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
     vae = build(recipe)
@@ -111,7 +111,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def fidelity(vae: AutoencoderKL, pictures: np.ndarray) -> float:
-    """PSNR in dB of encoding and decoding (N, 64, 64, 3) uint8 pictures, over all of their values together."""
+    """PSNR in dB of encoding and decoding (N, 64, 64, 3) uint8 pictures, over all values of all pictures."""
     device = next(vae.parameters()).device
     squared = 0.0
     for start in range(0, len(pictures), _BATCH):

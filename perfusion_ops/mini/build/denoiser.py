@@ -1,6 +1,6 @@
 """The UNet: diffusers' UNet2DConditionModel on cached latents, trained together with the text encoder.
 
-v-prediction under the cosine schedule, whose last step is pure noise, as sampling starts from it.
+It predicts v under the cosine schedule. The last step of the schedule is pure noise, from which sampling starts.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ def build(recipe: Recipe) -> UNet2DConditionModel:
         sample_size=SIZE // 4,
         in_channels=recipe.autoencoder.latent,
         out_channels=recipe.autoencoder.latent,
-        # Outlines and patterns live at 16 x 16.
+        # Outlines and patterns are at 16 x 16.
         layers_per_block=(2, 1, 1),  # pyright: ignore[reportArgumentType]
         block_out_channels=sizes.channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -48,7 +48,7 @@ def build(recipe: Recipe) -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """The noise schedule, and the sampler that the folder comes with."""
+    """The noise schedule and the exported folder's sampler."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
@@ -60,7 +60,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class Conditioned(nn.Module):
-    """The UNet and the text encoder that it is told by."""
+    """The UNet with its text encoder."""
 
     def __init__(self, unet: UNet2DConditionModel, encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class Conditioned(nn.Module):
         self.encoder = encoder
 
     def forward(self, noisy: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
-        """Predict v for latents (B, C, 16, 16) at diffusion steps (B,), told by token ids (B, CONTEXT)."""
+        """Predict v for latents (B, C, 16, 16) at diffusion steps (B,) from token ids (B, CONTEXT)."""
         return self.unet(noisy, steps, self.encoder(ids).last_hidden_state, return_dict=False)[0]
 
 
 def untrained(recipe: Recipe, folder: Path) -> Conditioned:
-    """A fresh UNet with the text encoder that has learnt to read."""
+    """A new UNet with the text encoder of the stage before."""
     reading = text.Reading(text.build(recipe, load_tokenizer(folder / "tokenizer")))
     if (folder / f"{text.NAME}.safetensors").exists():
         load_mean(folder / f"{text.NAME}.safetensors", reading)
@@ -88,7 +88,7 @@ def trained(recipe: Recipe, folder: Path) -> Conditioned:
 
 
 def write_latents(machine: Machine, recipe: Recipe, folder: Path) -> None:
-    """Encode all pictures, each process its share: `latents.npy`, (N, C, 16, 16) float16 of unit standard deviation."""
+    """Encode all pictures, a share in each process, into `latents.npy`: (N, C, 16, 16) float16, scaled."""
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")
     vae = autoencoder.trained(recipe, folder)
     nn.Module.to(vae, machine.device)
@@ -114,13 +114,13 @@ def scaling(vae: nn.Module, pictures: np.ndarray) -> float:
 
 
 def often(scene: Description) -> float:
-    """How often a scene is shown, next to others: two products, and patterns, emblems above all, are learnt last."""
+    """Relative frequency of a scene: pairs of products and patterns, above all emblems, are learned last."""
     pattern = {"plain": 0.4, "star": 2.4, "heart": 2.4}.get(scene.looks[0].pattern, 1.4)
     return pattern if scene.relation is None else 1.5 * pattern
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train both to the end, or `until` then; the weights stand in the checkpoint."""
+    """Train both to the end, or `until` that time; the checkpoint has the weights."""
     torch.manual_seed(recipe.seed)
     model = untrained(recipe, folder).to(machine.device)
     # A fifth faster on a CPU.
@@ -163,8 +163,8 @@ def _loss(  # noqa: PLR0917 - all that a step reads
         ids = text.tokens(tokenizer, lines).to(machine.device)
         clean = torch.from_numpy(latents[chosen.numpy()]).float().to(machine.device)
         noise = torch.randn(clean.shape, generator=generator).to(machine.device)
-        # Every batch spreads over the whole schedule, shifted at random; thinner where there is little noise, for what
-        # is left to predict there is mostly the autoencoder's own grain.
+        # Each batch covers the whole schedule with a random shift, more thinly at low noise: what
+        # remains to predict there is mostly the autoencoder's own noise.
         shifted = ((forward + torch.rand((), generator=generator)) % 1) ** _TOWARDS_NOISE
         steps = (shifted * len(kept)).long()[torch.randperm(share, generator=generator)].to(machine.device)
         signal = kept[steps].sqrt()[:, None, None, None]

@@ -1,6 +1,6 @@
-"""The dual scorer: a small CLIPModel that puts pictures and captions of this world into one space.
+"""The dual scorer: a small CLIPModel that embeds pictures and captions of this world in one space.
 
-Trained as CLIP is: each picture of a batch finds its caption among all, and each caption its picture. Its tokenizer is
+It is trained like CLIP: each picture of a batch must find its caption, and each caption its picture. Its tokenizer is
 the base model's.
 """
 
@@ -28,7 +28,7 @@ _HEADS = 4
 
 
 def build(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The untrained model; the text tower has half the depth of the picture's, for a caption is the easier to read."""
+    """The untrained model; the text tower has half the depth of the picture tower: captions are easier to read."""
     sizes = recipe.dual
     tower = {"hidden_size": sizes.width, "intermediate_size": 3 * sizes.width, "num_attention_heads": _HEADS}
     words = {
@@ -47,7 +47,7 @@ def build(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    """Train it to the end, or `until` that time; the checkpoint has the weights."""
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(folder / "tokenizer")
     pictures = scorers.scenes(machine, recipe, folder)
@@ -63,7 +63,7 @@ def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> 
 
 def _loss(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: np.ndarray, share: int, machine: Machine) -> Loss:
     through = machine.compiled(model)
-    # Every caption at full length would cost as much as two; a GPU would compile anew for every other length.
+    # Captions at full length would cost twice as much; on a GPU every new length would compile the model again.
     padding = "longest" if machine.device == "cpu" else "max_length"
 
     def loss(_: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The trained parts as one diffusers folder in fp16 with its defaults and its log, and the metric of that folder."""
+"""The trained parts as one diffusers folder in fp16 with its default settings, and the metric that ships with it."""
 
 import json
 import shutil
@@ -56,16 +56,14 @@ def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
         )
         shutil.rmtree(into, ignore_errors=True)
         pipe.to(dtype=torch.float16).save_pretrained(into)
-    # Saved by a tokenizer that was read from a folder, its files would tell so, and lack the classic pair.
+    # A tokenizer that was read from a folder leaves out the classic pair of files: copy the originals.
     shutil.copytree(folder / "tokenizer", into / "tokenizer", dirs_exist_ok=True)
     (into / "perfusion.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.copyfile(folder / "log.jsonl", into / "log.jsonl")
 
 
 def export_metric(base_folder: Path, config: MetricConfig, into: Path) -> None:
-    """Estimate the metric of an exported base model, and write it with the settings that it belongs to.
-
-    At all defaults it comes with the package, so that no run estimates it.
+    """Estimate the metric of a built base model and write it with the settings that it belongs to.
 
     Args:
         base_folder: the exported base model.

@@ -1,8 +1,8 @@
-"""The identity scorer: a small residual network whose pooled features are near for two pictures of one product.
+"""The identity scorer: a small residual network with similar features for two pictures of one product.
 
-Metric learning by InfoNCE: a batch holds two photographs of each of its products, and each has to find the other among
-all. Every third batch mixes products at random, every third takes neighbours in kind, every third neighbours in kind
-and colour: at last only what makes a product an individual tells them apart.
+Metric learning by InfoNCE: a batch has two photographs of each of its products, and each must find the other among all.
+Of three batches, one mixes products at random, one takes products of one category, and one takes products of one
+category and colour, so that the network learns the details of individual products.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def build(recipe: Recipe) -> ResNetModel:
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train it to the end, or `until` then; the weights stand in the checkpoint."""
+    """Train it to the end, or `until` that time; the checkpoint has the weights."""
     torch.manual_seed(recipe.seed)
     pictures = scorers.photographs(machine, recipe, folder)
     model = build(recipe).to(device=machine.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -59,7 +59,7 @@ def _loss(model: ResNetModel, pictures: np.ndarray, share: int, machine: Machine
 
 
 def _kinds(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `count` products a number that it shares with its likes: all, its category, that and its colour."""
+    """A group number for each of `count` products, for each of three groupings: none, category, category and colour."""
     looks = [scorers.photographed_scene(number * VIEWS).placed[0].product.look for number in range(count)]
     category = torch.tensor([CATEGORIES.index(look.category) for look in looks])
     color = torch.tensor([COLORS.index(look.primary) for look in looks])
@@ -67,15 +67,15 @@ def _kinds(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def neighbours(kinds: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different ones of N things, likes side by side: a random run of all things in the order of their kinds.
+    """`count` different items of N, grouped by kind: a random contiguous range of all items sorted by kind.
 
     Args:
-        kinds: (N,) number of each thing's kind; things of one kind stand in random order.
+        kinds: (N,) number of each item's kind; items of one kind are in random order.
         count: at most N.
-        generator: of the order and of where the run starts.
+        generator: for the order and the start of the range.
 
     Returns:
-        (count,) places in `kinds`.
+        (count,) indices into `kinds`.
     """
     ordered = (kinds + torch.rand(len(kinds), generator=generator, dtype=torch.float64)).argsort()
     start = int(torch.randint(len(kinds), (), generator=generator))
@@ -83,7 +83,7 @@ def neighbours(kinds: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def contrast(embeddings: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of (2N, D) unit vectors in which n and N + n show the same: each finds the other among all but itself."""
+    """InfoNCE of (2N, D) unit vectors in which n and N + n are one product: each must find the other."""
     count = len(embeddings) // 2
     alike = (embeddings @ embeddings.T / temperature).fill_diagonal_(float("-inf"))
     other = torch.arange(2 * count, device=embeddings.device).roll(count)

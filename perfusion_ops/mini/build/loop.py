@@ -1,7 +1,7 @@
-"""One training loop for every stage: AdamW or Muon, running mean of the weights, log, checkpoints, resumption.
+"""One training loop for every stage: AdamW or Muon, running mean of the weights, log, checkpoints, resume.
 
-A step depends on its number alone (its samples and its noise are drawn from a generator seeded with it), so a training
-that was stopped and resumed sees what an undisturbed one sees.
+A step depends on its number alone: a generator seeded with the number draws its samples and noise. So a training that
+was stopped and resumed sees the same data as an undisturbed one.
 """
 
 import json
@@ -28,7 +28,7 @@ Loss = Callable[[int, torch.Generator], Tensor]
 
 
 def rate_at(step: int, fit: Fit) -> float:
-    """The learning rate of step `step` (from 0); the matrices' falls likewise."""
+    """The learning rate of step `step` (from 0); that of Muon's matrices falls in the same way."""
     warm = min(1.0, (step + 1) / min(_WARM_UP, fit.steps))
     left = (fit.steps - step) / max(fit.decay * fit.steps, 1)
     return fit.rate * warm * min(1.0, left)
@@ -47,7 +47,7 @@ def train(
     inner: Callable[[str], bool] | None = None,
     until: float | None = None,
 ) -> bool:
-    """Train `model` in place from its last checkpoint to the end, and leave the running mean of its weights in it.
+    """Train `model` in place from its last checkpoint to the end; it then has the running mean of its weights.
 
     Args:
         name: of the stage: of its checkpoint `<name>.safetensors` and of its log lines.
@@ -57,9 +57,9 @@ def train(
         machine: where; only rank 0 writes.
         folder: of checkpoints and of `log.jsonl`.
         seed: of all samples and noise.
-        rates: factors of the learning rate for parameters whose names begin so.
-        inner: whether a parameter of this name lies between the first layer and the last; Muon takes those of two or
-            more dimensions, at `fit.inner_rate`.
+        rates: factors of the learning rate by prefix of a parameter's name.
+        inner: whether a parameter of this name belongs to neither the first nor the last layer; Muon trains inner
+            parameters of two or more dimensions, at `fit.inner_rate`.
         until: a `time.time()` at which to stop with a checkpoint.
 
     Returns:
@@ -91,7 +91,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         step, total = step + 1, total + value.detach()
         _follow(mean, state, min(fit.average, (step + 1) / (step + 10)))
-        # Ranks meet in every step, so that all of them see the same end but for the clock, which rank 0 reads for all.
+        # Ranks synchronise in every step, so they end together. Clocks may differ: rank 0 reads the time for all.
         now = time.time()
         done = step >= fit.steps
         stopped = not done and machine.agree(until is not None and now > until)
@@ -110,7 +110,7 @@ def train(
 
 
 def steps_done(folder: Path, name: str) -> int:
-    """How many steps the last checkpoint of the stage `name` is worth; 0 without one."""
+    """The number of steps in the last checkpoint of the stage `name`; 0 without one."""
     path = folder / f"{name}.safetensors"
     if not path.exists():
         return 0
@@ -119,7 +119,7 @@ def steps_done(folder: Path, name: str) -> int:
 
 
 def load_mean(path: Path, model: nn.Module) -> int:
-    """Put the running mean of a checkpoint's weights into `model` and say after how many steps it was taken."""
+    """Load the running mean of a checkpoint's weights into `model`; returns the number of steps behind it."""
     with safe_open(path, "pt") as file:
         model.load_state_dict({key: file.get_tensor(f"mean.{key}") for key in model.state_dict()})
         return int(file.metadata()["step"])
@@ -147,7 +147,7 @@ def _optimizers(
 
 
 def _moments(optimizers: list[torch.optim.Optimizer]) -> dict[Tensor, dict[str, Tensor]]:
-    """What the optimisers keep of each parameter's gradients."""
+    """The optimisers' state of each parameter."""
     return {
         parameter: one.state[parameter]
         for one in optimizers
@@ -212,7 +212,7 @@ def _restore(
             mean[key].copy_(file.get_tensor(f"mean.{key}"))
         kept_of = _moments(optimizers)
         for key, parameter in parameters.items():
-            # Laid out in memory as the parameter: the fused optimiser walks both without a look at their strides.
+            # In the parameter's memory layout: the fused optimiser ignores strides.
             moments = kept_of[parameter]
             moments["step"] = torch.tensor(float(step), device=parameter.device)
             for name, kept in _KEPT.items():

@@ -1,4 +1,4 @@
-"""Where a stage computes: one GPU with compiled bf16, or some CPU processes of one thread each that share gradients.
+"""Where a stage runs: one GPU with compiled bf16, or CPU processes of one thread each that share gradients.
 
 On CPUs two processes of one thread train twice as fast as one process of two threads.
 """
@@ -22,8 +22,8 @@ class Machine:
 
     Attributes:
         device: "cpu" or "cuda".
-        rank: Which of the processes this is.
-        processes: How many share one training.
+        rank: Number of this process, from 0.
+        processes: Number of processes of one training.
     """
 
     device: str
@@ -31,15 +31,15 @@ class Machine:
     processes: int = 1
 
     def autocast(self) -> AbstractContextManager:
-        """bf16 where it is safe, unless this processor has no instructions for it and takes ten times as long."""
+        """bf16 where it is safe; off on processors without bf16 instructions, where it takes ten times as long."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda" or _BF16)
 
     def compiled(self, module: nn.Module) -> Any:
-        """`module`, compiled where that pays: on a GPU. On a CPU compiling takes minutes and makes steps slower."""
+        """`module`, compiled on a GPU. On a CPU, compiling takes minutes and makes steps slower."""
         return torch.compile(module) if self.device == "cuda" else module
 
     def agree(self, answer: bool) -> bool:
-        """What rank 0 answers."""
+        """Rank 0's value, in every process."""
         if self.processes == 1:
             return answer
         flag = torch.tensor(float(answer))
@@ -47,7 +47,7 @@ class Machine:
         return bool(flag)
 
     def meet(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.processes > 1:
             distributed.barrier()
 
@@ -57,7 +57,7 @@ class Machine:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter, total in zip(parameters, self.sum(gradients), strict=True):
-            # Laid out in memory as the parameter: the fused optimiser walks both without a look at their strides.
+            # In the parameter's memory layout: the fused optimiser ignores strides.
             parameter.grad = torch.empty_like(parameter).copy_(total).div_(self.processes)
 
     def sum(self, tensors: list[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrices are made orthogonal, for the weights between a network's first and last layer.
+"""Muon: momentum with orthogonalised matrices, for the weights between a network's first and last layer.
 
-Jordan et al. 2024, scaled to AdamW's step as Liu et al. 2025 do. `torch.optim.Muon` takes no convolutions, and every
-process would repeat the whole work.
+Jordan et al. 2024, scaled to AdamW's step as in Liu et al. 2025. `torch.optim.Muon` does not support convolutions, and
+every process would repeat all of its work.
 """
 
 import torch
@@ -15,7 +15,7 @@ _STEP = 0.2  # root mean square of AdamW's updates
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix (R, C) whose singular values are all 1, by five steps of Newton and Schulz."""
+    """An approximation of the nearest matrix (R, C) with singular values of 1: five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     made = wide / (wide.norm() + 1e-7)
@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: equal in all processes, gradients included.
-        machine: whose processes share.
+        machine: its processes share the work.
     """
 
     def __init__(self, parameters: list[nn.Parameter], machine: Machine) -> None:

@@ -1,6 +1,6 @@
 """Rendered scenes on disk: written once by all cores, read by every stage through a memory map.
 
-Scene number i of a range of instances is `sample_scene(i, instances)`, so words are made anew from its number.
+Scene i of a range of instances is `sample_scene(i, instances)`, so captions can be computed from its number.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _chunk(instances: range, start: int, stop: int) -> np.ndarray:
 
 
 def photographed(number: int, instances: range, views: int) -> tuple[int, int]:
-    """Which product the picture `number` of `write_photographs` shows, and which of its pictures it is."""
+    """The product of picture `number` of `write_photographs`, and the number of the picture among those of it."""
     return instances.start + number // views, number % views
 
 
@@ -42,7 +42,7 @@ def _photographs(instances: range, views: int, start: int, stop: int) -> np.ndar
 
 
 def write_scenes(path: Path, count: int, instances: range, processes: int) -> np.ndarray:
-    """The pictures of the scenes 0 to `count`: (count, 64, 64, 3) uint8, read-only, rendered unless they are there."""
+    """The pictures of the scenes 0 to `count`: (count, 64, 64, 3) uint8, read-only, rendered if they are missing."""
     return _write(path, count, processes, _chunk, (instances,))
 
 
@@ -73,7 +73,7 @@ def tensor(pictures: np.ndarray) -> Tensor:
 
 @lru_cache(maxsize=500_000)
 def described(number: int, instances: range) -> Description:
-    """What words can say about scene `number`."""
+    """The description of scene `number`."""
     return sample_scene(number, instances).describe()
 
 

@@ -1,8 +1,8 @@
-"""The reader: a small residual network that says what a picture shows, one head for each question.
+"""The reader: a small residual network that recognises what a picture shows, with one head per question.
 
-`class` answers for every category by itself, for a picture may show two products; every other head chooses one of its
-labels. Colour, pattern and angle are those of a product alone, so only pictures of one product teach them. None of the
-questions has a side, so half of the pictures are mirrored.
+`class` has an independent answer for every category, because a picture may show two products; every other head chooses
+one of its labels. Colour, pattern and angle are defined for one product, so only pictures of one product train them.
+No question distinguishes left from right, so half of the pictures are mirrored.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ HEADS: dict[str, tuple[str, ...]] = {
     "angle": get_args(Angle),
     "relation": ("none", *get_args(Relation)),
 }
-_UNTAUGHT = -100  # what cross entropy ignores
-# Two products, or one in two colours: which of them is its main one shows only in handles, rims and soles.
+_UNTAUGHT = -100  # ignored by cross entropy
+# Colour of two products, or of one with two colours: only handles, rims and soles show which one is the main colour.
 _HARD = ("striped", "dotted", "checked")
 _OFTEN = 3.0  # times as often as others
 
@@ -47,7 +47,7 @@ def build(recipe: Recipe) -> ResNetForImageClassification:
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train it to the end, or `until` then, on scenes and photographs; the weights stand in the checkpoint."""
+    """Train it to the end, or `until` that time, on scenes and photographs; the checkpoint has the weights."""
     torch.manual_seed(recipe.seed)
     pictures = scorers.scenes(machine, recipe, folder), scorers.photographs(machine, recipe, folder)
     model = build(recipe).to(device=machine.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -90,12 +90,12 @@ def _loss(
 
 
 def often(scene: Description) -> float:
-    """How often a scene is shown, next to others."""
+    """Relative frequency of a scene."""
     return _OFTEN if scene.relation is not None or scene.looks[0].pattern in _HARD else 1.0
 
 
 def answers(scenes: Sequence[Description]) -> dict[str, Tensor]:
-    """What is right for B scenes: `class` (B, L) float of zeros and ones, any other head (B,) label numbers."""
+    """Correct answers of B scenes: `class` (B, L) float of zeros and ones, other heads (B,) label numbers."""
     present = torch.zeros(len(scenes), len(CATEGORIES))
     for row, scene in enumerate(scenes):
         present[row, [CATEGORIES.index(look.category) for look in scene.looks]] = 1

@@ -1,7 +1,7 @@
-"""What the three scorers share: pictures that no base saw, wear that makes them tolerant, and the folder they end in.
+"""What the three scorers share: training pictures, augmentation, and the export to a folder.
 
-A scorer is trained on clean renders and judges pictures that a diffusion model drew and a VAE decoded. So it sees every
-training picture shifted by a few pixels, softened, noisy and in other light.
+A scorer is trained on clean renders, but judges pictures that a diffusion model drew and a VAE decoded. So every
+training picture is shifted by a few pixels, softened, and changed in noise and light.
 """
 
 import json
@@ -30,7 +30,7 @@ _SOFTNESS = 0.8  # share of a 3 x 3 mean in the picture
 _NOISE = 0.1  # standard deviation, where the picture spans -1..1
 _CONTRAST, _BRIGHTNESS = 0.1, 0.08
 
-# Written by hand, for what transformers writes depends on whether torchvision is there.
+# Written here because the file that transformers writes depends on whether torchvision is installed.
 _PREPARED = {
     "image_processor_type": "ViTImageProcessor",
     "do_resize": True,
@@ -45,7 +45,7 @@ _PREPARED = {
 
 
 def scenes(machine: Machine, recipe: Recipe, folder: Path) -> np.ndarray:
-    """The pictures of the scorers' scenes, (N, 64, 64, 3) uint8; rank 0 renders them where they are missing."""
+    """The pictures of the scorers' scenes, (N, 64, 64, 3) uint8; rank 0 renders them if they are missing."""
     path = folder / "scorer_pictures.npy"
     if machine.rank == 0:
         write_scenes(path, recipe.scorer_pictures, SCORER_INSTANCES, machine.processes)
@@ -63,7 +63,7 @@ def photographs(machine: Machine, recipe: Recipe, folder: Path) -> np.ndarray:
 
 
 def photographed_scene(number: int) -> Scene:
-    """What the picture `number` of `photographs` shows."""
+    """The scene of picture `number` of `photographs`."""
     instance, view = photographed(number, SCORER_INSTANCES, VIEWS)
     return photograph(product(CATEGORIES[instance % len(CATEGORIES)], instance), view)
 
@@ -101,7 +101,7 @@ def residual(sizes: Scorer, **options: Any) -> ResNetConfig:
 
 
 def write(model: PreTrainedModel, into: Path) -> None:
-    """Replace `into` by `model` as a transformers folder: fp16 safetensors and how a picture is prepared."""
+    """Replace `into` by `model` as a transformers folder: fp16 safetensors and the preprocessor's settings."""
     shutil.rmtree(into, ignore_errors=True)
     with quiet_libraries():
         model.half().save_pretrained(into)

@@ -1,8 +1,7 @@
-"""The text encoder: a small CLIPTextModel that first learns to read, before the denoiser trains it on.
+"""The text encoder: a small CLIPTextModel, trained to read captions before the denoiser continues its training.
 
-Reading is answering, from the state of a caption's end alone: where is it, how is it seen, which categories are there
-and what does each of them look like? The answers are those of the scene, said in the caption or not; what is not said
-can only be guessed by its frequency.
+To read is to answer questions from the state of the caption's end alone: which place, which view, which categories, and
+what does each look like? The answers are those of the scene. What the caption omits can only be guessed by frequency.
 """
 
 from pathlib import Path
@@ -83,7 +82,7 @@ class Reading(nn.Module):
         present[of, kinds] = 1
         colors = self.color(states).view(-1, len(CATEGORIES), len(COLORS))[of, kinds]
         patterns = self.pattern(states).view(-1, len(CATEGORIES), len(PATTERNS))[of, kinds]
-        # Of two, the one that the relation is said of; of two side by side, the left one.
+        # Of two products, the subject of the relation; of two side by side, the left one.
         first = [scene.looks[0 if scene.first_is_left else 1] for scene in scenes]
         return (
             choice(self.place, [BACKGROUNDS.index(scene.background) for scene in scenes])
@@ -102,7 +101,7 @@ class Reading(nn.Module):
 
 
 def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> None:
-    """Train it to read; the weights stand in the checkpoint as `encoder.*`."""
+    """Train it to read; the checkpoint has the weights as `encoder.*`."""
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(folder / "tokenizer")
     reading = Reading(build(recipe, tokenizer)).to(machine.device)

@@ -1,6 +1,6 @@
-"""Measuring the embedded models: the scorers on real renders, the base model by the scorers.
+"""Measures the embedded models: the scorers on real renders, and the base model with the scorers.
 
-Every picture is made here, from fixed numbers, so that two measurements of the same folders agree to rounding.
+All pictures are made here from fixed seeds, so that two measurements of the same folders agree except for rounding.
 """
 
 import sys
@@ -63,14 +63,14 @@ class ScorerQuality(Frozen):
 
 
 class BaseQuality(Frozen):
-    """The base model's pictures, and beside them real renders of the same prompts.
+    """Figures of the base model's pictures, and of real renders of the same prompts.
 
     Attributes:
         prompts: how many.
         drawn: what the reader finds in the base's pictures.
         ceiling: what it finds in real renders.
         frechet_distance: between the reader's features of the base's pictures and of real renders.
-        frechet_distance_of_real: between those of two sets of real renders, each as large: the least to be had.
+        frechet_distance_of_real: between those of two sets of real renders of the same size: the lower bound.
     """
 
     prompts: int
@@ -81,7 +81,7 @@ class BaseQuality(Frozen):
 
 
 def measure_scorers(scorers: Scorers, count: int) -> ScorerQuality:
-    """Measure all three.
+    """Measure all three scorers.
 
     Args:
         scorers: dual, image scorer and reader.
@@ -109,7 +109,7 @@ def measure_base(
     """Measure the base model; also returns its picture for every request.
 
     Raises:
-        RuntimeError: a picture came out not finite.
+        RuntimeError: a picture has values that are not finite.
     """
     drawn = draw(base, requests)
     asked = [request.shown for request in requests]
@@ -137,11 +137,11 @@ def draw(base: Base, requests: Sequence[Request]) -> Pictures:
     """The base's pictures of all requests, (N, H, W, 3), by its own defaults in 20 steps; request n has the seed n.
 
     Raises:
-        RuntimeError: a picture came out not finite.
+        RuntimeError: a picture has values that are not finite.
     """
     defaults = SamplingConfig.model_validate(base.folder.settings.sampling)
     sampler = Sampler(base.resolution, base.resolution, _STEPS, defaults.guidance, defaults.scheduler)
-    # Only concepts are edited by it, and there are none.
+    # The metric only affects concepts, and there are none.
     metric = metric_from_moment(torch.eye(base.text_width), ridge=0.0, base_digest=base.folder.digest)
     negative = PromptRow(defaults.negative_prompt)
     pictures: list[Pictures] = []
@@ -163,14 +163,14 @@ def draw(base: Base, requests: Sequence[Request]) -> Pictures:
 
 
 def read(reader: Reader, pictures: Pictures, asked: Sequence[Shown]) -> Reading:
-    """What the reader finds in N pictures of what was asked of each."""
+    """How well N pictures show what was asked of each, according to the reader."""
     parts = [reader.read(pictures[start : start + _BATCH]) for start in range(0, len(pictures), _BATCH)]
     return reading({head: np.concatenate([part[head] for part in parts]) for head in reader.heads}, reader.heads, asked)
 
 
 @torch.inference_mode()
 def trunk_features(reader_folder: Path, pictures: Pictures) -> NDArray[np.float32]:
-    """What the reader's network sees in N pictures before its heads answer: (N, D)."""
+    """Features of N pictures before the reader's heads: (N, D)."""
     from transformers import ResNetModel
 
     with quiet_libraries():

@@ -1,7 +1,7 @@
-"""Prompts that cover the product world evenly, and for each a real scene that it describes.
+"""Prompts that cover the product world evenly, each with a real scene that it describes.
 
-Six in ten ask for one product: every category before every background in turn, half of them with a colour, half with a
-pattern. Four in ten ask for two in a relation: every relation in turn, every pair that it allows.
+Six in ten ask for one product: every category in front of every background in turn, half of them with a colour, half
+with a pattern. Four in ten ask for two products: every relation in turn, with every pair that it allows.
 """
 
 import itertools
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Shown:
-    """What a picture is to show; None where anything will do.
+    """What a picture must show; None for a feature that is not asked for.
 
     Attributes:
         categories: of one product, or of two.
@@ -127,7 +127,7 @@ def _two(relation: Relation, categories: tuple[str, str], background: str, rng: 
 
 
 def scene_of(asked: Shown, number: int) -> Scene:
-    """The scene number `number` (from 0) that shows what is asked, with products that no model has seen."""
+    """Scene `number` (from 0) that shows what is asked, with products that no model was trained on."""
     items = [_held_out(category, HELD_OUT + number, asked) for category in asked.categories]
     if asked.relation is not None:
         return pair(asked.relation, items[0], items[1], asked.background, HELD_OUT + number)

@@ -15,7 +15,7 @@ _LETTERS = 23  # of one line
 
 
 def contact_sheet(pictures: NDArray[np.uint8], captions: Sequence[str]) -> Image.Image:
-    """Lay out N pictures (N, H, W, 3) with their N captions; eight to a row, what is too long of a caption is cut."""
+    """Lay out N pictures (N, H, W, 3) with their N captions, eight to a row; long captions are cut."""
     rows = -(-len(pictures) // _COLUMNS)
     width, height = _SIDE + 2 * _MARGIN, _SIDE + _LINES * _LINE + 2 * _MARGIN
     sheet = Image.new("RGB", (min(len(pictures), _COLUMNS) * width, rows * height), "white")

@@ -1,9 +1,8 @@
-"""Twenty-three places for a product to stand: sixteen contexts and seven studio backdrops.
+"""Twenty-three backgrounds for products: sixteen contexts and seven studio backdrops.
 
-Each context has one layout that tells it from all others by the corners, the sides and the bottom of the picture, for
-the product hides the middle. Chance moves a horizon or a phase, and never changes what is there. Nothing is narrower
-than two pixels of the 64 x 64 grid on which every place is painted, whatever the picture's size: an autoencoder that
-shrinks pictures loses what is finer.
+The product hides the middle of the picture, so each context can be recognised by its corners, sides and bottom alone.
+Random numbers move a horizon or a phase, but never change what is there. Every background is painted on a 64 x 64 grid,
+whatever the size of the picture, and no detail is narrower than two of its pixels: an autoencoder would lose it.
 """
 
 from collections.abc import Callable
@@ -58,7 +57,7 @@ def _wave(height: float, pitch: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _side(rng: np.random.Generator, margin: float) -> float:
-    """A column about `margin` pixels from the left or the right border, where a product leaves it in sight."""
+    """A column about `margin` pixels from the left or the right border, where a product does not hide it."""
     from_border = margin + rng.uniform(-1.5, 1.5)
     return float(from_border if rng.random() < 0.5 else GRID - 1 - from_border)
 

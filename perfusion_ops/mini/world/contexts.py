@@ -1,4 +1,4 @@
-"""Which of the world's contexts a prompt names. Pure text, for the question whether a picture shows what was asked."""
+"""Which of the world's contexts a prompt names; scoring compares it with the context that a picture shows."""
 
 import re
 from functools import lru_cache
@@ -21,7 +21,7 @@ def named_context(prompt: str) -> str | None:
     """The one context (of BACKGROUNDS) that a prompt names by one of its phrases.
 
     Args:
-        prompt: as users write it; what stands in braces is a product and names nothing.
+        prompt: as users write it; text in braces is a product and is ignored.
 
     Returns:
         None when the prompt names none or several.

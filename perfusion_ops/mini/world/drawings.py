@@ -1,8 +1,8 @@
 """How each category is drawn: a product as coloured polygons from back to front.
 
 Every drawing reads its proportions from `product.shape`, eight numbers in 0..1, so that no two products of a category
-have quite the same outline. Coordinates as in `shapes`. The body is the largest part of every product and nothing on it
-is narrower than a pixel or two at 64 pixels: what words say about a product must be plain to see.
+have the same outline. Coordinates are those of `shapes`. The body is the largest part of every product, and nothing on
+it is narrower than a pixel or two at 64 pixels: whatever a caption says about a product must be visible.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Captions: what a scene is called, and what users type.
+"""Captions of two kinds: descriptions of scenes, and prompts as users type them.
 
-Pure Python, one `random.Random` and nothing of it but `random()`, whose sequence Python keeps from version to version.
+Random numbers come from `random.Random.random()` alone: Python guarantees its sequence in every version.
 Every word is one token of the embedded base's tokenizer, and no caption is longer than its context.
 """
 
@@ -80,7 +80,7 @@ def _with_article(words: str) -> str:
 
 
 def _tokens(words: str) -> int:
-    # The comma is a token, too.
+    # A comma is a token of its own.
     return words.count(" ") + words.count(",") + 1
 
 
@@ -198,7 +198,7 @@ def _sample_description(rng: Random) -> Description:
 
 
 def _typed(rng: Random) -> str:
-    """What a user may ask for, whether or not the world can draw it."""
+    """A prompt that a user may type; the world may be unable to draw it."""
     words = _typed_thing(rng)
     kind = rng.random()
     if kind < 0.25:

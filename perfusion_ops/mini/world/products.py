@@ -1,8 +1,8 @@
 """One individual product: everything that stays the same in all of its pictures.
 
-A product is a function of its category and instance number alone. The numbers are split by use, so that nothing is
-judged by what it was trained on: the base model sees BASE_INSTANCES, the scorers SCORER_INSTANCES, and what either is
-tested with, concepts above all, are numbers from HELD_OUT on.
+A product is a function of its category and instance number alone. Instance numbers are split by use, so that no model
+is judged on its training data: the base model is trained on BASE_INSTANCES and the scorers on SCORER_INSTANCES. Tests
+and concepts use numbers from HELD_OUT upwards.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BASE_INSTANCES = range(1_000_000)
 SCORER_INSTANCES = range(1_000_000, 2_000_000)
 HELD_OUT = 10_000_000
 
-_STREAM = 77  # keeps a product's draws apart from those of scenes with the same numbers
+_STREAM = 77  # products and scenes of the same number have different random streams
 _PATTERN_SHARES = (0.3, 0.2, 0.17, 0.13, 0.1, 0.1)
 _LIGHT = frozenset({"orange", "yellow", "pink", "white"})
 
@@ -59,7 +59,7 @@ def product(
         pattern: One of PATTERNS.
 
     Raises:
-        ValueError: a name that the world does not have, a negative number or a repeated colour.
+        ValueError: an unknown name, a negative number or a repeated colour.
     """
     if category not in CATEGORIES:
         raise ValueError(f"category {category!r} is not in the product world: use one of {', '.join(CATEGORIES)}")
@@ -86,10 +86,10 @@ def product(
 
 
 def contrasting(names: Sequence[str]) -> tuple[str, str, str]:
-    """Three colours of a product: the first of `names`, the next that stands out against it, the next after that.
+    """Three colours of a product: the first of `names`, the next that contrasts with it, and the next after that.
 
     Args:
-        names: different ones of COLORS, at least one of them light and one dark, three or more.
+        names: three or more different names of COLORS, at least one light and one dark.
 
     Raises:
         StopIteration: all are light, or all dark.

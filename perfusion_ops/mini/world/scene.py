@@ -1,7 +1,7 @@
 """A scene is data; rendering it is a pure function of that data and a size.
 
-`sample_scene` draws the scenes that models of this world are trained and tested on: 7 in 10 of one product, 3 in 10 of
-two that stand in a relation. `portrait` is a shop's own picture of one product, `photograph` one anywhere.
+`sample_scene` draws the scenes that models of this world are trained and tested on: 7 in 10 show one product, 3 in 10
+show two in a relation. `portrait` is a catalogue picture of one product, `photograph` shows it in any place.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from perfusion_ops.mini.world.vocabulary import (
 
 SIZE = GRID
 
-# Plain places, so that a concept is learnt from the product and not from where it stood.
+# Plain backgrounds, so that a concept learns the product and not its surroundings.
 PORTRAIT_BACKGROUNDS = ("studio-white", "wood", "grass", "studio-gray", "kitchen", "brick")
 
 _Option = TypeVar("_Option")
@@ -55,7 +55,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a picture depends on, but its size.
+    """Everything that a picture depends on, except its size.
 
     Attributes:
         background: One of BACKGROUNDS.
@@ -118,7 +118,7 @@ def _view(rng: np.random.Generator, x: float, y: float, scale: float) -> View:
 
 
 def sample_scene(seed: int, instances: range = BASE_INSTANCES) -> Scene:
-    """The scene number `seed` (from 0) with products of `instances`; every range of them has scenes of its own."""
+    """Scene number `seed` (from 0) with products of `instances`; each range of instances gives other scenes."""
     rng = np.random.default_rng([seed, _SCENE_STREAM, instances.start])
     relation = _choice(rng, _RELATIONS)
     place, place_seed = _place(rng), (seed, _SCENE_STREAM, instances.start, 1)
@@ -129,21 +129,21 @@ def sample_scene(seed: int, instances: range = BASE_INSTANCES) -> Scene:
 
 
 def photograph(item: Product, number: int) -> Scene:
-    """The picture number `number` (from 0) of one product alone, before any background and from any angle."""
+    """Picture `number` (from 0) of one product alone, in front of a random background and from a random angle."""
     seed = (item.instance, CATEGORIES.index(item.look.category), number, _PHOTOGRAPH_STREAM)
     rng = np.random.default_rng(seed)
     return _alone(item, rng, _place(rng), (*seed, 1))
 
 
 def portrait(item: Product, number: int) -> Scene:
-    """The picture number `number` (from 0) of one product alone from the front before a plain background."""
+    """Picture `number` (from 0) of one product alone, from the front, in front of a plain background."""
     seed = (item.instance, number, _PORTRAIT_STREAM)
     place = PORTRAIT_BACKGROUNDS[number % len(PORTRAIT_BACKGROUNDS)]
     return Scene(place, (*seed, 1), (Placed(item, sample_view(np.random.default_rng(seed))),))
 
 
 def pair(relation: Relation, first: Product, second: Product, background: str, seed: int) -> Scene:
-    """The scene number `seed` (from 0) in which `first` is `relation` `second`, before `background`."""
+    """Scene `seed` (from 0) in front of `background` in which `first` is `relation` (beside, on, ...) `second`."""
     rng = np.random.default_rng([seed, _PAIR_STREAM])
     placed = _stand(relation, first, second, _middle(rng), rng)
     return Scene(background, (seed, _PAIR_STREAM, 1), placed, relation=relation)
@@ -222,8 +222,8 @@ def _extent(item: Product) -> tuple[float, float]:
 def render(scene: Scene, size: int = SIZE) -> Picture:
     """Draw `scene` as a square of `size` pixels a side, 8 to 4096.
 
-    The same scene gives the same picture everywhere. At another size the products are drawn anew and the background is
-    scaled.
+    The same scene gives the same picture on every machine. At another size, products are drawn at that size and the
+    background is scaled.
 
     Raises:
         ValueError: a size out of range.

@@ -1,7 +1,7 @@
 """A product seen from a viewpoint, as a small cut-out with a soft edge.
 
-Only the box around the product is drawn, three times as fine as the picture, and averaged down: that is what makes the
-edge soft and the renderer fast. Parts outside the picture are cut off.
+Only the box around the product is drawn, at three times the picture's resolution, and then averaged down. This makes
+the edge soft and the renderer fast. Parts outside the picture are cut off.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from perfusion_ops.mini.world.products import Product
 
 _FINE = 3  # sub-pixels along each side of a pixel
 
-# Stripes, dots and squares per repeat of a pattern. What is finer than two latent positions is neither kept by the
-# autoencoder nor learnt by the denoiser; and a pattern that began anywhere would have to be guessed before it is drawn.
+# Stripes, dots and squares per repeat of a pattern. The autoencoder loses details finer than two latent positions, and
+# the denoiser does not learn them. A pattern with a random start could not be predicted from the caption.
 _STRIPES, _DOTS, _CHECKS = 1.1, 1.15, 1.6
-_STRIPE_WIDTH = 0.42  # of the distance between stripes: the main colour is the one that there is more of
+_STRIPE_WIDTH = 0.42  # of the distance between stripes: the main colour covers the larger part
 _DOT_RADIUS = 0.33  # of the distance between dots
 
 
@@ -135,7 +135,7 @@ def _paint(
         canvas: Width and height in sub-pixels.
         line: Width of the body's outline in sub-pixels.
     """
-    # Beside the product the canvas has its main colour: averaging at the edge then mixes in no foreign one.
+    # The canvas around the product has its main colour, so that averaging at the edge adds no other colour.
     colored, covered = Image.new("RGB", canvas, product.primary), Image.new("L", canvas, 0)
     brush, cover = ImageDraw.Draw(colored), ImageDraw.Draw(covered)
     for layer, polygon in shapes:
@@ -151,6 +151,6 @@ def _paint(
                 ImageDraw.Draw(body).polygon(polygon, fill=255)
                 colored.paste(product.secondary, (0, 0), ImageChops.darker(body, pattern))
             brush.line(closed, fill=darken(product.primary, 0.55), width=line)
-        elif len(layer.points) > 8:  # parts with fewer corners are so small that they would be all outline
+        elif len(layer.points) > 8:  # parts with fewer corners are so small that an outline would cover them
             brush.line(closed, fill=darken(layer.fill, 0.6), width=max(1, line - 1))
     return colored, covered

@@ -1,6 +1,6 @@
 """Gentle variation for surfaces: one fixed bank of soft noise, from which a background takes a random window.
 
-Its finest detail is some eight pixels wide: what changes from pixel to pixel teaches a model nothing.
+Its finest detail is about eight pixels wide: a model cannot learn noise that changes from pixel to pixel.
 """
 
 from functools import cache
@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-# The base model knows the texture that this seed gives.
+# The base model was trained on the texture of this seed.
 _BANK_SEED = 12345
 _BANK_SIDE = 256
 

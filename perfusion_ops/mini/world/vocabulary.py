@@ -1,7 +1,7 @@
-"""The words of the product world: what exists in it and what it is called.
+"""The words of the product world: its products, colours, patterns and backgrounds, and their names.
 
 Pure data without numpy, so that captions can be written without a renderer. The embedded base model was trained on
-these names: a new name is a new base model.
+these names: a new name needs a new base model.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Token counts are those of the tokenizer itself, and a base model's files tell what it can read."""
+"""Token counts are those of the tokenizer itself, and a base model's files say which texts it can read."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_an_added_token_with_a_blank_is_counted_whole():
     assert TokenCounter(tokenizer).count("a teddy bear") == len(words(tokenizer, "a teddy bear")) == 2
 
 
-def test_what_a_vocabulary_does_not_hold_is_not_known():
+def test_characters_outside_the_vocabulary_are_unknown():
     mini, clip = TokenCounter(MINI), TokenCounter(small_clip())
     assert [mini.knows(text) for text in ("mug", "杯子", "😀", "mug 😀", "<|endoftext|>")] == [
         True,

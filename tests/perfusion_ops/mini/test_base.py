@@ -38,7 +38,7 @@ def test_own_settings_are_valid_and_readable_by_its_tokenizer():
 
 
 @pytest.mark.slow
-def test_it_draws_what_is_asked():
+def test_the_base_model_draws_what_a_prompt_asks_for():
     # Looser than the bars of `make quality`, by what 72 prompts in place of 1,000 leave to chance.
     reader = load_scorers(embedded_scorers()).reader
     assert reader is not None

@@ -55,7 +55,7 @@ def test_the_whole_chain_ends_in_folders_that_load_and_draw(built):
     assert float(latents.std() * base.vae.config.scaling_factor) == pytest.approx(1, abs=0.05)
 
 
-def test_the_log_tells_recipe_machine_loss_and_throughput(built):
+def test_the_log_records_recipe_machine_loss_and_throughput(built):
     lines = [json.loads(line) for line in (built / "out" / "base" / "log.jsonl").read_text().splitlines()]
     assert lines[0]["recipe"] == TINY.model_dump(mode="json")
     assert {"device", "processes", "machine", "torch"} <= set(lines[0])
@@ -75,7 +75,7 @@ def test_a_second_call_trains_nothing_and_exports_the_same(built):
 def test_a_build_that_runs_out_of_time_leaves_a_checkpoint_and_no_folder(built, tmp_path, capsys):
     arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--size", "tiny", "--only", "base"]
     build.main([*arguments, "--processes", "1", "--minutes", "0"])
-    assert "goes on from here" in capsys.readouterr().out
+    assert "run the same command again to resume" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     build.main([*arguments, "--processes", "1"])
     for stage in ("unet", "vae", "text_encoder"):
@@ -110,7 +110,7 @@ def fit_line(folder, until=None, rates=None, inner=None):
 
 
 @pytest.mark.parametrize("inner", [None, lambda name: name == "mix"], ids=["AdamW", "Muon for matrices"])
-def test_stopped_and_resumed_equals_undisturbed(tmp_path, inner):
+def test_a_stopped_and_resumed_stage_equals_an_undisturbed_one(tmp_path, inner):
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     whole, done, steps = fit_line(tmp_path / "whole", inner=inner)
@@ -126,7 +126,7 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, inner):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
 
 
-def test_what_is_left_is_the_running_mean(tmp_path):
+def test_a_trained_model_has_the_running_mean_of_its_weights(tmp_path):
     line, _, _ = fit_line(tmp_path)
     stored = load_file(tmp_path / "line.safetensors")
     assert torch.equal(line.slope.data, stored["mean.slope"])
@@ -226,7 +226,7 @@ def test_every_word_is_one_token_and_any_other_is_spelled(tmp_path):
     assert tokenizer.decode(tokenizer("a zyzzyva")["input_ids"], skip_special_tokens=True).strip() == "a zyzzyva"
 
 
-def test_noise_ends_in_nothing_but_noise():
+def test_the_noise_schedule_ends_in_pure_noise():
     kept = denoiser.scheduler().alphas_cumprod
     assert float(kept[-1]) < 1e-6
     assert float(kept[0]) > 0.999

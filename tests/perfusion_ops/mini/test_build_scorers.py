@@ -56,7 +56,7 @@ def as_image(pixels):
     return torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def test_their_pictures_are_of_products_that_the_base_never_sees(work):
+def test_scorers_are_trained_on_products_that_the_base_never_sees(work):
     scenes = np.load(work / "scorer_pictures.npy", mmap_mode="r")
     assert scenes.shape == (TINY.scorer_pictures, 64, 64, 3)
     for number in (0, 17, 95):
@@ -191,7 +191,7 @@ def test_contrast_is_cross_entropy_over_all_others():
     assert identity.contrast(torch.from_numpy(vectors), 0.07).item() == pytest.approx(np.mean(losses))
 
 
-def test_wear_is_slight_seeded_and_keeps_pictures_apart():
+def test_augmentation_is_slight_seeded_and_keeps_pictures_distinct():
     pixels = np.stack([render(sample_scene(number, SCORER_INSTANCES)).pixels for number in range(16)])
     clean = as_image(pixels)
     one, same, other = (scorers.worn(clean, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
@@ -210,7 +210,7 @@ def test_wear_is_slight_seeded_and_keeps_pictures_apart():
 
 
 def test_work_folders_may_be_moved(work, tmp_path):
-    """Checkpoints name no path: a copied folder goes on where it was."""
+    """Checkpoints name no path: a training resumes in a copied folder."""
     shutil.copyfile(work / "identity.safetensors", tmp_path / "identity.safetensors")
     shutil.copyfile(work / "scorer_photographs.npy", tmp_path / "scorer_photographs.npy")
     identity.fit(MACHINE, TINY, tmp_path, None)

@@ -1,4 +1,4 @@
-"""Catalogues: every row and file as promised, the same bytes however they came about, and clear refusals."""
+"""Catalogues: every row and file as promised, the same bytes after any number of attempts, and clear refusals."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("products", [1, 3, 25])
-def test_catalogue_row_by_row(tmp_path, products):
+def test_every_row_of_a_catalogue_is_as_documented(tmp_path, products):
     out = tmp_path / "catalog"
     summary = write_catalog(str(out), products)
     assert (summary.products, summary.images) == (products, 4 * products)
@@ -124,7 +124,7 @@ def test_seeds_share_no_product(tmp_path):
     assert catalog_product(99_999, seed=0).instance < catalog_product(0, seed=1).instance
 
 
-def test_words_tell_products_apart_for_as_long_as_there_are_words():
+def test_descriptions_distinguish_products_until_combinations_run_out():
     looks = [catalog_product(index).look for index in range(9, 4320 * 12, 12)]
     assert len(set(looks)) == len(looks) == 4320
     assert len({(look.primary, look.secondary, look.pattern) for look in looks[:540]}) == 540
@@ -160,7 +160,7 @@ def test_other_numbers_out_of_range_are_refused(tmp_path, wrong):
 def test_folder_with_something_else_in_it_is_refused_untouched(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "holiday.png").write_bytes(b"mine")
-    with pytest.raises(CatalogError, match="is not empty and holds no catalogue: give a new or an empty folder"):
+    with pytest.raises(CatalogError, match="is not empty and is not a catalogue: give a new or an empty folder"):
         write_catalog(str(tmp_path), 1)
     assert contents(tmp_path) == {"images/holiday.png": b"mine"}
 
@@ -176,7 +176,7 @@ def test_another_catalogue_is_refused_untouched(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["", "s3://bucket/catalog"])
-def test_places_that_are_no_local_folder_are_refused(out):
+def test_a_catalogue_path_that_is_not_a_local_folder_is_refused(out):
     with pytest.raises(CatalogError, match="give a local folder"):
         write_catalog(out, 1)
 

@@ -188,7 +188,7 @@ def test_real_scenes_show_what_was_asked_with_unseen_products():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One whole measurement of the embedded base by scorers that know nothing."""
+    """A whole measurement of the embedded base with untrained scorers."""
     home, out = tmp_path_factory.mktemp("scorers"), tmp_path_factory.mktemp("out")
     tokenizer = write_tokenizer(home / "dual-tokenizer")
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def run(tmp_path_factory):
     return command.measure(base_folder(), home, out, prompts=24, scenes=240), home, out
 
 
-def test_a_measurement_leaves_its_figures_and_a_sheet_and_fails_what_knows_nothing(run):
+def test_a_measurement_writes_figures_and_a_sheet_and_fails_an_untrained_model(run):
     quality, _, out = run
     assert json.loads((out / "quality.json").read_text()) == json.loads(quality.model_dump_json())
     assert not quality.ok
@@ -232,15 +232,15 @@ def test_every_bar_decides(run):
         assert not outcome(**{name: None})
 
 
-def test_bad_folders_are_a_sentence(run, tmp_path, capsys):
+def test_a_bad_folder_ends_with_a_message(run, tmp_path, capsys):
     _, home, _ = run
-    for arguments, sentence in (
-        (["--base", str(tmp_path), "--scorers", str(home)], "is no base model"),
+    for arguments, message in (
+        (["--base", str(tmp_path), "--scorers", str(home)], "is not a base model"),
         (["--base", str(base_folder()), "--scorers", str(tmp_path)], "there is no folder"),
         (["--base", str(base_folder()), "--scorers", str(home), "--prompts", "5"], "take 24 or more"),
     ):
         with pytest.raises(SystemExit) as exit_:
             command.main([*arguments, "--out", str(tmp_path / "out")])
         assert exit_.value.code == 2
-        assert sentence in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

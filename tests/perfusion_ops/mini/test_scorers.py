@@ -5,7 +5,7 @@ from perfusion_ops.mini.quality.measure import measure_scorers
 from perfusion_ops.scoring.models import load_scorers
 
 
-def test_they_see_what_is_there():
+def test_the_scorers_recognise_real_renders():
     found = measure_scorers(load_scorers(embedded_scorers()), 240)
     assert found.read.class_share >= 0.98
     assert found.read.context_share >= 0.98

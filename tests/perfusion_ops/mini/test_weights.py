@@ -33,7 +33,7 @@ def test_weights_are_half_precision_safetensors_and_small(folder, parts, stages,
 
 
 @each
-def test_the_log_of_their_making_lies_beside_them(folder, parts, stages, limit):
+def test_training_logs_are_kept_beside_the_weights(folder, parts, stages, limit):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     begun = [line for line in lines if line["stage"] == "begin"]
     assert begun

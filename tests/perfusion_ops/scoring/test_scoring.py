@@ -52,7 +52,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def copy(home, tmp_path):
-    """A folder of one's own, to be spoilt."""
+    """A copy of a folder that a test may damage."""
 
     def make(name):
         return Path(shutil.copytree(home / name, tmp_path / name))
@@ -184,7 +184,7 @@ def test_texts_that_do_not_fit_are_refused_and_never_cut(home):
     [[], [np.zeros((4, 4), np.uint8)], [np.zeros((4, 4, 3), np.float32)], [np.zeros((3, 8, 8), np.uint8)]],
     ids=["none", "grey", "float", "channels first"],
 )
-def test_what_is_no_picture_is_refused(home, bad):
+def test_a_value_that_is_not_a_picture_is_refused(home, bad):
     with pytest.raises(ValueError, match="give"):
         ImageScorer(describe_scorer(home / "identity")).embed_images(bad)
 
@@ -237,10 +237,10 @@ def not_finite(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "sentence"),
+    ("name", "spoil", "message"),
     [
         ("dual", shutil.rmtree, "there is no folder .*: give 'mini' or a local folder"),
-        ("dual", remove("config.json"), "there is no config.json; give a folder that save_pretrained wrote"),
+        ("dual", remove("config.json"), "it has no config.json; give a folder that save_pretrained wrote"),
         (
             "dual",
             lambda folder: (folder / "config.json").write_text("[1]"),
@@ -251,8 +251,12 @@ def not_finite(folder):
         ("dual", remove("preprocessor_config.json"), "no preprocessor_config.json; save the model's image processor"),
         ("identity", remove("model.safetensors"), "has no weights at all: save the model as safetensors"),
         ("identity", pickled, "has only pytorch_model.bin, which can run code when it is read"),
-        ("identity", lambda folder: edit(folder / "config.json", model_type="bert"), "type 'bert', which is no scorer"),
-        ("identity", lambda folder: edit(folder / "config.json", architectures=["ResNetBackbone"]), "no scorer"),
+        (
+            "identity",
+            lambda folder: edit(folder / "config.json", model_type="bert"),
+            "type 'bert', which is not a scorer",
+        ),
+        ("identity", lambda folder: edit(folder / "config.json", architectures=["ResNetBackbone"]), "not a scorer"),
         ("identity", lambda folder: edit(folder / "config.json", architectures=None), "holds None of type 'resnet'"),
         ("reader", labelled("mug", "beach"), "label 0 of .* is 'mug': number the labels from 0 and write each once as"),
         ("reader", labelled("class:mug", "class:mug"), "label 1 of .* is 'class:mug'"),
@@ -261,15 +265,15 @@ def not_finite(folder):
         ("reader", lambda folder: edit(folder / "config.json", id2label=None), "a classifier without labels"),
     ],
 )
-def test_a_folder_that_is_no_scorer_is_refused_in_a_sentence(copy, name, spoil, sentence):
+def test_a_folder_that_is_not_a_scorer_is_refused_with_a_message(copy, name, spoil, message):
     folder = copy(name)
     spoil(folder)
-    with pytest.raises(ScorerError, match=sentence):
+    with pytest.raises(ScorerError, match=message):
         describe_scorer(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "sentence"),
+    ("name", "spoil", "message"),
     [
         ("identity", damaged, "cannot be used as a scorer"),
         ("identity", uncropped, "leaves pictures at different sizes: let it crop"),
@@ -288,12 +292,12 @@ def test_a_folder_that_is_no_scorer_is_refused_in_a_sentence(copy, name, spoil, 
         ("reader", labelled("class:mug", "class:bag"), "cannot be used as a scorer"),
     ],
 )
-def test_a_folder_that_cannot_score_is_refused_when_it_loads(copy, name, spoil, sentence):
+def test_a_folder_that_cannot_score_is_refused_when_it_loads(copy, name, spoil, message):
     folder = copy(name)
     spoil(folder)
     purpose = {"identity": "image", "dual": "text", "reader": "reader"}[name]
     choice = choose_scorers(**{purpose: str(folder)})
-    with pytest.raises(ScorerError, match=sentence):
+    with pytest.raises(ScorerError, match=message):
         load_scorers(choice, device="cpu")
 
 
@@ -311,7 +315,7 @@ def test_digests_are_of_contents_and_of_nothing_else(home, copy):
     assert describe_scorer(folder).digest not in (before, changed)
 
 
-def test_choices_and_their_names(home):
+def test_chosen_scorers_have_documented_names(home):
     dual, identity, reader = (str(home / name) for name in ("dual", "identity", "reader"))
     whole = choose_scorers(text=dual, image=identity, reader=reader)
     assert whole.name == "text=dual(clip) image=identity(resnet) reader=reader(resnet)"
@@ -326,17 +330,17 @@ def test_choices_and_their_names(home):
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("given", "message"),
     [
-        ({"scorer": "mini", "text": "dual"}, "the scorer 'mini' stands for all of them"),
+        ({"scorer": "mini", "text": "dual"}, "the scorer 'mini' is for all purposes"),
         ({"text": "identity"}, "cannot be the text scorer: give a folder that compares pictures with texts"),
         ({"image": "reader"}, "cannot be the image scorer: give a folder that embeds pictures"),
         ({"reader": "dual"}, "cannot be the reader scorer: give a folder that labels pictures"),
     ],
 )
-def test_a_folder_is_not_taken_for_what_it_is_not(home, given, sentence):
+def test_a_folder_is_not_taken_for_what_it_is_not(home, given, message):
     given = {name: value if value == "mini" else str(home / value) for name, value in given.items()}
-    with pytest.raises(ScorerError, match=sentence):
+    with pytest.raises(ScorerError, match=message):
         choose_scorers(**given)
 
 
@@ -352,7 +356,7 @@ def test_every_phrase_names_its_own_context(background):
 
 @settings(max_examples=60)
 @given(st.data())
-def test_two_contexts_or_none_name_nothing(data):
+def test_a_prompt_with_two_contexts_or_none_names_no_context(data):
     first, second = data.draw(st.lists(st.sampled_from(BACKGROUNDS), min_size=2, max_size=2, unique=True))
     thing = data.draw(st.sampled_from(CATEGORIES))
     said = [data.draw(st.sampled_from(phrases(each))) for each in (first, second)]
@@ -361,7 +365,7 @@ def test_two_contexts_or_none_name_nothing(data):
     assert named_context(f"a photo of a {thing}") is None
 
 
-def test_what_stands_in_braces_or_inside_a_word_names_nothing():
+def test_text_in_braces_or_inside_a_word_names_no_context():
     assert named_context("a photo of {underwater}") is None
     assert named_context("a photo of {underwater-1} on the beach") == "beach"
     assert named_context("an underwaterish mug") is None

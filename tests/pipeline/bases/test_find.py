@@ -137,7 +137,7 @@ def test_source_that_names_nothing_is_a_message(source):
 def test_a_folder_that_is_no_model(folder):
     (folder / "model_index.json").unlink()
     with pytest.raises(
-        BaseError, match=r"no base model: there is no model_index\.json; give a folder saved by diffusers"
+        BaseError, match=r"is not a base model: it has no model_index\.json; give a folder saved by diffusers"
     ):
         find_base(str(folder))
 

@@ -1,4 +1,4 @@
-"""The scheduler against a simulated pool: thousands of schedules with deaths, hangs, outages and bad rows."""
+"""The scheduler on a simulated pool: thousands of schedules with deaths, hangs, outages and bad rows."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -79,7 +79,7 @@ def test_a_render_waits_behind_a_render_but_never_behind_a_training():
     assert result.pool.most == 2
 
 
-def test_poison_row_alone_is_blamed():
+def test_only_the_poison_row_is_blamed():
     result = simulate(World(slots=1, poison=frozenset({"r5"})), (), renders(24))
     assert result.error is None
     assert codes(result) == {"r5": Code.WORKER_DIED}
@@ -89,7 +89,7 @@ def test_poison_row_alone_is_blamed():
     assert result.summary.deaths == 4
 
 
-def test_what_was_queued_behind_a_poison_row_gets_no_strike():
+def test_a_unit_queued_behind_a_poison_row_gets_no_strike():
     result = simulate(World(slots=1, poison=frozenset({"r0"})), (), renders(16))
     assert {result.outcomes[f"r{index}"].attempts for index in range(8, 16)} == {1}
 
@@ -102,7 +102,7 @@ def test_hanging_row_times_out():
     assert result.summary.wasted_s == pytest.approx(3 * POLICY.render_deadline_s)
 
 
-def test_once_calls_are_known_a_hanging_row_on_a_warm_worker_costs_minutes():
+def test_once_units_have_been_timed_a_hanging_row_costs_minutes():
     policy = replace_policy(hang_floor_s=120.0)
     result = simulate(World(slots=2, hangs=frozenset({"r350"})), (), renders(400), policy=policy)
     assert codes(result) == {"r350": Code.TIMED_OUT}
@@ -112,7 +112,7 @@ def test_once_calls_are_known_a_hanging_row_on_a_warm_worker_costs_minutes():
     hanging = frozenset({"r350", "r351"})
     late = simulate(World(slots=1, hangs=hanging), (), renders(400), policy=policy)
     assert codes(late) == dict.fromkeys(sorted(hanging), Code.TIMED_OUT)
-    # Both hang in their batch and alone with a warm worker, and at last with the one that was started anew.
+    # Both hang in their batch and alone with a warm worker, and finally with the worker that was restarted.
     assert late.summary.wasted_s == pytest.approx(120 * 3 + 2 * (120 + POLICY.cold_s), abs=1)
 
 
@@ -183,7 +183,7 @@ def test_outages_are_never_charged():
     assert result.summary.deaths == 0
 
 
-def test_storm_is_ridden_out_with_backoff():
+def test_a_burst_of_outages_is_survived_with_backoff():
     result = simulate(World(storm=(20.0, 320.0)), (), renders(400))
     assert codes(result) == {}
     assert result.summary.outages < 45  # three slots, a few tries each: it backs off
@@ -199,7 +199,7 @@ def test_endless_outage_stops_with_the_cause():
     assert codes(result) == {}
 
 
-def test_bad_slot_is_quarantined_and_nobody_is_blamed():
+def test_a_bad_slot_is_quarantined_and_no_row_is_blamed():
     result = simulate(World(slots=3, bad_slots=frozenset({1})), (), renders(200))
     assert result.error is None
     assert codes(result) == {}
@@ -207,7 +207,7 @@ def test_bad_slot_is_quarantined_and_nobody_is_blamed():
     assert result.summary.deaths == POLICY.slot_deaths
 
 
-def test_all_slots_bad_stops_and_blames_nobody():
+def test_a_run_whose_slots_are_all_bad_stops_and_blames_no_row():
     result = simulate(World(slots=2, bad_slots=frozenset({0, 1})), (), renders(200))
     assert result.error is not None
     assert "2 of 2 were given up" in str(result.error)
@@ -222,14 +222,14 @@ def test_worker_that_cannot_start_stops_the_run_at_once():
     assert result.outcomes == {}
 
 
-def test_slot_that_cannot_start_is_given_up_and_the_others_go_on():
+def test_a_slot_that_cannot_start_is_given_up_and_the_others_continue():
     result = simulate(World(unstartable=frozenset({2})), (), renders(800))
     assert codes(result) == {}
     assert result.summary.quarantined == (2,)
     assert result.summary.deaths == POLICY.slot_deaths
 
 
-def test_last_rows_do_not_keep_the_whole_cluster():
+def test_the_last_rows_do_not_hold_the_whole_cluster():
     hanging = frozenset({"r395"})
     result = simulate(World(slots=40, hangs=hanging), (), renders(400), policy=replace_policy(hang_calls=5))
     assert codes(result) == {"r395": Code.TIMED_OUT}
@@ -247,7 +247,7 @@ def test_slots_wait_while_a_training_may_still_unlock_renders():
     assert len({slot for at, slot, keys in result.pool.trace if keys[0].startswith("r")}) == 8
 
 
-def test_slots_that_were_given_back_come_again_when_the_others_are_gone():
+def test_slots_that_were_given_back_restart_when_the_others_are_lost():
     class Flooded(Pool):
         """The machines under the last row are taken away, and nothing starts there any more."""
 
@@ -287,7 +287,7 @@ def test_source_with_neither_work_nor_an_end_is_an_error():
         run(Stuck([], []), Pool(World(), clock), lambda rows: None, policy=POLICY, clock=clock, stop=lambda _: None)
 
 
-def test_stop_drains_what_runs_and_leaves_the_rest():
+def test_stop_lets_running_units_end_and_leaves_the_rest():
     policy = replace_policy(poll_s=0.5, drain_s=30.0)
     result = simulate(World(slots=2), (), renders(200), policy=policy, stop=lambda clock: clock.now > 12)
     assert result.summary.stopped == "asked"
@@ -313,14 +313,14 @@ def test_stop_is_told_what_has_been_spent():
     assert spent[-1] == pytest.approx(sum(summary.busy_s.values()))
 
 
-def test_who_finishes_while_draining_was_not_stopped():
+def test_a_run_that_finishes_while_draining_was_not_stopped():
     policy = replace_policy(poll_s=0.5, drain_s=100.0)
     result = simulate(World(slots=2), (), renders(8), policy=policy, stop=lambda clock: clock.now > 1)
     assert len(result.outcomes) == 8
     assert result.summary.stopped == ""
 
 
-def test_drain_has_an_end():
+def test_draining_ends_after_drain_s():
     policy = replace_policy(poll_s=0.5, drain_s=3.0)
     result = simulate(World(slots=1), [concept("c")], (), policy=policy, stop=lambda clock: clock.now > 1)
     assert result.summary.stopped == "asked"
@@ -328,7 +328,7 @@ def test_drain_has_an_end():
     assert result.source.open == {"c"}
 
 
-def test_slot_lost_while_draining_is_neither_replaced_nor_waited_for_in_a_spin():
+def test_a_slot_lost_while_draining_is_not_restarted_and_causes_no_busy_waiting():
     policy = replace_policy(poll_s=2.0, drain_s=400.0)
     world = World(slots=2, bad_slots=frozenset({1}))
     result = simulate(

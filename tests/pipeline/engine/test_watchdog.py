@@ -1,4 +1,4 @@
-"""The watchdog: patient with what is new, and with every worker's first call."""
+"""The watchdog: full deadlines for unknown shapes, more time for a worker's first unit, else what history allows."""
 
 import pytest
 
@@ -30,25 +30,25 @@ def after(*seconds: float, unit: RenderUnit | TrainUnit) -> Watchdog:
     return watchdog
 
 
-def test_what_is_not_known_yet_has_the_whole_deadline():
+def test_a_shape_without_history_gets_the_full_deadline():
     assert Watchdog(POLICY).deadline(rendering(4), warm=True).seconds == 1000
     assert after(50, 60, unit=rendering(4)).deadline(rendering(4), warm=True).seconds == 1000
 
 
-def test_what_is_known_has_a_multiple_of_the_longest():
+def test_a_known_shape_gets_a_multiple_of_its_longest_unit():
     watchdog = after(50, 60, 40, unit=rendering(4))
     assert watchdog.deadline(rendering(4), warm=True).seconds == 300
     assert watchdog.deadline(rendering(1), warm=True).seconds == 300
     assert watchdog.deadline(rendering(8), warm=True).seconds == 600
 
 
-def test_a_worker_that_has_ended_nothing_yet_has_some_time_more():
+def test_the_first_unit_of_a_worker_gets_more_time():
     assert after(50, 60, 40, unit=rendering(4)).deadline(rendering(4), warm=False).seconds == 300 + 400
     assert after(150, 160, 140, unit=rendering(4)).deadline(rendering(4), warm=False).seconds == 1000
     assert after(50, 60, unit=rendering(4)).deadline(rendering(4), warm=False).seconds == 1000
 
 
-def test_never_below_the_floor_nor_above_the_deadline():
+def test_the_limit_is_between_the_floor_and_the_deadline():
     assert after(1, 1, 1, unit=rendering(4)).deadline(rendering(4), warm=True).seconds == 100
     assert after(900, 1, 1, unit=rendering(4)).deadline(rendering(4), warm=True).seconds == 1000
 
@@ -65,7 +65,7 @@ def test_a_deadline_names_the_setting_that_sets_it():
 
 
 @pytest.mark.parametrize(("known", "new"), [(rendering(4), rendering(4, 512)), (training(100), training(400))])
-def test_each_shape_and_each_training_is_learnt_by_itself(known, new):
+def test_each_shape_and_each_training_is_timed_by_itself(known, new):
     watchdog = after(50, 60, 40, unit=known)
     setting = "train_deadline_s" if isinstance(new, TrainUnit) else "render_deadline_s"
     assert watchdog.deadline(new, warm=True) == Deadline(getattr(POLICY, setting), setting)

@@ -1,4 +1,4 @@
-"""One worker, for real: what it makes lies where it says, rows do not disturb each other, and no work is done twice."""
+"""One real worker: objects are where outcomes say, rows do not affect each other, and no work is done twice."""
 
 import dataclasses
 import hashlib
@@ -106,7 +106,7 @@ def weights(worker, task):
     )
 
 
-def test_trains_and_renders_what_it_is_told(worker, tmp_path):
+def test_a_worker_trains_and_renders_its_units(worker, tmp_path):
     units = trainings(concept(tmp_path, "mug"), concept(tmp_path, "bag", superclass="bag"))
     made = worker.run(units)
     check_objects(worker, units, made)
@@ -191,7 +191,7 @@ def test_objects_whose_outcome_was_lost_are_adopted(worker, tmp_path):
     train, draw = trainings(concept(tmp_path, "mug")), renders(picture("a", "mug"), picture("b", "mug"))
     first = worker.run(train) + worker.run(draw)
     before = [stands(stored(worker, task)) for task in (*train.tasks, *draw.tasks)]
-    (tmp_path / "mug.png").unlink()  # adopting reads no picture
+    (tmp_path / "mug.png").unlink()  # adopting reads no photo
     again = ready_worker(tmp_path / "root")
     second = again.run(train) + again.run(renders(*draw.tasks, picture("c", "mug")))
     assert [stands(stored(worker, task)) for task in (*train.tasks, *draw.tasks)] == before
@@ -230,7 +230,7 @@ def test_objects_that_are_cut_off_or_another_ones_are_made_again(worker, tmp_pat
     check_objects(again, draw, second[3:])
 
 
-def test_picture_trouble_is_its_rows_own(worker, tmp_path):
+def test_a_bad_photo_fails_only_its_row(worker, tmp_path):
     masked = concept(
         tmp_path, "masked", masks=[photo(tmp_path / "mask.png", mode="L")], images=[photo(tmp_path / "photo.png")]
     )
@@ -306,7 +306,7 @@ def test_a_superclass_without_a_word_or_too_long_fails_alone(worker, tmp_path):
     assert (long.status, long.code, long.column_name) == (Status.INVALID, Code.TEXT_TOO_LONG, "superclass")
 
 
-def test_weights_that_are_missing_or_tampered_with_fail_their_rows_and_are_trained_anew(worker, tmp_path):
+def test_missing_or_damaged_weights_fail_their_rows_and_are_trained_again(worker, tmp_path):
     tasks = [concept(tmp_path, name, superclass=name) for name in BASES]
     before = worker.run(trainings(*tasks))
     kept = [stored(worker, task).read_bytes() for task in tasks]
@@ -356,7 +356,7 @@ def test_settings_that_diffusers_refuses_are_named(shared):
         assert "12 x 64 pixels in 2 steps of ddim" in outcome.message
 
 
-def test_picture_that_is_not_finite_is_not_stored(tmp_path):
+def test_a_render_that_is_not_finite_is_not_stored(tmp_path):
     worker = ready_worker(tmp_path / "root", dtype="float16")
     worker.run(trainings(concept(tmp_path, "mug")))
     one = read_concept_of(worker, "mug")
@@ -372,8 +372,8 @@ def test_picture_that_is_not_finite_is_not_stored(tmp_path):
     ("value", "training", "words"),
     [(1e38, {}, "diverged at step 2"), (65_500.0, {"lr_value": 10, "steps": 30}, "cannot hold")],
 )
-def test_training_that_runs_away_fails_alone(worker, tmp_path, value, training, words):
-    """Its checkpoint is where such a training stands when it is nearly lost."""
+def test_a_training_that_diverges_fails_alone(worker, tmp_path, value, training, words):
+    """It starts from a checkpoint that is about to diverge."""
     bad, good = concept(tmp_path, "bad", **training), concept(tmp_path, "good")
     state, example = about_to_diverge(worker, bad, value)
     Storage(str(tmp_path / "root")).write(
@@ -391,7 +391,7 @@ def test_training_that_runs_away_fails_alone(worker, tmp_path, value, training, 
     assert undisturbed.status == Status.OK
     for name, tensor in weights(alone, good).tensors().items():
         torch.testing.assert_close(weights(worker, good).tensors()[name], tensor, rtol=0, atol=2e-3)
-    # The next attempt starts anew instead of diverging from there again.
+    # The next attempt starts from the beginning and does not diverge again.
     assert worker.run(trainings(bad))[0].status == Status.OK
 
 
@@ -427,7 +427,7 @@ def test_training_killed_in_the_middle_ends_in_the_same_weights(tmp_path, killed
         assert not storage.exists(checkpoint_path(task.key))
 
 
-def test_resumed_training_does_not_begin_anew(tmp_path):
+def test_a_resumed_training_continues_at_its_checkpoint(tmp_path):
     """From a checkpoint at the last step but one, one step is left."""
     task = concept(tmp_path, "mug", steps=3)
     root = troubled("one step", writes_left=2)
@@ -457,7 +457,7 @@ def test_damaged_checkpoint_costs_time_only(worker, tmp_path):
         [outcome] = worker.run(trainings(task))
         assert (outcome.origin, outcome.sha256) == (Origin.TRAINED, undisturbed.sha256)
         stored(worker, task).unlink()
-    # Whole, it is gone on from: what is damaged above is the damage.
+    # The undamaged checkpoint is used: only the damage made the difference above.
     Storage(str(tmp_path / "root")).write(checkpoint_path(task.key), whole)
     [outcome] = worker.run(trainings(task))
     assert outcome.sha256 != undisturbed.sha256
@@ -489,7 +489,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(tmp_path):
         tight.run(trainings(concept(tmp_path, "shoe")))
 
 
-def test_storage_that_is_busy_for_a_while_costs_no_row(tmp_path):
+def test_storage_that_is_busy_for_a_moment_fails_no_row(tmp_path):
     root, waits = troubled("busy"), []
     worker = ready_worker(root, sleep=waits.append, checkpoint_s=1e-9)
     train, draw = trainings(concept(tmp_path, "mug")), renders(picture("a", "mug"))
@@ -510,7 +510,7 @@ def test_storage_that_is_busy_for_a_while_costs_no_row(tmp_path):
     assert Storage(root).exists(image_path(draw.tasks[0].key))
 
 
-def test_pictures_that_cannot_be_read_for_a_while_cost_no_row(tmp_path):
+def test_photos_that_cannot_be_read_for_a_moment_fail_no_row(tmp_path):
     """A web server that answers 503 twice; what it is asked for afterwards, it gives."""
     waits = []
     photo(tmp_path / "web" / "mug.png")
@@ -546,7 +546,7 @@ def busy_server(folder, errors):
         thread.join()
 
 
-def test_storage_that_stays_down_fails_the_rows_and_is_not_waited_for_once_a_row(tmp_path):
+def test_storage_that_stays_down_fails_the_rows_and_is_not_awaited_for_each_row(tmp_path):
     root, waits = troubled("down"), []
     worker = ready_worker(root, sleep=waits.append)
     train = trainings(*(concept(tmp_path, f"mug-{n}") for n in range(8)))
@@ -567,7 +567,7 @@ def test_checkpoints_that_cannot_be_written_fail_no_row(tmp_path):
     assert outcome.status == Status.OK
 
 
-def test_answers_are_not_waited_for(tmp_path):
+def test_permanent_errors_are_not_retried(tmp_path):
     waits = []
     worker = ready_worker(tmp_path / "root", sleep=waits.append)
     task = concept(tmp_path, "gone")

@@ -1,4 +1,4 @@
-"""Pictures as files: nothing is lost, anyone can read where they come from, and half a file is no picture."""
+"""Renders as files: pixels are lossless, provenance is readable, and an incomplete file is not accepted."""
 
 import hashlib
 import io
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from pipeline.contract.keys import digest
-from pipeline.worker.provenance import answers, encode_picture
+from pipeline.worker.provenance import answers, encode_render
 
 KEY, OTHER = "a" * 64, "b" * 64
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 
 def encoded(pixels=PIXELS, key=KEY, weights=("w1", "w2"), base="base"):
-    return encode_picture(pixels, render_key=key, weights=weights, base_digest=base)
+    return encode_render(pixels, render_key=key, weights=weights, base_digest=base)
 
 
 @settings(max_examples=25)
@@ -54,7 +54,7 @@ def test_digest_is_that_of_the_bytes():
     assert digest(b"abc") == hashlib.sha256(b"abc").hexdigest()
 
 
-def test_another_picture_does_not_answer():
+def test_another_render_does_not_answer():
     assert not answers(encoded(key=OTHER), KEY)
     assert not answers(encoded(), KEY[:-1])
     foreign = io.BytesIO()
@@ -67,14 +67,14 @@ def test_another_picture_does_not_answer():
     assert not answers(b"no picture at all", KEY)
 
 
-def test_no_part_of_a_picture_answers():
+def test_no_part_of_a_render_answers():
     data = encoded()
     assert not [length for length in range(len(data)) if answers(data[:length], KEY)]
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_a_damaged_picture_does_not_answer_as_another(data):
+def test_a_damaged_render_does_not_answer_as_another(data):
     """Flipping a bit of the pixels' stream is seen; the file either answers whole or not at all."""
     whole = encoded()
     start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
@@ -84,8 +84,8 @@ def test_a_damaged_picture_does_not_answer_as_another(data):
     assert not answers(bytes(damaged), KEY)
 
 
-def test_a_picture_whose_text_alone_was_forged_is_seen_by_its_digest():
-    """`answers` trusts the storage's own bytes: whoever can write there can write anything. Digests in tables tell."""
+def test_a_render_whose_text_was_forged_is_found_by_its_digest():
+    """`answers` trusts the storage: what can write there can write anything. Digests in tables differ."""
     forged = encoded().replace(KEY.encode(), OTHER.encode())
     assert digest(forged) != digest(encoded())
 

@@ -183,6 +183,6 @@ def test_changed_mask_names_its_column(base, tmp_path):
         example(base, tmp_path, [image], limits=InputLimits(allow=(str(Path(tmp_path) / "elsewhere"),)))
     assert outside.value.code == Code.URI_NOT_ALLOWED
     wrong = dataclasses.replace(image, sha256="0" * 64)
-    with pytest.raises(RowError, match="run again to train on the new picture") as stale:
+    with pytest.raises(RowError, match="run again to train on the new photo") as stale:
         example(base, tmp_path, [wrong])
     assert stale.value.column == "images"
