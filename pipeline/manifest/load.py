@@ -321,8 +321,8 @@ def _prompt(row: _Row) -> dict[str, Any]:
     return {"row": row.number, **values, **verdict(reader.problems)}
 
 
-def _broken(sentence: str) -> dict[str, str | None]:
-    return verdict([RowProblem(Code.WRONG_TYPE, None, sentence)])
+def _broken(message: str) -> dict[str, str | None]:
+    return verdict([RowProblem(Code.WRONG_TYPE, None, message)])
 
 
 def _raw(cell: object) -> str | None:

@@ -111,13 +111,13 @@ def test_a_url_without_its_own_settings_is_a_plain_model(bucket):
 
 
 @pytest.mark.parametrize("source", ["memory://nothing/here", "nosuchscheme://bucket/model", "memory://"])
-def test_a_url_that_cannot_be_copied_is_a_sentence(source):
+def test_url_that_cannot_be_copied_is_a_message(source):
     with pytest.raises(BaseError, match=rf"the base model {source} cannot be copied: .+") as caught:
         find_base(source)
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_id_without_a_network_is_a_sentence(monkeypatch):
+def test_hub_id_without_a_network_is_a_message(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         BaseError, match=r"'owner/name' is no local folder and cannot be downloaded from the hub: .+"
@@ -127,7 +127,7 @@ def test_a_hub_id_without_a_network_is_a_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["gone", "./gone/model", "/gone/model", "~/gone/model", "a/b/c", "file:///gone"])
-def test_what_is_nothing_is_a_sentence(source):
+def test_source_that_names_nothing_is_a_message(source):
     with pytest.raises(
         BaseError, match=r"there is no base model .*: give 'mini', a folder, an object-store URI or a hub"
     ):

@@ -1,4 +1,4 @@
-"""The metric of a base model: estimated once, then read, by whoever needs it."""
+"""The metric of a base model: from the package or estimated once, then read by every worker."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_captions_of_ones_own_are_used(base, storage, tmp_path):
     assert load_metric(storage, base, MetricConfig(captions=5000, captions_uri=uri), KEY).digest == mine.digest
 
 
-def test_captions_file_that_cannot_be_used_is_a_sentence_and_leaves_nothing(base, storage, tmp_path):
+def test_captions_file_that_cannot_be_used_is_a_message_and_leaves_nothing(base, storage, tmp_path):
     short = captions_file(tmp_path / "short.txt", 1300)
     (tmp_path / "latin.txt").write_bytes("ein Becher für Tee\n".encode("latin-1") * 3000)
     cases = {

@@ -58,7 +58,7 @@ def test_estimate_from_fewer_captions_is_close_and_from_others_is_not(base, ship
     moment, _ = second_moment(encodings(base, captions))
     assert apart(moment, shipped.second_moment) < 0.01
     content, _ = second_moment(encodings(base, captions[:1000], "content"))
-    assert apart(content, shipped.second_moment) > 0.1
+    assert apart(content, shipped.second_moment) > 0.05
     mugs, _ = second_moment(encodings(base, ["a photo of a mug"] * 10))
     assert apart(mugs, shipped.second_moment) > 0.1
 
