@@ -1,6 +1,7 @@
 """A loaded base model: frozen text encoder, denoiser with its key/value stack taken out, VAE and noise schedule.
 
-The text encoder stays in float32 whatever the denoiser's type: the edit is sensitive to it and its cost is small.
+The text encoder stays in float32, whatever the denoiser's type: the edit is sensitive to its precision, and it is
+cheap.
 """
 
 import contextlib
@@ -17,15 +18,15 @@ from perfusion_ops.projection import KeyValueStack, install
 
 @dataclass(frozen=True)
 class Base:
-    """Everything the method needs of a base model.
+    """All parts of a base model that the method uses.
 
     Attributes:
-        folder: where it came from, with its digest and settings.
+        folder: its folder, with digest and settings.
         tokenizer: CLIPTokenizer.
         text_encoder: CLIPTextModel, float32, frozen.
         unet: UNet2DConditionModel whose cross-attention takes pre-projected conditioning (B, N, R), frozen.
         vae: AutoencoderKL, frozen.
-        scheduler: the scheduler the folder came with; its config is the noise schedule.
+        scheduler: the folder's own scheduler; its config is the noise schedule.
         stack: the stacked key/value projections.
     """
 
@@ -39,7 +40,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser lies."""
+        """The denoiser's device."""
         return self.stack.weight.device
 
     @property
@@ -65,12 +66,12 @@ class Base:
 
     @property
     def resolution(self) -> int:
-        """Side of the model's own pictures in pixels."""
+        """Side in pixels of the pictures that the model was trained on."""
         return self.folder.settings.resolution or int(self.unet.config.sample_size) * self.latent_factor
 
 
 def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
-    """Load a base model from local disk for rendering and training.
+    """Load a base model from a local folder, for training and rendering.
 
     Args:
         folder: a described diffusers folder (StableDiffusionPipeline).

@@ -1,26 +1,22 @@
 """The metric of a base model for programs and notebooks: estimated, saved and loaded."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from perfusion_ops.api.files import content
-from perfusion_ops.base.captions import general_captions, vocabulary_words
+from perfusion_ops.base.captions import HELD_OUT, SEED, general_captions, held_out_first, vocabulary_words
 from perfusion_ops.base_model import Base
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import Metric, estimate, read_metric
 from perfusion_ops.mini.world import grammar
 
-HELD_OUT = 1000  # captions that test the estimate and are not part of it
-_SEED = 0
-
 
 def built_in_captions(base: Base, count: int) -> Iterator[str]:
     """Captions that suit a base model; the first n of a longer stream are the stream of length n."""
     if base.folder.settings.captions == "mini":
-        return grammar.captions(count, _SEED)
-    return general_captions(count, seed=_SEED, vocabulary=vocabulary_words(base.tokenizer))
+        return grammar.captions(count, SEED)
+    return general_captions(count, seed=SEED, vocabulary=vocabulary_words(base.tokenizer))
 
 
 def estimate_metric(
@@ -51,12 +47,13 @@ def estimate_metric(
     >>> metric.second_moment.shape, 0.9 < metric.held_out < 1.1
     (torch.Size([128, 128]), True)
     """
-    source = built_in_captions(base, captions + HELD_OUT) if isinstance(captions, int) else iter(captions)
+    source = built_in_captions(base, captions + HELD_OUT) if isinstance(captions, int) else captions
+    held_out, rest = held_out_first(source)
     return estimate(
         base.text_encoder,
         base.tokenizer,
-        held_out=list(islice(source, HELD_OUT)),
-        captions=source,
+        held_out=held_out,
+        captions=rest,
         config=MetricConfig(tokens=tokens, ridge=ridge),
         base_digest=base.folder.digest,
     ).to(base.device)

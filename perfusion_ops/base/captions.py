@@ -1,12 +1,16 @@
-"""Captions to estimate the metric from when the user brings none: distinct, seeded, some 10^9 possible.
+"""Built-in captions to estimate the metric from: distinct, seeded, some 10^9 possible.
 
-They stand in for the 100,000 LAION captions of the paper (arXiv 2305.01644, supplement C). Half of them put random
-words of the tokenizer's own vocabulary into the noun's place, so that every direction of the encoder is visited.
+They replace the 100,000 LAION captions of the paper (arXiv 2305.01644, supplement C). Half of them have random words
+of the tokenizer's own vocabulary as nouns, so that the captions cover every direction of the encoder.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
+
+HELD_OUT = 1000  # captions that only test the metric
+SEED = 0  # of the built-in captions
 
 _NOUNS = tuple(
     """
@@ -59,6 +63,12 @@ a view of {}|a black and white photo of {}|my {}|{} for sale|best {} of the year
 )
 
 _LINKS = ("next to", "and", "with", "on top of", "in front of", "behind", "inside", "beside", "wearing", "holding")
+
+
+def held_out_first(captions: Iterable[str]) -> tuple[list[str], Iterator[str]]:
+    """The first HELD_OUT captions of a stream, and the rest, which is read only when it is iterated."""
+    source = iter(captions)
+    return list(islice(source, HELD_OUT)), source
 
 
 def vocabulary_words(tokenizer: Any) -> tuple[str, ...]:

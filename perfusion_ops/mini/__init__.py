@@ -1,6 +1,6 @@
 """The embedded world: a procedural renderer of small product pictures, its captions, and the base model of both.
 
-Nothing heavy loads here, so that asking where the base model lies costs nothing.
+Nothing heavy is imported here: naming the folders takes no time.
 """
 
 from pathlib import Path
@@ -9,6 +9,11 @@ from pathlib import Path
 def base_folder() -> Path:
     """The embedded base model, a diffusers folder: 64 px pictures, fp16 safetensors."""
     return Path(__file__).parent / "base"
+
+
+def metric_file() -> Path:
+    """The embedded base model's metric at all defaults, with its settings in the file's metadata."""
+    return Path(__file__).parent / "metric.safetensors"
 
 
 def scorers_folder() -> Path:

@@ -1,18 +1,21 @@
-"""The metric of a base model, kept under the root: estimated once, by the first worker that needs it."""
+"""The metric of a base model, kept under the root: from the package, or estimated once by the first worker."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-from perfusion_ops.api.metrics import HELD_OUT, built_in_captions
+from perfusion_ops import tensor_file
+from perfusion_ops.api.metrics import built_in_captions
+from perfusion_ops.base.captions import HELD_OUT, held_out_first
 from perfusion_ops.base_model import Base
 from perfusion_ops.config import MetricConfig
-from perfusion_ops.metric import Metric, MetricError, estimate, read_metric
+from perfusion_ops.metric import FORMAT, Metric, MetricError, estimate, read_metric
+from perfusion_ops.mini import metric_file
 from pipeline.bases.captions import open_captions
 from pipeline.contract.layout import metric_path
 from pipeline.storage.objects import Storage, StorageError
 
-_LEAST = 1000  # to estimate from: as many as are held out
+_LEAST = HELD_OUT  # captions to estimate from
 
 
 def load_metric(
@@ -23,7 +26,9 @@ def load_metric(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Metric:
-    """Read the metric, or estimate and store it; of two that do so at once, both use the first one stored.
+    """Read the metric under the root; without one, store the package's own or an estimate first.
+
+    Of several workers that store one at the same time, all use the first one stored.
 
     Args:
         storage: the root; its options also open the captions file.
@@ -38,18 +43,7 @@ def load_metric(
     """
     path = metric_path(key)
     if not storage.exists(path):
-        held_out, captions = _captions(base, config, storage.options)
-        if progress is not None:
-            captions = _counted(captions, config.captions, progress)
-        metric = estimate(
-            base.text_encoder,
-            base.tokenizer,
-            captions,
-            held_out=held_out,
-            config=config,
-            base_digest=base.folder.digest,
-        )
-        storage.create(path, metric.to_bytes())
+        storage.create(path, _shipped(base, config) or _estimated(base, config, storage.options, progress))
     try:
         return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
     except MetricError as error:
@@ -62,6 +56,34 @@ def _counted(captions: Iterator[str], total: int, progress: Callable[[int, int],
         yield caption
 
 
+def _shipped(base: Base, config: MetricConfig) -> bytes | None:
+    """The file that comes with the package, if it is of this base model and these settings."""
+    data = metric_file().read_bytes()
+    metadata, _ = tensor_file.read(data, FORMAT)
+    theirs = MetricConfig.model_validate_json(metadata["settings"])
+    return data if (metadata["base_digest"], theirs) == (base.folder.digest, config) else None
+
+
+def _estimated(
+    base: Base,
+    config: MetricConfig,
+    options: Mapping[str, object] | None,
+    progress: Callable[[int, int], None] | None,
+) -> bytes:
+    held_out, captions = _captions(base, config, options)
+    if progress is not None:
+        captions = _counted(captions, config.captions, progress)
+    metric = estimate(
+        base.text_encoder,
+        base.tokenizer,
+        captions,
+        held_out=held_out,
+        config=config,
+        base_digest=base.folder.digest,
+    )
+    return metric.to_bytes()
+
+
 def _captions(
     base: Base, config: MetricConfig, options: Mapping[str, object] | None
 ) -> tuple[list[str], Iterator[str]]:
@@ -70,7 +92,7 @@ def _captions(
         source = _lines(config.captions_uri, options, config.captions + HELD_OUT)
     else:
         source = built_in_captions(base, config.captions + HELD_OUT)
-    return list(islice(source, HELD_OUT)), source
+    return held_out_first(source)
 
 
 def _lines(uri: str, options: Mapping[str, object] | None, most: int) -> Iterator[str]:

@@ -95,7 +95,8 @@ CREATE OR REPLACE TEMP MACRO shown(written) AS
 
 # Rows of `chunk` whose own words do not fit. Parameters: limit, negative_prompt (the spec's).
 LONG_TEXTS = f"""
-SELECT row, 900000 AS rank, error_column, '{Code.PROMPT_TOO_LONG}' AS error_code,
+SELECT row, CASE error_column WHEN 'prompt' THEN 899999 ELSE 900000 END AS rank,
+    error_column, '{Code.PROMPT_TOO_LONG}' AS error_code,
     error_column || ' has ' || count || ' tokens with start and end, the base model reads ' || $limit || ': shorten '
         || shown(written) || source AS error_message
 FROM (

@@ -1,7 +1,7 @@
-"""The files of a manifest, and their rows in batches: Parquet, CSV and JSON lines, a file, a folder or a glob.
+"""The files of a manifest (a file, a folder or a glob), and their rows in batches: Parquet, CSV and JSON lines.
 
-CSV and JSON lines are read by this package, row by row, rather than by Arrow's readers, because those give up a whole
-file for one bad line; here that line is one bad row. Whatever concerns the manifest as a whole is a `ManifestError`.
+CSV and JSON lines are read by this package instead of Arrow's readers, which reject a whole file for one bad line. Here
+such a line is one bad row. A problem of the manifest as a whole is a `ManifestError`.
 """
 
 import hashlib
@@ -25,8 +25,6 @@ from pipeline.files.walk import Found, find_below, find_glob, kind_of
 from pipeline.storage.objects import StorageError, absolute_uri, explain, open_location
 from pipeline.storage.scratch import scratch_folder
 
-__all__ = ["Batch", "Columns", "ManifestFile", "ManifestFiles", "find_manifest", "local_copy", "read_batches"]
-
 _EXTENSIONS = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -41,19 +39,19 @@ _PACKED = (".gz", ".zip", ".zst", ".bz2", ".xz")
 _SKIPPED = Notice(
     "hidden, private or temporary name",
     "skipped, as Spark and pyarrow do",
-    "rename what belongs to the manifest, or name it directly",
+    "rename what belongs to the manifest, or give its own path",
 )
 _REPEATED = Notice(
     "link",
     "skipped, because it leads to what is read already",
-    "copy the file instead if its rows are to be read twice",
+    "copy the file instead if its rows should be read twice",
 )
 _NO_ROWS = Notice("file", "without any row", "write it again if it should have rows")
 
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """One file: its name in the file system, its format, and the columns that folders named `season=SS26` give it."""
+    """One file: its name in the filesystem, its format, and its columns from folders such as `season=SS26`."""
 
     name: str
     kind: str
@@ -62,7 +60,7 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class ManifestFiles:
-    """A manifest's files, the URI of the folder that picture paths are relative to, and what was skipped."""
+    """A manifest's files, the URI of the folder that photo paths are relative to, and notices of what was skipped."""
 
     uri: str
     folder: str
@@ -72,18 +70,22 @@ class ManifestFiles:
 
 
 def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> ManifestFiles:
-    """The files that `uri` (a path or URI of a file, folder or glob) stands for, sorted by name.
+    """Find the files of a manifest, sorted by name.
+
+    Args:
+        uri: path or URI of a file, folder or glob.
+        options: fsspec options, for one filesystem or grouped by scheme.
 
     Raises:
-        ManifestError: nothing there, a link that leads nowhere, a format that is not read, several formats, or a
-            storage that refuses.
+        ManifestError: there is no file, a link leads nowhere, a format is unknown, there are several formats, or the
+            storage fails.
     """
     try:
         uri = absolute_uri(uri)
         filesystem, path = open_location(uri, options)
     except StorageError as error:
         raise ManifestError(f"the manifest {uri!r} cannot be opened: {error}") from error
-    with _sentences(uri):
+    with _errors(uri):
         kind = kind_of(filesystem, path)
         if kind == "directory":
             found, folder, top = find_below(filesystem, path.rstrip("/")), uri, path
@@ -97,7 +99,7 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
         for name in names:
             notices.add(notice, name)
     if not found.files:
-        skipped = f" ({'; '.join(notices.sentences('there'))})" if found.skipped else ""
+        skipped = f" ({'; '.join(notices.messages('there'))})" if found.skipped else ""
         raise ManifestError(
             f"there is no manifest at {uri}{skipped}: give a .parquet, .csv or .jsonl file, a folder or a glob of them"
         )
@@ -110,7 +112,7 @@ def find_manifest(uri: str, options: Mapping[str, object] | None = None) -> Mani
 
 
 def _partitions(path: str) -> dict[str, str | None]:
-    """What the folders in a path below the manifest's own say, as Hive, Spark and DuckDB write it."""
+    """The columns that partition folders below the manifest's own give, as Hive, Spark and DuckDB write them."""
     pairs = (segment.partition("=") for segment in path.split("/")[:-1])
     return {
         unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
@@ -125,7 +127,7 @@ def _formats(uri: str, names: list[str]) -> list[str]:
         if not kind:
             packed = name.lower().endswith(_PACKED)
             remedy = "unpack it" if packed else "convert it to .parquet, .csv or .jsonl"
-            raise ManifestError(f"{name} is no manifest by its name: {remedy}, or choose files by a glob")
+            raise ManifestError(f"{name} has no extension of a manifest: {remedy}, or choose files by a glob")
     if len(set(kinds)) > 1:
         raise ManifestError(f"{uri} holds files of several formats: choose those of one format by a glob")
     return kinds
@@ -133,15 +135,15 @@ def _formats(uri: str, names: list[str]) -> list[str]:
 
 @contextmanager
 def local_copy(manifest: ManifestFiles, name: str) -> Iterator[tuple[Path, str]]:
-    """One file as (local path, sha256 of its bytes): in place when it is local, else on scratch until the end.
+    """One file as (local path, hex sha256 of its bytes): in place if it is local, else a scratch copy for the block.
 
     Raises:
-        ManifestError: it cannot be read, or a local file changed meanwhile.
+        ManifestError: it cannot be read, or a local file changed during the block.
     """
     with scratch_folder("manifest") as scratch:
         local = manifest.uri.startswith("file://")
         path = Path(name) if local else scratch / "manifest"
-        with _sentences(name):
+        with _errors(name):
             if not local:
                 manifest.filesystem.get_file(name, str(path))
             before = path.stat()
@@ -154,10 +156,17 @@ def local_copy(manifest: ManifestFiles, name: str) -> Iterator[tuple[Path, str]]
 
 
 def read_batches(path: Path, file: ManifestFile, columns: Columns, notices: Notices) -> Iterator[Batch]:
-    """The rows of one file, whose bytes lie at `path`, in batches; what is skipped or assumed goes to `notices`.
+    """The rows of one file in batches.
+
+    Args:
+        path: local path of its bytes.
+        file: its name, format and partition columns.
+        columns: what the manifest's columns mean.
+        notices: collects what is skipped or assumed.
 
     Raises:
-        ManifestError: an unreadable file, or columns missing, unnamed, twice there or differing by case only.
+        ManifestError: the file cannot be read, or a column is missing, unnamed, duplicate or differs from another only
+            by case.
     """
     name = file.name
     rows = 0
@@ -185,8 +194,8 @@ def _with_partitions(batch: Batch, file: ManifestFile, columns: Columns) -> Batc
 
 
 @contextmanager
-def _sentences(name: str) -> Iterator[None]:
-    """Turn whatever a file system raises into a ManifestError; cloud packages raise types of their own."""
+def _errors(name: str) -> Iterator[None]:
+    """Turn every error of a filesystem into a ManifestError; cloud packages raise types of their own."""
     try:
         yield
     except ManifestError:

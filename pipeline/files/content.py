@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where that is not what its name says: for a sentence with the remedy."""
+"""The real kind of a file by its first bytes, where its extension is wrong, for a message with the remedy."""
 
 from pathlib import Path
 
@@ -23,17 +23,19 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def check_content(path: Path, kind: str, name: str) -> None:
-    """Refuse a file that is of another kind than `kind` (parquet, csv or jsonl) by its content.
+    """Refuse a file whose content is of another kind than `kind` (parquet, csv or jsonl).
 
     Raises:
-        ManifestError: it names what the file is and what to do with it.
-        OSError: it cannot be read.
+        ManifestError: names the real kind and the remedy.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if kind == "parquet" and not head.startswith(_SIGNATURES[0][0]):
         found, remedy = _described(head) or (
-            ("empty (0 bytes)", "write it again") if not head else ("text or something else", "name it as what it is")
+            ("empty (0 bytes)", "write it again")
+            if not head
+            else ("text or something else", "give it the extension of its format")
         )
         raise ManifestError(f"{name} cannot be read as Parquet, because it is {found}: {remedy}")
     if kind != "parquet" and (other := _described(head)):
@@ -47,7 +49,7 @@ def _described(head: bytes) -> tuple[str, str] | None:
             return found, remedy
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
         return "a web page or an XML file", "download the data itself; a page often says that a login is needed"
-    # A byte-order mark is refused by the decoder, with the byte.
+    # A file with a byte-order mark is refused by the decoder, whose message names the byte.
     zeros = (head[0::2].count(0), head[1::2].count(0))
     if not head.startswith(_UTF16) and max(zeros) > len(head) / 4 and min(zeros) == 0:
         return "UTF-16", "save it as UTF-8"

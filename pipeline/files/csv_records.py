@@ -1,9 +1,9 @@
-"""CSV text to records. A record that cannot be read costs itself, never the rest of the file.
+"""CSV text to records: a record that cannot be read is one bad row and never affects the rest of the file.
 
-A quoted cell may span lines, so one quote too many could swallow every line up to the next quote. A record that is
-broken (text after a closing quote, a quote that never closes, more characters than a row may have) therefore gives back
-all its lines but the first. The first line is a bad record. The lines after it are read as if nothing had happened;
-only while its quote is still open, lines that are no records by themselves belong to it.
+A quoted cell may span lines, so one extra quote could swallow every line up to the next quote. A broken record (text
+after a closing quote, a quote that never closes, or more characters than a row may have) therefore returns all its
+lines except the first. The first line is a bad record. The following lines are read normally, with one exception: while
+the first line's quote is open, a line that is no record by itself belongs to the bad record.
 """
 
 import re
@@ -21,7 +21,7 @@ _REST = "may be the rest of the broken line above it: correct that line"
 
 @dataclass(frozen=True)
 class Record:
-    """The cells of the lines `line` to `last`, none for a blank line; with a `fault`, those that could be read."""
+    """The cells of the lines `line` to `last`: none for a blank line; with a `fault`, those that could be read."""
 
     line: int
     cells: list[str]
@@ -31,7 +31,7 @@ class Record:
 
 
 class Lines:
-    """Lines with their numbers and ends, which may be given back; a line is cut one character after MAX_RECORD."""
+    """Lines with their numbers and line ends, which can be returned; a line is cut one character after MAX_RECORD."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -52,7 +52,7 @@ class Lines:
         return self._number, line
 
     def give_back(self, lines: list[tuple[int, str]]) -> None:
-        """Put lines that were taken back, in their order."""
+        """Return lines that were taken; they are taken again in the same order."""
         self._returned.extend(reversed(lines))
 
 
@@ -62,14 +62,14 @@ def parse(
     """Add the cells of one line to `cells`.
 
     Args:
-        line: with its end.
+        line: with its line end.
         delimiter: one character.
-        cells: of the record so far.
-        inside: the pieces of a quoted cell that an earlier line has opened.
-        lenient: take a quote that ends no cell as a character.
+        cells: the record's cells so far; extended here.
+        inside: pieces of a quoted cell that an earlier line opened.
+        lenient: read a quote that ends no cell as a character.
 
     Returns:
-        The pieces of a quoted cell that is still open, and whether text follows a closing quote (never if lenient).
+        Pieces of a quoted cell that is still open, and whether text follows a closing quote (never if lenient).
     """
     body = line.rstrip("\r\n")
     if inside is None and '"' not in body:
@@ -106,7 +106,7 @@ def parse(
 
 
 def read_record(lines: Lines, delimiter: str) -> tuple[Record, list[tuple[int, str]]] | None:
-    """The next record by the rules alone, and the lines that it took; None at the end."""
+    """The next record by the plain rules of CSV, and its lines; None at the end."""
     taken = lines.take()
     if taken is None:
         return None
@@ -156,18 +156,18 @@ def records(lines: Lines, delimiter: str, widths: range) -> Iterator[Record]:
 
 
 def _swallowed(record: Record, used: list[tuple[int, str]], delimiter: str, widths: range) -> str | None:
-    """The fault of a record of a wrong width if one of its later lines is a record by itself."""
+    """The fault of a record of a wrong width, if one of its later lines is a record by itself."""
     if len(used) == 1 or len(record.cells) in widths or max(widths) == 1:
         return None
     return _OPEN if any(_is_whole(line, delimiter, widths) for _, line in used[1:]) else None
 
 
 def _first_line(record: Record, line: str, delimiter: str) -> tuple[Record, bool]:
-    """A broken record with the cells of its first line alone, and whether its quote is open at the end of that line."""
+    """A broken record with only the cells of its first line, and whether its quote is open at the end of that line."""
     cells: list[str] = []
     inside, _ = parse(line, delimiter, cells, None, lenient=True)
     if len(line) > MAX_RECORD:
-        # How the line ends is unknown, and its last cell is the long one.
+        # The end of the line is unknown, and its last cell is the long one.
         cells = cells if inside is not None else cells[:-1]
         return replace(record, cells=cells, size=sum(map(len, cells))), False
     if inside is not None:
@@ -176,14 +176,14 @@ def _first_line(record: Record, line: str, delimiter: str) -> tuple[Record, bool
 
 
 def _is_whole(line: str, delimiter: str, widths: range) -> bool:
-    """Whether a line is a record of a right width by itself, without a quote that may end an earlier line's cell."""
+    """Whether a line is a record of a correct width by itself, without a quote that may end an earlier line's cell."""
     cells: list[str] = []
     inside, stray = parse(line, delimiter, cells, None)
     return inside is None and not stray and len(cells) in widths and not _closes(line, delimiter)
 
 
 def _closes(line: str, delimiter: str) -> bool:
-    """Whether a cell that no quote opens has a quote: it may end a cell that an earlier line has opened."""
+    """Whether an unquoted cell holds a quote, which may end a cell that an earlier line opened."""
     body = line.rstrip("\r\n")
     if '"' not in body:
         return False

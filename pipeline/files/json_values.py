@@ -1,7 +1,7 @@
-"""JSON values as they are spelt: a number that this machine's numbers would round keeps every digit, as text.
+"""JSON values without loss: a number that a double would round keeps all its digits, as text.
 
-JSON's numbers have no size limit, but almost every reader makes doubles of those with a point or an exponent.
-So 1.10 may become 1.1, while 1e400 and 0.1234567890123456789 have no double and stay text.
+JSON's numbers have no size limit, but almost every reader turns those with a point or an exponent into doubles. So 1.10
+may become 1.1, while 1e400 and 0.1234567890123456789 have no equal double and stay text.
 """
 
 import json
@@ -13,13 +13,13 @@ _INT_DIGITS = 4_000  # Python refuses to read longer whole numbers
 
 
 class _Spelt(float):
-    """A number with the characters that the file has for it."""
+    """A number that keeps its characters in the file."""
 
     text: str
 
 
 def json_value(text: str) -> object:
-    """What a text of JSON holds, or None when it is no JSON; a number knows its spelling."""
+    """The value of a JSON text, or None if it is no JSON; its numbers keep their characters."""
     try:
         return json.loads(text, parse_float=_spelt, parse_int=_whole)
     except (ValueError, RecursionError):
@@ -27,7 +27,7 @@ def json_value(text: str) -> object:
 
 
 def json_kind(value: object) -> str:
-    """What a value is: bool, int, str, json (nested), float, or number when no double has its value."""
+    """The kind of a value: bool, int, str, json (nested), float, or number if no double equals it."""
     match value:
         case _Spelt():
             return "float" if _exact(value) else "number"
@@ -40,7 +40,7 @@ def json_kind(value: object) -> str:
 
 
 def json_text(value: object) -> str | None:
-    """A value as a column of text holds it: text as it is, anything else as JSON; None for null."""
+    """A value for a text column: text unchanged, anything else as JSON; None for null."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -48,7 +48,7 @@ def json_text(value: object) -> str | None:
     try:
         return storable(_dumped(value))
     except RecursionError:
-        # The library nests deeper than this module's calls; it rounds the numbers of such a value.
+        # The library allows deeper nesting than `_dumped`, but rounds the numbers of such a value.
         return storable(json.dumps(value, ensure_ascii=False))
 
 

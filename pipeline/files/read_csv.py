@@ -1,4 +1,4 @@
-"""Rows of a CSV manifest in batches: its header, what separates its cells, and what spreadsheets leave in it."""
+"""Rows of a CSV manifest in batches: finds the header and the delimiter, and skips what spreadsheets add."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _BLANKS = Notice("file", "with blanks around column names, removed", "write the 
 
 @dataclass(frozen=True)
 class _Header:
-    """What the header line says: names, the widths that rows may have, and which cell is the first with a name."""
+    """The header line: its delimiter and cells, the column names, and the index of the first named cell."""
 
     delimiter: str
     line: list[str]
@@ -46,9 +46,10 @@ def read_csv(path: Path, name: str, columns: Columns, notices: Notices) -> Itera
     """The rows of the CSV file at `path`, called `name`.
 
     Raises:
-        ManifestError: no header; columns missing, unnamed, twice there or differing by case only.
-        UnicodeDecodeError: it is not UTF-8.
-        OSError: it cannot be read.
+        ManifestError: there is no header, or a column is missing, unnamed, duplicate or differs from another only by
+            case.
+        UnicodeDecodeError: the file is not UTF-8.
+        OSError: the file cannot be read.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = Lines(file)
@@ -77,7 +78,7 @@ def read_csv(path: Path, name: str, columns: Columns, notices: Notices) -> Itera
 
 
 def _read_header(lines: Lines, name: str, columns: Columns, notices: Notices) -> _Header:
-    """The header, separated as it shows itself.
+    """The header, split by the delimiter that yields the required columns.
 
     Raises:
         ManifestError: there is none.
@@ -117,7 +118,7 @@ def _read_header(lines: Lines, name: str, columns: Columns, notices: Notices) ->
 
 
 def _named(line: list[str], delimiter: str, columns: Columns) -> _Header:
-    """A header without its nameless columns at the end and, where required names need it, without blanks."""
+    """A header without unnamed columns at its ends; blanks around names are removed if required names need it."""
     names = list(line)
     while len(names) > 1 and not names[-1].strip():
         names.pop()
@@ -143,7 +144,7 @@ def _tell(header: _Header, name: str, columns: Columns, notices: Notices) -> Non
 
 
 def _counts(path: Path, name: str, columns: Columns) -> bool:
-    """Whether the first cells count from 0, as pandas writes its index, or from 1, as R numbers its rows."""
+    """Whether the first cells count from 0, like an index of pandas, or from 1, like row numbers of R."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = Lines(file)
         header = _read_header(lines, name, columns, Notices())
@@ -159,7 +160,7 @@ def _counts(path: Path, name: str, columns: Columns) -> bool:
 
 
 def _rows(found: Iterator[Record], header: _Header, name: str, notices: Notices) -> Iterator[Record]:
-    """Records that are rows: neither empty nor the header line once more."""
+    """Records that are rows: neither empty nor a repeated header line."""
     for record in found:
         cells = record.cells
         if record.fault is None and not cells:
@@ -173,7 +174,7 @@ def _rows(found: Iterator[Record], header: _Header, name: str, notices: Notices)
 
 
 def _fault(record: Record, header: _Header, name: str) -> str | None:
-    """Why a record is no row, or None."""
+    """Why a record is not a valid row; None if it is one."""
     where = f"line {record.line} of {name}"
     if record.fault:
         left_out = f"; what follows up to line {record.last} belongs to it" if record.last > record.line else ""
@@ -190,7 +191,7 @@ def _fault(record: Record, header: _Header, name: str) -> str | None:
 
 
 def _from_text(column: str, cell: object, columns: Columns) -> object:
-    """A CSV cell as the value it spells; what spells none stays text for the check to refuse."""
+    """The value of a CSV cell by its column; invalid text stays text, which the column's check refuses."""
     if not isinstance(cell, str):
         return cell
     if column in columns.lists:

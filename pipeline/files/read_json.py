@@ -1,4 +1,4 @@
-"""Rows of JSON lines in batches: a line that is no object is one bad row, a file of another notation is refused."""
+"""Rows of JSON lines in batches: a line that is no object is one bad row; another notation is refused."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -17,9 +17,10 @@ def read_json_lines(path: Path, name: str, columns: Columns, notices: Notices) -
     """The rows of the file of JSON lines at `path`, called `name`.
 
     Raises:
-        ManifestError: a JSON array or a document of several lines; columns missing, unnamed or differing by case only.
-        UnicodeDecodeError: it is not UTF-8.
-        OSError: it cannot be read.
+        ManifestError: the file is a JSON array or a document of several lines, or a column is missing, unnamed or
+            differs from another only by case.
+        UnicodeDecodeError: the file is not UTF-8.
+        OSError: the file cannot be read.
     """
     met: dict[str, None] = {}
     with path.open(encoding="utf-8-sig") as file:
@@ -46,7 +47,7 @@ def read_json_lines(path: Path, name: str, columns: Columns, notices: Notices) -
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; of one that is longer than MAX_RECORD, one character more than that."""
+    """Lines that are not blank, with their numbers; a line is cut one character after MAX_RECORD."""
     number = 0
     while line := file.readline(MAX_RECORD + 1):
         number += 1
@@ -58,7 +59,7 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
 
 
 def _check_notation(first: list[str], name: str) -> None:
-    """Refuse a file by its first two lines: one that is a JSON array, or an object over several lines."""
+    """Refuse a JSON array, or an object over several lines, by the first two lines of the file."""
     start = first[0].strip()
     if start.startswith("[") and (not (values := json_value(start)) or _holds_objects(values)):
         raise ManifestError(
@@ -84,5 +85,5 @@ def _fault(line: str) -> str:
     if len(line) > MAX_RECORD:
         return f"is longer than {MAX_RECORD:,} characters: shorten its values"
     if line.rstrip().endswith(",") and _json_object(line.rstrip().removesuffix(",")) is not None:
-        return "ends with a comma: remove it, as JSON lines has none between its objects"
+        return "ends with a comma: remove it, because JSON lines have none between objects"
     return f"is no JSON object ({show(line[:60])}): correct it"

@@ -19,8 +19,8 @@ def read_parquet(path: Path, name: str, columns: Columns, notices: Notices) -> I
     """The rows of the Parquet file at `path`, called `name`.
 
     Raises:
-        ManifestError: columns missing, unnamed, twice there or differing by case only, or timestamps of the type INT96
-            that no one unit holds.
+        ManifestError: a column is missing, unnamed, duplicate or differs from another only by case, or no single unit
+            holds all timestamps of the type INT96.
         pa.ArrowException, OSError: the file cannot be read.
     """
     unit = _unit_of_int96(path, name)
@@ -44,10 +44,10 @@ def read_parquet(path: Path, name: str, columns: Columns, notices: Notices) -> I
 
 
 def _unit_of_int96(path: Path, name: str) -> str:
-    """The unit in which Arrow reads every timestamp of the type INT96 without loss.
+    """The unit in which Arrow reads all timestamps of the type INT96 without loss.
 
-    Arrow reads them as ns, which wraps beyond the year 2262 without an error. Spark writes whole microseconds, and
-    often 9999-12-31 for "never": such a file is read as us.
+    Arrow's default is ns, which overflows after the year 2262 without an error. Spark writes whole microseconds, and
+    often 9999-12-31 for "never"; such a file is read as us.
     """
     with pq.ParquetFile(path) as exact, pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as wide:
         leaves = [exact.schema.column(index) for index in range(len(exact.schema))]
@@ -68,14 +68,14 @@ def _unit_of_int96(path: Path, name: str) -> str:
     if beyond and finer:
         raise ManifestError(
             f"{name} has timestamps of the type INT96 beyond the year 2262 (column {beyond!r}) and some with "
-            f"nanoseconds (column {finer!r}), which no one unit holds: write TIMESTAMP columns instead "
+            f"nanoseconds (column {finer!r}), which no single unit holds: write TIMESTAMP columns instead "
             "(Spark: spark.sql.parquet.outputTimestampType=TIMESTAMP_MICROS)"
         )
     return "us" if beyond else "ns"
 
 
 def unnamed_index(schema: pa.Schema) -> list[str]:
-    """Columns that pandas' own metadata calls an index without a name; one with a name is data, such as an id."""
+    """Columns that are an unnamed index by the metadata of pandas; a named index is data, such as an id."""
     try:
         pandas = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
         index = {column for column in pandas.get("index_columns", ()) if isinstance(column, str)}
@@ -90,7 +90,7 @@ def unnamed_index(schema: pa.Schema) -> list[str]:
 
 
 def _values(column: pa.Array) -> list[object]:
-    """Cells as Python values; text that is not UTF-8 stays bytes, which no check of text accepts."""
+    """Cells as Python values; text that is not UTF-8 stays bytes, which every text check refuses."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

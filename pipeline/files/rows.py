@@ -1,6 +1,6 @@
-"""What every format of a manifest shares: the meaning of its columns, batches of rows, and notices.
+"""Shared by all manifest formats: the meaning of columns, batches of rows, and notices.
 
-Rows are streamed in batches of bounded size, so that memory grows neither with a file nor with its longest rows.
+Rows are streamed in batches of bounded size, so memory does not grow with the size of a file or of its rows.
 """
 
 from collections import Counter
@@ -23,7 +23,14 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Columns:
-    """What a manifest's columns mean here: names known, those of them that must be there, numbers and lists in CSV."""
+    """What a manifest's columns mean.
+
+    Attributes:
+        known: names that this program reads; all others are extra columns.
+        required: known names that a file must have.
+        numbers: known names whose text in CSV is read as a number.
+        lists: known names whose text in CSV is read as a list.
+    """
 
     known: frozenset[str]
     required: frozenset[str]
@@ -33,17 +40,21 @@ class Columns:
 
 @dataclass(frozen=True)
 class ListText:
-    """A CSV cell of a column of lists, whose items are still to be told apart."""
+    """A CSV cell of a column of lists, not yet split into its items."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows: known cells by name, sentences for rows that could not be read, and the other columns.
+    """Some rows.
 
-    `kinds` names the kinds of JSON value met in each text column of `extra` ("text" for CSV); columns of Parquet are
-    not in it, as they have types of their own.
+    Attributes:
+        cells: known cells by name, one mapping per row.
+        broken: messages for rows that could not be read, by index.
+        extra: the extra columns.
+        kinds: kinds of JSON value in each text column of `extra` ("text" for CSV). Columns of Parquet have their own
+            types and are not listed.
     """
 
     cells: list[dict[str, object]]
@@ -56,7 +67,7 @@ class Batch:
 class Notice:
     """One kind of notice: what is counted (a noun in the singular), what happened to it, what to do if that is wrong.
 
-    A plural noun must be the singular with an s.
+    The noun must form its plural with an s.
     """
 
     noun: str
@@ -65,20 +76,20 @@ class Notice:
 
 
 class Notices:
-    """Collects what was skipped or assumed while a manifest is read; `sentences` has one sentence a kind."""
+    """Collects what was skipped or assumed while a manifest is read; `messages` has one message per kind."""
 
     def __init__(self, top: str = "") -> None:
-        """Nothing yet; names are shown as they are below the folder `top`."""
+        """Start empty; file names are shown relative to the folder `top`."""
         self._top = top
         self._counts: dict[Notice, Counter[str]] = {}
 
     def add(self, notice: Notice, where: str, count: int = 1) -> None:
-        """Count `count` more of a kind; `where` is the name of the file."""
+        """Count `count` more of a kind in the file named `where`."""
         if count:
             self._counts.setdefault(notice, Counter())[where] += count
 
-    def sentences(self, uri: str) -> tuple[str, ...]:
-        """Sentences that name the manifest `uri`, in the order in which the kinds were first met."""
+    def messages(self, uri: str) -> tuple[str, ...]:
+        """One message per kind, beginning with the manifest's `uri`, in the order of first occurrence."""
         found = []
         for notice, counts in self._counts.items():
             total = counts.total()
@@ -110,10 +121,10 @@ def chunked(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def check_names(names: list[str], columns: Columns, name: str) -> list[str]:
-    """The extra ones of a file's column names.
+    """Check a file's column names and return those of extra columns.
 
     Raises:
-        ManifestError: a name that is empty, twice there or equal to another but for its case.
+        ManifestError: a name is empty, duplicate, or differs from another only by case.
     """
     seen = {known.lower(): known for known in columns.known}
     extra = []
@@ -132,10 +143,10 @@ def check_names(names: list[str], columns: Columns, name: str) -> list[str]:
 
 
 def check_required(names: list[str], columns: Columns, name: str) -> None:
-    """Refuse a file that lacks a column.
+    """Refuse a file that lacks a required column.
 
     Raises:
-        ManifestError: it names what is missing and what is there.
+        ManifestError: names the missing and the present columns.
     """
     if missing := sorted(columns.required.difference(names)):
         raise ManifestError(

@@ -1,8 +1,8 @@
-"""The files of a folder or a glob, on any filesystem: links are followed, hidden and private names are left out.
+"""The files of a folder or a glob, on any filesystem: links are followed, hidden and private names are skipped.
 
-Names are left out as Spark, pyarrow and Hive leave them out: at any depth below the folder that the user names, a name
-that begins with `.` or `_` (but not a partition folder such as `_year=2026`), and what browsers, editors and desktops
-leave behind. A link that leads nowhere is an error: rows were meant to be there.
+Names are skipped as in Spark, pyarrow and Hive: at any depth below the folder that the user names, a name that begins
+with `.` or `_` (except partition folders such as `_year=2026`), and temporary files of browsers, editors and desktops.
+A link that leads nowhere is an error, because its rows would be missing.
 """
 
 import fnmatch
@@ -24,7 +24,7 @@ _LEFTOVERS = re.compile(r"thumbs\.db|desktop\.ini|~\$.*|.*(\.crc|\.tmp|\._copyin
 
 @dataclass
 class Found:
-    """Names of files, and of what was left out (folders end in `/`): hidden names, links to what was met already."""
+    """Names of files, of what was skipped, and of links to what was found already; folders end in `/`."""
 
     files: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -36,14 +36,14 @@ class _Entry:
     name: str
     kind: str  # file, directory or other
     size: int
-    real: str  # where the name leads on a local disk; the name itself elsewhere
+    real: str  # the path without links on a local disk; elsewhere the name itself
 
 
 def kind_of(filesystem: Any, path: str) -> str | None:
-    """What is there: file, directory, other or None. `exists` would call a refusal nothing.
+    """The kind of a path: file, directory, other or None. fsspec's `exists` would hide a denied permission.
 
     Raises:
-        ManifestError: a link that leads nowhere.
+        ManifestError: a link leads nowhere.
     """
     if isinstance(filesystem, LocalFileSystem):
         entry = _local_entry(path, path)
@@ -58,17 +58,17 @@ def find_below(filesystem: Any, folder: str) -> Found:
     """Every file in `folder` and below it.
 
     Raises:
-        ManifestError: a link that leads nowhere, or folders without end.
-        OSError: some folder could not be read.
+        ManifestError: a link leads nowhere or back to itself.
+        OSError: a folder cannot be read.
     """
     return _find(filesystem, folder, lambda _: True, lambda _: True, lambda _: False)
 
 
 def find_glob(filesystem: Any, pattern: str) -> Found:
-    """Every file that `pattern` matches; a hidden name is taken where the pattern names it. Raises as `find_below`.
+    """Every file that `pattern` matches; hidden names only where the pattern spells them. Raises as `find_below`.
 
     Raises:
-        ValueError: `**` beside other characters.
+        ValueError: the pattern has `**` beside other characters.
     """
     top = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
     matches = re.compile(glob_translate(pattern)).match
@@ -78,7 +78,7 @@ def find_glob(filesystem: Any, pattern: str) -> Found:
     named = [segment for segment in segments if segment.startswith((".", "_"))]
 
     def leads(name: str) -> bool:
-        """Whether something below a folder of this name may match."""
+        """Whether a path below this folder can match."""
         below = name.removeprefix(top).strip("/")
         depth = below.count("/")
         if depth >= len(above):
@@ -98,7 +98,7 @@ def _find(
     leads: Callable[[str], bool],
     allowed: Callable[[str], bool],
 ) -> Found:
-    """Files below `top` that are `wanted`, through folders that `leads` to them; `allowed` lifts the rules on names."""
+    """Files below `top` that are `wanted`, through folders that `leads` accepts; `allowed` names are never skipped."""
     found = Found()
     seen: dict[tuple[str, tuple[str, ...]], str] = {}
     local = isinstance(filesystem, LocalFileSystem)
@@ -140,13 +140,13 @@ def _left_out(name: str, entry: _Entry) -> bool:
 
 
 def _entries(filesystem: Any, folder: str, real: str, relevant: Callable[[str], bool]) -> Iterator[_Entry]:
-    """What is in a folder, whose `real` path is known; of a local one only what is `relevant` is looked at."""
+    """The entries of a folder whose `real` path is known; on a local disk only the `relevant` ones."""
     if isinstance(filesystem, LocalFileSystem):
         with os.scandir(folder or "/") as listing:
             inside = [(entry.name, entry.is_symlink()) for entry in listing]
         for name, link in inside:
             if relevant(path := f"{folder}/{name}"):
-                # A hidden link that leads nowhere is an editor's lock.
+                # A hidden link that leads nowhere is an editor's lock: no error.
                 entry = _local_entry(path, None if link else f"{real}/{name}", strict=not name.startswith((".", "_")))
                 if entry:
                     yield entry
@@ -167,9 +167,12 @@ def _entries(filesystem: Any, folder: str, real: str, relevant: Callable[[str], 
 
 
 def _local_entry(path: str, real: str | None, *, strict: bool = True) -> _Entry | None:
-    """What a local path leads to, or None where nothing is; with `strict`, a link to nothing is an error.
+    """The entry at a local path, or None if there is nothing.
 
-    `real` is the path without links, where that is known.
+    Args:
+        path: may be a link.
+        real: the path without links, if it is known.
+        strict: whether a link that leads nowhere is an error.
     """
     try:
         found = os.stat(path)  # noqa: PTH116 (a listing of a million files)

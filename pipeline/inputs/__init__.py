@@ -1,1 +1,1 @@
-"""Photos and masks from strangers: located, fetched within limits, inspected, decoded."""
+"""Untrusted photos and masks: located, fetched within limits, inspected, decoded."""

@@ -1,10 +1,10 @@
-"""What was found out about input pictures before, so that a nightly plan does not read every photo again.
+"""A cache of photo inspections, so that a nightly plan does not read every photo again.
 
-A picture is recognised by (role, address, bytes, version), where the version is what the storage itself says: an etag,
-or a time of change. Only good pictures are remembered; a bad one is looked at again each time. What is remembered lies
-in `cache/inputs-<digest>.parquet` objects: added, never changed, all read on opening, so that planners on several
-machines need no lock. One that cannot be read is logged and left alone; its pictures are read again. So are those of a
-file by an earlier version, which does not say how their pixels are read.
+An entry is found by (role, URI, bytes, version). The version comes from the storage: an etag or a modification time.
+Only good photos are cached; a bad one is inspected in every run. The cache is a set of `cache/inputs-<digest>.parquet`
+objects, which are only added, never changed, and all read at the start. So planners on several machines need no lock.
+A file that cannot be read is logged and ignored, and its photos are inspected again. A file of an earlier version is
+ignored too, because it lacks the column `reading`.
 """
 
 import hashlib
@@ -36,14 +36,14 @@ _SCHEMA = pa.schema(
 _FORMATS: tuple[Format, ...] = get_args(Format)
 _READINGS: tuple[Reading, ...] = get_args(Reading)
 _PACKED = struct.Struct("<32sBIIB")
-_SETTLED_S = 2.0  # a file this young may be written again within the resolution of its time of change
+_SETTLED_S = 2.0  # a younger file may change again within the resolution of its modification time
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a storage says of an object without opening it; `changed_at` (Unix seconds) when `version` is a time."""
+    """An object's metadata in its storage; `changed_at` (Unix seconds) only if `version` is a modification time."""
 
     uri: str
     size: int
@@ -52,13 +52,13 @@ class Sighting:
 
 
 class InputCache:
-    """Remembered inspections, about 250 bytes of memory each; threads may share it, `save` is for one of them."""
+    """Cached inspections, about 250 bytes of memory each; threads may share it, but only one may call `save`."""
 
     def __init__(self, storage: Storage) -> None:
-        """Load what is remembered under a root.
+        """Load all cache files of a root.
 
         Raises:
-            StorageError: when the folder cannot be listed.
+            StorageError: the folder cannot be listed.
         """
         self._storage = storage
         self._known: dict[bytes, bytes] = {}
@@ -71,7 +71,7 @@ class InputCache:
         return len(self._known)
 
     def get(self, role: str, seen: Sighting) -> Inspected | None:
-        """What is remembered of this very version of a picture; `role` is "image" or "mask"."""
+        """The inspection of this version of a photo, if it is cached; `role` is "image" or "mask"."""
         packed = self._known.get(_key(role, seen)) if seen.version else None
         if packed is None:
             return None
@@ -79,7 +79,7 @@ class InputCache:
         return Inspected(sha256.hex(), _FORMATS[kind], width, height, _READINGS[reading])
 
     def put(self, role: str, seen: Sighting, found: Inspected) -> None:
-        """Remember a good picture, unless the storage gives no version or it changed so lately that it may again."""
+        """Cache a good photo, unless the storage reports no version or the photo is too young to be settled."""
         if not seen.version or (seen.changed_at is not None and time.time() - seen.changed_at < _SETTLED_S):
             return
         key = _key(role, seen)
@@ -87,7 +87,7 @@ class InputCache:
         self._known[key] = _pack(found)
 
     def save(self) -> None:
-        """Write what was learnt since loading as one more object; nothing is written when nothing was learnt."""
+        """Write the new entries as one more object; a no-op without new entries."""
         if not self._new:
             return
         rows = [{"key": key, **vars(found)} for key, found in self._new.items()]
@@ -108,7 +108,7 @@ class InputCache:
                     key = row.pop("key")
                     self._known[key] = _pack(Inspected(**row))
         except (StorageError, pa.ArrowException, KeyError, ValueError, struct.error) as error:
-            _log.warning("%s is not usable (%s): the pictures it remembers are read again", path, error)
+            _log.warning("%s is not usable (%s): its photos are read again", path, error)
 
 
 def _key(role: str, seen: Sighting) -> bytes:

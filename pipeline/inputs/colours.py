@@ -1,8 +1,8 @@
-"""Embedded colour profiles: pixels as sRGB, which the base model, the report and browsers without a profile expect.
+"""Embedded colour profiles: converts pixels to sRGB, which the base model and the report expect.
 
-A profile that cannot be read, or that is not for the picture's kind of pixels, is ignored, as browsers do. So is one
-that says sRGB in other words: its pixels stay as they are, bit for bit. Of PNG's chunks only `iCCP` counts; `gAMA`,
-`cHRM` and `cICP` are ignored, as most software does.
+A profile that cannot be read, or that is for another kind of pixels, is ignored, as in browsers. A profile that is
+equivalent to sRGB is ignored too, so that its pixels stay the same to the bit. Of PNG's chunks only `iCCP` is used;
+`gAMA`, `cHRM` and `cICP` are ignored, as in most software.
 """
 
 import io
@@ -11,14 +11,18 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageCms
 
-_SPACES = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}  # a picture's mode, and what its profile must be for
+_SPACES = {
+    "RGB": b"RGB ",
+    "L": b"GRAY",
+    "CMYK": b"CMYK",
+}  # a picture's mode, and the colour space that its profile must have
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
-_ALIKE = 2  # levels of 255: a profile that never moves a colour further is sRGB
+_ALIKE = 2  # levels of 255: a profile that moves no colour further is equivalent to sRGB
 
 
 def to_srgb(picture: Image.Image) -> Image.Image | None:
-    """An 8-bit picture as sRGB by its embedded profile, transparency kept; None when its pixels are to stay."""
+    """An 8-bit picture converted to sRGB by its embedded profile, transparency kept; None if no change is needed."""
     profile = picture.info.get("icc_profile")
     if not profile:
         return None
@@ -38,7 +42,7 @@ def to_srgb(picture: Image.Image) -> Image.Image | None:
 
 
 def _split(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours in one of the modes that profiles are for, and the transparency if there is any."""
+    """The colours in a mode that profiles support, and the transparency, if any."""
     if picture.has_transparency_data:
         grey = picture.mode in ("LA", "L", "1")
         alpha = picture.convert("RGBA").getchannel("A")
@@ -68,7 +72,7 @@ def _changes_little(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 @cache
 def _samples(mode: str) -> Image.Image:
-    """Colours from all over the cube, or all greys."""
+    """A grid of colours over the whole cube, or all greys."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)

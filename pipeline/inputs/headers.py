@@ -1,7 +1,7 @@
-"""What a picture's first bytes say, read without any decoder: its format and its size in pixels.
+"""A picture's format and its size in pixels, read from its first bytes without a decoder.
 
-A decoder may allocate what a header asks for, so the header is read here first. Nothing is allocated and nothing but
-`ValueError` is raised, whatever the bytes are. JPEG markers are found by the rules of libjpeg: bytes between segments
+A decoder may allocate as much memory as a header asks for, so the header is read here first. For any bytes, this module
+allocates nothing and raises only `ValueError`. JPEG markers are found by the rules of libjpeg: bytes between segments
 and fill bytes are skipped.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 from perfusion_ops.errors import PerfusionError
 
 Format = Literal["JPEG", "PNG", "WEBP"]
-# A rule by which a file's pixels are another than versions before 0.2 took them for; "" when none of them applied.
+# The rule by which a file's pixels differ from those of versions before 0.2; "" if no such rule applies.
 Reading = Literal["", "srgb", "alpha", "scaled"]
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
@@ -31,12 +31,12 @@ _OTHERS = (
 
 
 class DepthError(PerfusionError, ValueError):
-    """The header is sound, but its channels have more bits than any common decoder reads."""
+    """The header is valid, but its channels have a depth that common decoders do not read."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a JPEG: its marker's second byte, and where its payload (after the length) starts and ends."""
+    """One segment of a JPEG: its marker's second byte, and the range of its payload, which follows the length."""
 
     marker: int
     start: int
@@ -44,7 +44,7 @@ class Segment:
 
 
 def picture_format(data: bytes) -> Format | None:
-    """Which of the three formats the signature stands for; None for everything else."""
+    """The format by the signature; None for any other format."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -55,7 +55,7 @@ def picture_format(data: bytes) -> Format | None:
 
 
 def describe(data: bytes) -> str:
-    """What bytes that are none of the three formats look like, for a sentence: "a BMP", "plain text"."""
+    """The kind of bytes that are none of the three formats, for a message: "a BMP", "plain text"."""
     start = data[:512]
     for signature, name in _OTHERS:
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(signature):
@@ -71,8 +71,8 @@ def picture_size(data: bytes, kind: Format) -> tuple[int, int]:
     """(width, height) in pixels as stored.
 
     Raises:
-        DepthError: when a JPEG's channels have another depth than 8 bits.
-        ValueError: when the header is cut off or makes no sense.
+        DepthError: a JPEG's channels do not have 8 bits.
+        ValueError: the header is cut off or invalid.
     """
     read = {"JPEG": _jpeg_size, "PNG": _png_size, "WEBP": _webp_size}[kind]
     try:
@@ -88,12 +88,16 @@ def _png_size(data: bytes) -> tuple[int, int]:
     if len(data) < 24:
         raise IndexError
     if data[12:16] != b"IHDR":
-        raise ValueError("the header chunk is not where it must be")
+        raise ValueError("its first chunk is not the header")
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
 def jpeg_segments(data: bytes) -> Iterator[Segment]:
-    """The segments of a JPEG up to its first scan, that one included; a cut-off file ends with an IndexError."""
+    """The segments of a JPEG up to and including its first scan.
+
+    Raises:
+        IndexError: the file is cut off.
+    """
     position = 2
     while True:
         position = data.find(0xFF, position)
@@ -107,7 +111,7 @@ def jpeg_segments(data: bytes) -> Iterator[Segment]:
             continue
         if marker == _END:
             return
-        # libjpeg takes an impossible length (0 or 1) for that of an empty segment.
+        # Like libjpeg: an impossible length (0 or 1) is read as that of an empty segment.
         length = max(2, (data[position] << 8) + data[position + 1])
         yield Segment(marker, position + 2, position + length)
         if marker == _SCAN:
@@ -124,9 +128,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             if len(frame) < 5:
                 raise IndexError
             if frame[0] != 8:
-                raise DepthError(f"it has {frame[0]} bits per channel, and 8 are read")
+                raise DepthError(f"it has {frame[0]} bits per channel, not 8")
             return int.from_bytes(frame[3:5]), int.from_bytes(frame[1:3])
-    raise ValueError("there is no frame header before the picture's data")
+    raise ValueError("it has no frame header before its pixels")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -140,4 +144,4 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if chunk == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
         return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    raise ValueError("the first chunk is not a picture's")
+    raise ValueError("its first chunk is not a picture")

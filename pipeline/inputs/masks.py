@@ -1,8 +1,8 @@
-"""What a drawn mask means: one grey value a pixel, the brightest of them the product in full.
+"""Masks as one grey value per pixel: the brightest value is the product, black is the background.
 
-A cut-out's transparency is the mask, unless it is opaque everywhere. Else brightness is: 8 bits as they are, 16 bits as
-they are when all of them fit into 8, else divided by 256, else (values that use less than a quarter of 16 bits) in
-proportion to the brightest. Training divides by the brightest value of all.
+If a picture has transparency anywhere, its alpha channel is the mask; otherwise its brightness is. 8-bit values stay as
+they are. 16-bit values stay as they are if all fit into 8 bits; are scaled to the brightest if they use less than a
+quarter of the range; and are divided by 256 otherwise. Training divides by the brightest value.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ from PIL import Image
 
 from pipeline.inputs.headers import Reading
 
-_SPARSE = 2**14  # values below it would keep too few levels when they are divided by 256
+_SPARSE = 2**14  # if all values are below, a division by 256 would leave too few levels
 
 
 def mask_of(picture: Image.Image) -> tuple[Image.Image, Reading]:
-    """The mask as 'L', and the rule that made it another than earlier versions took it for, if there is one."""
+    """The mask as 'L', and the rule by which it differs from that of earlier versions, if one applies."""
     before = _brightness(picture)
     alpha = _transparency(picture)
     if alpha is not None:
@@ -36,12 +36,12 @@ def is_deep(picture: Image.Image) -> bool:
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:
-    """A 16-bit grey picture at 8 bits; Pillow's own conversion would clip it to white."""
+    """A 16-bit grey picture with 8 bits; Pillow's own conversion would clip it to white."""
     return Image.fromarray((np.asarray(picture).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def _brightness(picture: Image.Image) -> Image.Image:
-    """Transparency is laid on black."""
+    """Brightness as 'L'; transparent pixels are black."""
     if is_deep(picture):
         return eight_bits(picture)
     if picture.has_transparency_data:
@@ -51,7 +51,7 @@ def _brightness(picture: Image.Image) -> Image.Image:
 
 
 def _transparency(picture: Image.Image) -> Image.Image | None:
-    """The alpha of a cut-out; None when there is none, or all of it is opaque."""
+    """The alpha channel; None without one, or if every pixel is opaque."""
     if is_deep(picture):
         clear = picture.info.get("transparency")
         if not isinstance(clear, int):

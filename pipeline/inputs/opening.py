@@ -1,7 +1,7 @@
-"""Bytes to a picture through Pillow: whatever libjpeg, libpng or libwebp decode is opened, broken metadata or not.
+"""Bytes to a picture through Pillow: opens everything that libjpeg, libpng or libwebp decode, even with bad metadata.
 
-Metadata is of no use here but for the orientation and the colour profile, so a JPEG whose metadata Pillow cannot read
-is opened without it. Callers read the header first (`pipeline.inputs.headers`): nothing here counts pixels.
+Only the orientation and the colour profile of the metadata are used, so a JPEG whose metadata Pillow cannot read is
+opened without metadata. Callers must check the header first (`pipeline.inputs.headers`): this module counts no pixels.
 """
 
 import io
@@ -23,22 +23,22 @@ _TURNS = {
 }
 _EXIF, _PROFILE = b"Exif\0\0", b"ICC_PROFILE\0"
 _END = b"\xff\xd9"
-# What may follow a scan without changing it; a scan that is cut off reads these bytes as its own and shows them.
+# Bytes that do not change a complete scan. A scan that is cut off decodes them as its own, so its pixels differ.
 _PROBES = (b"", b"\x55" * 64, b"\xaa" * 64)
 
 
 def open_picture(data: bytes, kind: Format) -> Image.Image:
-    """The picture, opened and not decoded; of a phone's JPEG with several pictures the first.
+    """Open a picture without decoding it; of a phone's JPEG with several pictures, the first.
 
     Raises:
-        Exception: of any type, when the bytes are no such picture.
+        Exception: of any type, if the bytes are no such picture.
     """
     if kind != "JPEG":
         return Image.open(io.BytesIO(data), formats=[kind])
-    # The class itself, as `Image.open` would also read the index of a phone's further pictures, which may be broken.
+    # Not `Image.open`: it would also read the index of a phone's other pictures, which may be broken.
     try:
         return JpegImageFile(io.BytesIO(data))
-    except Exception:  # noqa: BLE001 - hostile metadata raises whatever it likes
+    except Exception:  # noqa: BLE001 - hostile metadata raises errors of any type
         picture = JpegImageFile(io.BytesIO(_without_metadata(data)))
     blocks = [data[it.start : it.end] for it in jpeg_segments(data) if it.marker == 0xE1]
     exif = next((block for block in blocks if block.startswith(_EXIF)), None)
@@ -48,15 +48,15 @@ def open_picture(data: bytes, kind: Format) -> Image.Image:
 
 
 def load_picture(data: bytes, kind: Format, shrink_to: int | None = None) -> Image.Image:
-    """The picture with its pixels; a JPEG that lacks nothing but its end marker is whole.
+    """Open and decode a picture; a JPEG that lacks only its end marker counts as complete.
 
     Args:
         data: the file.
         kind: its format.
-        shrink_to: pixels that are enough for each side; a JPEG is then decoded at a fraction of its size.
+        shrink_to: pixels that suffice for each side; a JPEG is then decoded at a fraction of its size.
 
     Raises:
-        Exception: of any type; a text with "truncated" says that the bytes end too early.
+        Exception: of any type; "truncated" in its text means that the bytes end too early.
     """
     picture = _drafted(data, kind, shrink_to)
     try:
@@ -72,9 +72,9 @@ def load_picture(data: bytes, kind: Format, shrink_to: int | None = None) -> Ima
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned by its orientation tag (EXIF, else XMP); a tag that cannot be read turns nothing.
+    """The picture turned by its orientation tag (EXIF, else XMP), unturned if the tag cannot be read.
 
-    The EXIF block is never written back: Pillow refuses values in it that cameras write.
+    The EXIF block is never written: Pillow refuses some values that cameras write.
     """
     try:
         turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
@@ -84,7 +84,7 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def _ended(data: bytes, shrink_to: int | None) -> Image.Image | None:
-    """A JPEG without an end marker; None when more than the marker is missing."""
+    """Decode a JPEG without an end marker; None if more than the marker is missing."""
     found = [_drafted(data.rstrip(b"\xff") + probe + _END, "JPEG", shrink_to) for probe in _PROBES]
     try:
         same = len({picture.tobytes() for picture in found}) == 1
@@ -101,7 +101,7 @@ def _drafted(data: bytes, kind: Format, shrink_to: int | None) -> Image.Image:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """A JPEG with nothing before its first scan but what decides its pixels and colours."""
+    """The JPEG with only those segments before its first scan that decide its pixels and colours."""
     kept = [data[:2]]
     last = 2
     for segment in jpeg_segments(data):

@@ -1,8 +1,8 @@
-"""Bytes to pictures, trusting nothing: the limits, what inspection finds out, and the two decoders.
+"""Untrusted bytes to photos and masks: the limits, the inspection and the two decoders.
 
-JPEG, PNG and WebP only, chosen by content, never by name. Pixels are counted from the header before a decoder sees the
-bytes. Every failure is a `RowError` with a code of its own and a sentence with the remedy; what `inspect` accepts,
-`decode` decodes.
+Only JPEG, PNG and WebP are read; the content decides, never the name. Pixels are counted from the header before a
+decoder sees the bytes. Every failure is a `RowError` with its own code and a remedy. `decode` decodes everything that
+`inspect` accepts.
 """
 
 import hashlib
@@ -21,24 +21,24 @@ from pipeline.storage.objects import StorageError, absolute_uri
 
 Role = Literal["image", "mask"]
 
-_BOMB_PIXELS = 89_478_485  # where Pillow starts to warn: no limit may lie above it, so its warning never shows
+_BOMB_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb, so no limit may be higher
 
 
 class InputLimits(BaseModel):
-    """What an input picture may be and where it may lie."""
+    """Limits of photos: where they may lie, and how large they may be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allow: tuple[str, ...] = Field(
         default=(),
-        description="folders or schemes (s3://bucket/photos, https://) that pictures may come from; "
+        description="folders or schemes (s3://bucket/photos, https://) that photos may come from; "
         "empty: any file, memory, s3, gs or az URI, but neither http nor https",
     )
     presigned: bool = Field(
         default=False,
-        description="whether web addresses under `allow` may carry a signature; it is never stored or printed",
+        description="whether web addresses under `allow` may have a signature, which is never stored or printed",
     )
-    max_bytes: int = Field(default=50 * 2**20, ge=1, le=2**31, description="of one picture")
+    max_bytes: int = Field(default=50 * 2**20, ge=1, le=2**31, description="of one photo")
     max_pixels: int = Field(default=50_000_000, ge=1, le=_BOMB_PIXELS, description="width times height")
     min_side: int = Field(default=16, ge=1, le=4096, description="pixels of the shorter side")
     max_images: int = Field(default=64, ge=1, le=10_000, description="of one concept")
@@ -52,15 +52,20 @@ class InputLimits(BaseModel):
             raise ValueError(str(error)) from error
 
     def allowing(self, prefix: str) -> "InputLimits":
-        """The same limits with one more folder allowed: where pictures are kept that a manifest carried as bytes."""
+        """The same limits with one more allowed folder: the one that keeps photos given as bytes."""
         return self.model_copy(update={"allow": (*self.allow, absolute_uri(prefix))}) if self.allow else self
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A picture that decodes.
+    """A photo or mask that decodes.
 
-    Hex sha256 of its bytes, its size in pixels as displayed (EXIF turn applied), and how its pixels are read.
+    Attributes:
+        sha256: of its bytes, hex.
+        format: by its content.
+        width: pixels as displayed, after the turn that EXIF asks for.
+        height: pixels as displayed.
+        reading: the rule by which its pixels differ from those of earlier versions; "" if none applies.
     """
 
     sha256: str
@@ -71,7 +76,7 @@ class Inspected:
 
 
 def inspect(data: bytes, limits: InputLimits, role: Role = "image") -> Inspected:
-    """Check the bytes of a picture or a mask by their header, then by decoding all of it.
+    """Check the bytes of a photo or mask: first the header, then by decoding all of it.
 
     Raises:
         RowError: IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_FORMAT, IMAGE_TOO_MANY_PIXELS, IMAGE_TOO_SMALL,
@@ -83,7 +88,7 @@ def inspect(data: bytes, limits: InputLimits, role: Role = "image") -> Inspected
 
 
 def decode(data: bytes, limits: InputLimits) -> Image.Image:
-    """The picture as sRGB, upright by its EXIF tag, transparency laid on white; raises as `inspect` does."""
+    """The photo in sRGB, upright by its EXIF tag, transparent pixels on white; raises as `inspect` does."""
     return _picture(data, limits)[0]
 
 
@@ -91,7 +96,7 @@ def decode_mask(data: bytes, limits: InputLimits | None = None) -> Image.Image:
     """The mask as 'L' (white: the product), upright by its EXIF tag, as `pipeline.inputs.masks` says.
 
     Raises:
-        RowError: as `inspect` does, and MASK_EMPTY when no pixel is above black.
+        RowError: as `inspect` raises, and MASK_EMPTY if no pixel is above black.
     """
     return _mask(data, limits or InputLimits())[0]
 
@@ -127,16 +132,20 @@ def _mask(data: bytes, limits: InputLimits) -> tuple[Image.Image, Reading]:
 
 
 def check_size(width: int, height: int, limits: InputLimits) -> None:
-    """Refuse a picture by its size in pixels alone."""
+    """Refuse a photo that has too many or too few pixels.
+
+    Raises:
+        RowError: IMAGE_TOO_MANY_PIXELS or IMAGE_TOO_SMALL.
+    """
     if width * height > limits.max_pixels:
         raise RowError(
             Code.IMAGE_TOO_MANY_PIXELS,
-            f"the picture has {width} x {height} pixels and may have {limits.max_pixels:,}: scale it down",
+            f"the picture has {width} x {height} pixels, the limit is {limits.max_pixels:,}: scale it down",
         )
     if min(width, height) < limits.min_side:
         raise RowError(
             Code.IMAGE_TOO_SMALL,
-            f"the picture has {width} x {height} pixels and each side needs {limits.min_side}: use a larger photo",
+            f"the picture has {width} x {height} pixels, each side needs {limits.min_side}: use a larger photo",
         )
 
 
@@ -152,7 +161,7 @@ def _check_header(data: bytes, limits: InputLimits) -> tuple[Format, tuple[int, 
     if kind is None:
         raise RowError(
             Code.IMAGE_FORMAT,
-            f"the content is {describe(data)}, whatever the name says: convert it to JPEG, PNG or WebP",
+            f"the content is {describe(data)}, whatever its name: convert it to JPEG, PNG or WebP",
         )
     try:
         size = picture_size(data, kind)
@@ -171,26 +180,26 @@ def _load(data: bytes, limits: InputLimits) -> Image.Image:
     if (kind == "PNG" and b"IEND" not in data) or (
         kind == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     ):
-        raise RowError(Code.IMAGE_TRUNCATED, f"the {kind} ends before its end: upload it again")
+        raise RowError(Code.IMAGE_TRUNCATED, f"the {kind} is cut off: upload it again")
     try:
         if kind == "PNG":
-            open_picture(data, kind).verify()  # checksums, which loading does not look at
+            open_picture(data, kind).verify()  # checks the checksums, which loading ignores
         picture = open_picture(data, kind)
-        frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)  # a phone's JPEG may carry previews
+        frames = 1 if kind == "JPEG" else getattr(picture, "n_frames", 1)  # a phone's JPEG may hold previews
         if frames == 1 and picture.size == size:
             return upright(load_picture(data, kind))
-    except Exception as error:  # decoders raise whatever they like on hostile bytes; all of it means the same
-        # The decoder's own words are left out: they hold memory addresses, and change with its version.
-        # Pillow's JPEG reader takes the next byte unasked, also where there is none.
+    except Exception as error:  # on hostile bytes, decoders raise errors of any type
+        # The decoder's message is left out: it holds memory addresses and changes with its version.
+        # Pillow's JPEG reader raises IndexError if the bytes end inside a marker.
         if "truncated" in str(error).lower() or (kind == "JPEG" and isinstance(error, IndexError)):
             raise RowError(
-                Code.IMAGE_TRUNCATED, f"the {kind} ends before its last pixel: export or upload it again"
+                Code.IMAGE_TRUNCATED, f"the {kind} is cut off before its last pixel: export or upload it again"
             ) from error
         raise RowError(
             Code.IMAGE_CORRUPT, f"the {kind} is damaged and does not decode: export or upload it again"
         ) from error
     if frames > 1:
-        raise RowError(Code.IMAGE_FORMAT, f"the {kind} is an animation of {frames} frames: export the one to use")
+        raise RowError(Code.IMAGE_FORMAT, f"the {kind} is an animation of {frames} frames: export one frame")
     raise RowError(
-        Code.IMAGE_CORRUPT, f"the {kind} says {size} pixels in its header and {picture.size} inside: export it again"
+        Code.IMAGE_CORRUPT, f"the {kind} has {size} pixels in its header, but {picture.size} inside: export it again"
     )

@@ -1,8 +1,8 @@
-"""Where an input picture may lie: addresses made absolute, checked against the allowed prefixes, safe to print.
+"""Addresses of photos: made absolute, checked against the allowed prefixes, safe to print.
 
-An address is plain text from a manifest. It may not climb (`..`), chain file systems (`::`), carry credentials or leave
-the allowed prefixes, a local symbolic link included. A pre-signed web address is a secret: it is opened where the
-settings allow it, and printed without its query.
+An address is untrusted text from a manifest. It must not climb (`..`), chain filesystems (`::`), hold credentials, or
+leave the allowed prefixes, not even through a local symbolic link. A pre-signed web address is a secret: it is opened
+only if the settings allow it, and printed without its query.
 """
 
 import os
@@ -23,10 +23,7 @@ _SECRET = re.compile(
 
 
 def redact(uri: str) -> str:
-    """`uri` for a message, as people write it: without user information and query, at most 200 characters.
-
-    Characters that do not print are escaped.
-    """
+    """`uri` for a message: without user information and query, cut to 200 characters, unprintable ones escaped."""
     scheme, separator, rest = uri.partition("://")
     netloc, slash, path = rest.partition("/")
     plain = f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path.partition('?')[0]}" if separator else uri
@@ -54,9 +51,9 @@ def is_signed(uri: str) -> bool:
 
 
 def locate(uri: str) -> str:
-    """An absolute URI as its file is named: `%20` is a blank where only the decoded name of a local file exists.
+    """The URI of an existing local file, with `%20` and the like decoded only if no file has the literal name.
 
-    The name as it is written wins. What is decoded may not climb or hold control characters.
+    A decoded name must not climb or hold control characters; any other URI is returned unchanged.
     """
     path = uri.removeprefix("file://")
     if path == uri or "%" not in path or os.path.lexists(path):
@@ -68,12 +65,12 @@ def locate(uri: str) -> str:
 
 
 def resolve(uri: str, base: str, *, presigned: bool = False) -> str:
-    """`uri` as an absolute URI; a relative one is taken from `base`, the URI of the manifest's folder.
+    """Make an address absolute.
 
     Args:
-        uri: as the manifest has it.
-        base: the folder.
-        presigned: whether a web address may carry a signature.
+        uri: the manifest's text: a URI, or a path that may be relative.
+        base: URI of the folder that a relative path starts from.
+        presigned: whether a web address may have a signature.
 
     Raises:
         RowError: URI_NOT_ALLOWED for `..`, control characters, credentials, chained or unknown schemes.
@@ -87,8 +84,8 @@ def resolve(uri: str, base: str, *, presigned: bool = False) -> str:
     scheme, _, rest = uri.partition("://")
     scheme = scheme.lower()
     if scheme not in SCHEMES:
-        raise _refusal(uri, f"{scheme!r} is not a known scheme", f"use one of {', '.join(SCHEMES)}")
-    # A server may undo percent signs and turn backslashes before it looks for '..'.
+        raise _refusal(uri, f"{scheme!r} is an unknown scheme", f"use one of {', '.join(SCHEMES)}")
+    # A server may decode percent signs and turn backslashes before it resolves '..'.
     if any(unquote(segment) == ".." for segment in re.split(r"[/\\]", rest)):
         raise _refusal(uri, "it climbs with '..'", "write the path without it")
     if is_signed(uri):
@@ -96,7 +93,7 @@ def resolve(uri: str, base: str, *, presigned: bool = False) -> str:
             remedy = "set inputs.presigned and list its prefix in inputs.allow, or copy the picture to your storage"
             raise _refusal(uri, "it is a pre-signed address, which is a secret and expires", remedy)
     elif carries_credentials(uri):
-        raise _refusal(uri, "it carries credentials", "leave them out and set them in the environment")
+        raise _refusal(uri, "it carries credentials", "remove them and set them in the environment")
     if scheme == "file":
         if not rest.startswith("/"):
             raise _refusal(uri, "a file URI must be absolute", "write file:///folder/name or a relative path")
@@ -117,7 +114,7 @@ def _from_path(uri: str, base: str) -> str:
 
 
 def check_allowed(uri: str, allow: tuple[str, ...]) -> None:
-    """Refuse an absolute URI that lies under none of the prefixes (none given: any but http and https).
+    """Refuse an absolute URI that lies under none of the prefixes; without prefixes, only http and https.
 
     Raises:
         RowError: URI_NOT_ALLOWED.
@@ -126,16 +123,20 @@ def check_allowed(uri: str, allow: tuple[str, ...]) -> None:
     if not allow and scheme in _OPEN_SCHEMES:
         return
     if not allow:
-        raise _refusal(uri, f"{scheme} is off", "copy the picture to your storage or list its prefix in inputs.allow")
+        raise _refusal(
+            uri, f"{scheme} is not enabled", "copy the picture to your storage or list its prefix in inputs.allow"
+        )
     real = _real(uri)
     if not any(real == prefix or real.startswith(prefix.rstrip("/") + "/") for prefix in map(_real, allow)):
         raise _refusal(
-            uri, "it lies outside the allowed prefixes", f"move it under {' or '.join(allow)}, or allow its own"
+            uri,
+            "it lies outside the allowed prefixes",
+            f"move it under {' or '.join(allow)}, or add its prefix to inputs.allow",
         )
 
 
 def _real(uri: str) -> str:
-    """A local URI with its links followed, but those that lead back to themselves; any other as it is."""
+    """A local URI with its symbolic links resolved; any other URI unchanged."""
     scheme, _, rest = uri.partition("://")
     return f"file://{os.path.realpath(rest)}" if scheme == "file" and rest else uri
 

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code, RowError, RowProblem
 from pipeline.contract.messages import show
+from pipeline.contract.placeholders import PLACEHOLDER
 
 Check = Callable[[str, object], Any]
 
@@ -24,7 +25,7 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_TEXT = 2_000  # characters of a prompt, a negative prompt or a where expression
 MAX_SUPERCLASS = 200
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-_BRACES = re.compile(r"\{([^{}]*)\}")
+_BRACES = re.compile(PLACEHOLDER)
 
 
 # What a setting must be, by the type of pydantic's error: its own words change with its version.

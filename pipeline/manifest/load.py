@@ -255,7 +255,7 @@ class _Reading:
             good=good,
             bad={code: by_code[code] for code in sorted(filter(None, by_code))},
             # What the files say first, then what the columns say.
-            notices=(*self._manifest.notices.sentences(self._manifest.uri), *self._extra.notices),
+            notices=(*self._manifest.notices.messages(self._manifest.uri), *self._extra.notices),
         )
 
     def _check_extra(self) -> None:

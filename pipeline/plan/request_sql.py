@@ -5,8 +5,8 @@ Each statement fills one table. `pipeline.plan.expand.plan_requests` runs them i
 
 from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS
 from pipeline.contract.errors import Code
+from pipeline.contract.placeholders import PLACEHOLDER
 
-_PLACEHOLDER = r"\{([^{}]*)\}"
 _MAX_SEED = 2**63 - 1
 
 BAD_CONCEPTS = """
@@ -27,10 +27,10 @@ CHUNK = f"""
 CREATE OR REPLACE TEMP TABLE chunk AS
 SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
     steps, guidance, scheduler,
-    string_split_regex(prompt, '{_PLACEHOLDER}') AS texts,
-    string_split_regex(negative_prompt, '{_PLACEHOLDER}') AS negative_texts,
-    regexp_extract_all(prompt, '{_PLACEHOLDER}', 1)
-        || regexp_extract_all(negative_prompt, '{_PLACEHOLDER}', 1) AS names,
+    string_split_regex(prompt, '{PLACEHOLDER}') AS texts,
+    string_split_regex(negative_prompt, '{PLACEHOLDER}') AS negative_texts,
+    regexp_extract_all(prompt, '{PLACEHOLDER}', 1)
+        || regexp_extract_all(negative_prompt, '{PLACEHOLDER}', 1) AS names,
     list_contains(names, 'product') AS crossed, crossed AND list_unique(names) = 1 AS alone
 FROM (
     SELECT * REPLACE (

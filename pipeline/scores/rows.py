@@ -16,9 +16,10 @@ from perfusion_ops.mini.world.contexts import named_context
 from perfusion_ops.scoring.protocols import Embeddings, Scorers, TextEmbedder
 from perfusion_ops.text import PromptTooLongError
 from pipeline.contract.errors import Code, RowError
+from pipeline.contract.placeholders import PLACEHOLDER
 from pipeline.scores.pictures import PictureSource, TrainingMeans
 
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_PLACEHOLDER = re.compile(PLACEHOLDER)
 
 _Scores = list[float | RowError | None]
 

@@ -1,6 +1,6 @@
-"""Objects on a local disk: written whole or not at all, and listed at the speed of the disk.
+"""Objects on a local disk: written atomically, and listed at the speed of the disk.
 
-fsspec's own listing asks for a dozen facts of each file one by one; of a million files that is half a minute.
+fsspec's own listing reads a dozen attributes of each file one by one, which takes half a minute for a million files.
 """
 
 import errno
@@ -15,19 +15,27 @@ from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 from perfusion_ops.errors import PerfusionError
 
 _THREADS = 4
-_FOLDERS_AT_ONCE = 32  # read ahead of who asks
+_FOLDERS_AT_ONCE = 32  # read ahead of the caller
 
 
 class NoHardLinksError(PerfusionError, OSError):
-    """The filesystem has no hard links, without which nothing can be created exclusively."""
+    """The filesystem has no hard links, which exclusive creation needs."""
 
 
 def write_file(full: str, data: bytes, *, exclusive: bool) -> bool:
-    """Write, sync, then link (exclusive) or replace; False when `exclusive` found an object.
+    """Write, sync, then link (exclusive) or replace.
+
+    Args:
+        full: path of the object.
+        data: its bytes.
+        exclusive: leave an existing object as it is.
+
+    Returns:
+        Whether the object was written; False only if `exclusive` and one exists.
 
     Raises:
-        NoHardLinksError: exclusive creation cannot be had there.
-        OSError: as the disk says.
+        NoHardLinksError: exclusive creation is unsupported there.
+        OSError: from the operating system.
     """
     target = Path(full)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +71,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def files_below(folder: str) -> Iterator[tuple[list[str], list[int]]]:
-    """Every file in a folder and below it as paths and their bytes, folder by folder; of one that is not there, none.
+    """Paths and sizes in bytes of all files below a folder, folder by folder; nothing if the folder does not exist.
 
-    Temporary files are left out, links to folders are not followed, and what disappears in between is not there.
+    Temporary files are left out and links to folders are not followed. A file or folder that disappears while the
+    listing runs may be missing.
 
     Raises:
-        OSError: some folder could not be read to its end.
+        OSError: a folder could not be read to its end.
     """
     below = [folder]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -80,15 +89,15 @@ def files_below(folder: str) -> Iterator[tuple[list[str], list[int]]]:
 
 
 def _read_folder(folder: str) -> tuple[list[str], list[int], list[str]]:
-    """Its files, their sizes, and the folders in it."""
+    """The files of a folder, their sizes in bytes, and its folders."""
     try:
-        # pyarrow asks for sizes outside of Python's lock, several threads at a time.
+        # pyarrow reads sizes without holding Python's lock, so several threads do so at the same time.
         found = LocalFileSystem().get_file_info(FileSelector(folder))
     except (FileNotFoundError, NotADirectoryError):
         return [], [], []
-    # Only a file has a size; asking for the type takes longer than all the rest.
+    # Only a file has a size; reading the type takes longer than everything else.
     folders = [info.path for info in found if info.size is None and info.type == FileType.Directory]
     files = [info for info in found if info.size is not None and not info.path.endswith(".tmp")]
-    # Two lists, not a list of pairs: Python's garbage collector looks at a million pairs again and again.
+    # Two lists, not a list of pairs: Python's garbage collector would traverse a million pairs repeatedly.
     paths, sizes = [info.path for info in files], [info.size for info in files]
     return paths, sizes, [path for path in folders if not Path(path).is_symlink()]

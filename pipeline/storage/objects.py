@@ -1,9 +1,9 @@
 """Objects under one root, on any fsspec filesystem: `file://`, `memory://`, `s3://`, `gs://`, `az://`.
 
-Exclusive creation is the only lock anyone gets: a hard link on a local disk, a conditional PUT on an object store,
-never a rename. A reader sees a whole object or none: on a local disk the bytes are written and synced under a hidden
-name in the same folder first. Whatever goes wrong is a `StorageError` with a sentence; a listing that could not be read
-to its end is an error too, never a shorter listing.
+The only lock is exclusive creation: a hard link on a local disk, a conditional PUT on an object store, never a rename.
+A reader sees a whole object or none: on a local disk the bytes are first written and synced under a hidden name in the
+same folder. Every error is a `StorageError` whose message names the remedy. A listing that breaks off is an error,
+never a shorter listing.
 """
 
 import errno
@@ -28,23 +28,23 @@ from pipeline.storage.local_files import NoHardLinksError, files_below, write_fi
 SCHEMES = ("file", "memory", "s3", "gs", "az", "http", "https")
 _OTHER_SCHEMES = ("local", "ftp", "sftp", "ssh", "hf", "hdfs", "webhdfs", "dbfs", "wasb", "wasbs", "adl", "oss")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-# After an answer that was lost, aiohttp may open a new connection and send nothing over it: only the timeout ends that.
-# botocore waits for a minute; no store is silent for that long, however large an object is.
+# After a lost response, aiohttp may open a new connection and send nothing over it; only a timeout ends that. The
+# default of botocore is a minute, and no store is silent for so long, however large the object is.
 _TIMEOUTS: dict[str, Any] = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 15}}
 _PATIENCE = {"s3": _TIMEOUTS, "s3a": _TIMEOUTS}
-_CONFLICT_ATTEMPTS = 5  # S3 answers 409 to two conditional PUTs at the same moment and asks for another try
-# A known scheme, or any word before a single slash, as Hadoop prints local paths; `./` before it makes it a path.
+_CONFLICT_ATTEMPTS = 5  # S3 answers 409 to two conditional PUTs at the same moment and asks for a retry
+# A known scheme, or any word before ':/', as Hadoop prints local paths. A leading `./` makes it a path.
 _ALMOST_URI = re.compile(
     rf"({'|'.join(sorted({*SCHEMES, *_EXTRAS, *_OTHER_SCHEMES}, key=len, reverse=True))}):(?!//)"
     r"|(s3a?|gc?s|az|abfss?|https?)//|([A-Za-z][A-Za-z0-9+.-]+):/(?!/)",
     re.IGNORECASE,
 )
 _UNCLEAN = re.compile(r"[\x00-\x1f\\]")
-_MEMORY_LOCK = threading.Lock()  # MemoryFileSystem looks before it writes: exclusive only while nobody else does
+_MEMORY_LOCK = threading.Lock()  # MemoryFileSystem checks, then writes: without a lock, creation is not exclusive
 
 
 class StorageError(PerfusionError):
-    """An object or a filesystem could not be used; the message is a sentence with the remedy."""
+    """An object or a filesystem could not be used; the message names the remedy."""
 
 
 class MissingObjectError(StorageError, FileNotFoundError):
@@ -52,18 +52,16 @@ class MissingObjectError(StorageError, FileNotFoundError):
 
 
 def mistyped_uri(path: str) -> str | None:
-    """A sentence for a path that begins like a URI without `://` (`s3:/bucket`, `file:results`, `gs//x`), or None.
+    """A message for a path that begins like a URI without `://` (`s3:/bucket`, `file:results`, `gs//x`), or None.
 
-    Taken for a path, it would silently name a folder such as `s3:` on the local disk.
+    As a path, it would silently name a folder such as `s3:` on the local disk.
     """
     found = _ALMOST_URI.match(path)
     if not found:
         return None
     scheme, rest = (found[1] or found[2] or found[3]).lower(), path[found.end() :].lstrip("/\\")
     if "@" in rest.partition("/")[0]:
-        return (
-            f"{scheme}: lacks '//', and credentials seem to follow: leave them out and write {scheme}://bucket/folder"
-        )
+        return f"{scheme}: lacks '//', and credentials seem to follow: remove them and write {scheme}://bucket/folder"
     if scheme in ("file", "local"):
         absolute = path[found.end() :].startswith("/")
         meant = f"file:///{rest}" if absolute else f"file:///folder/{rest}, or just {rest or 'a path'}"
@@ -76,8 +74,8 @@ def absolute_uri(path: str) -> str:
     """`path` as an absolute URI without a trailing slash; a bare or `file://` path is made absolute and normal.
 
     Raises:
-        StorageError: when it is empty, holds a control character, lacks the `://` of a URI or has `..` in an object
-            store's path.
+        StorageError: it is empty, holds a control character, lacks the `://` of a URI, or has `..` in an object store's
+            path.
     """
     if not path or any(ord(character) < 32 for character in path):
         raise StorageError(f"{path!r} is not a location: give a folder or a URI such as s3://bucket/folder")
@@ -94,7 +92,11 @@ def absolute_uri(path: str) -> str:
 
 
 def options_for(scheme: str, options: Mapping[str, object] | None) -> dict[str, Any]:
-    """Options of one filesystem: `options[scheme]` where they are grouped by scheme, else all of them."""
+    """Options of one filesystem: `options[scheme]` if they are grouped by scheme, else all of them.
+
+    Raises:
+        StorageError: the group is not a mapping.
+    """
     options = options or {}
     if not any(key in SCHEMES for key in options):
         return dict(options)
@@ -105,10 +107,10 @@ def options_for(scheme: str, options: Mapping[str, object] | None) -> dict[str, 
 
 
 def open_filesystem(uri: str, options: Mapping[str, object] | None = None) -> fsspec.AbstractFileSystem:
-    """The filesystem of an absolute URI, without a listing cache: other machines write there too.
+    """The filesystem of an absolute URI, without a listing cache, because other machines write there too.
 
     Raises:
-        StorageError: naming the package extra to install, or what was wrong with the scheme or its options.
+        StorageError: a package is missing (the message names the extra), or the scheme or its options are wrong.
     """
     scheme = uri.partition("://")[0]
     try:
@@ -134,10 +136,10 @@ def open_location(uri: str, options: Mapping[str, object] | None = None) -> tupl
 
 
 class Storage:
-    """Objects under `root`, addressed by relative paths; travels to workers by pickle as (root, options)."""
+    """Objects under `root`, addressed by relative paths; pickled as (root, options)."""
 
     def __init__(self, root: str, options: Mapping[str, object] | None = None) -> None:
-        """Bind a root; nothing is contacted before the first use.
+        """Bind a root; no request is sent before the first use.
 
         Args:
             root: folder or URI; see `absolute_uri`.
@@ -162,41 +164,43 @@ class Storage:
         return f"{self.root}/{_checked(path)}"
 
     def full(self, path: str) -> str:
-        """What `filesystem` calls the object."""
+        """The name of the object in `filesystem`."""
         return str(fsspec.core.strip_protocol(self.uri(path)))
 
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
         """All bytes of an object.
 
         Raises:
-            MissingObjectError: when there is none.
-            StorageError: when it is larger than `max_bytes` (no more than that is read) or cannot be read.
+            MissingObjectError: there is no such object.
+            StorageError: it cannot be read, or is larger than `max_bytes`; at most one more byte is read.
         """
-        with self._sentences("read", path):
+        with self._errors("read", path):
             if max_bytes is None:
                 return bytes(self.filesystem.cat_file(self.full(path)))
             size = self.filesystem.info(self.full(path))["size"]
             # A ranged read of an empty object is an error on S3.
             data = bytes(self.filesystem.cat_file(self.full(path), start=0, end=max_bytes + 1)) if size else b""
         if len(data) > max_bytes:
-            raise StorageError(f"{self.uri(path)} is larger than the {max_bytes:,} bytes it may have: it is not ours")
+            raise StorageError(
+                f"{self.uri(path)} is larger than the limit of {max_bytes:,} bytes: another program wrote it"
+            )
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Put an object, replacing the one that is there."""
-        with self._sentences("write", path):
+        """Put an object, or replace it."""
+        with self._errors("write", path):
             if isinstance(self.filesystem, LocalFileSystem):
                 write_file(self.full(path), data, exclusive=False)
             else:
                 self._pipe(path, data, "overwrite")
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put an object unless there is one already; of any number of callers exactly one gets True.
+        """Put an object unless one exists; of any number of concurrent callers exactly one gets True.
 
-        A lost answer of an object store can turn the winner's True into False: who must know reads the object back and
-        looks for its own name in it.
+        A lost response of an object store can turn the winner's True into False. A caller that must know reads the
+        object back and looks for its own name in it.
         """
-        with self._sentences("create", path):
+        with self._errors("create", path):
             if isinstance(self.filesystem, LocalFileSystem):
                 return write_file(self.full(path), data, exclusive=True)
             for attempt in range(_CONFLICT_ATTEMPTS):
@@ -216,12 +220,12 @@ class Storage:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def exists(self, path: str) -> bool:
-        """Whether there is such an object; an answer that could not be had is an error, not False."""
+        """Whether there is such an object; a request that fails is an error, never False."""
         return self.size(path) is not None
 
     def size(self, path: str) -> int | None:
         """Bytes of an object, or None when there is none."""
-        with self._sentences("look at", path):
+        with self._errors("look at", path):
             try:
                 info = self.filesystem.info(self.full(path))
             except (FileNotFoundError, NotADirectoryError):
@@ -239,7 +243,7 @@ class Storage:
         root = str(fsspec.core.strip_protocol(self.root))
         top = self.full(folder) if folder else root
         start = len(root.rstrip("/")) + 1
-        with self._sentences("list", folder or "."):
+        with self._errors("list", folder or "."):
             if isinstance(self.filesystem, LocalFileSystem):
                 for names, sizes in files_below(top):
                     yield [name[start:] for name in names], sizes
@@ -250,8 +254,8 @@ class Storage:
                 yield [str(info["name"])[start:] for info in infos], [int(info["size"]) for info in infos]
 
     def delete(self, path: str) -> None:
-        """Remove an object; nothing happens when there is none."""
-        with self._sentences("delete", path):
+        """Remove an object; a no-op if there is none."""
+        with self._errors("delete", path):
             try:
                 self.filesystem.rm_file(self.full(path))
             except FileNotFoundError:
@@ -262,12 +266,12 @@ class Storage:
             with _MEMORY_LOCK:
                 self.filesystem.pipe_file(self.full(path), data, mode=mode)
         else:
-            # Not open(path, "xb"): s3fs drops the condition for an empty object there.
+            # Not open(path, "xb"): for an empty object, s3fs drops the condition there.
             self.filesystem.pipe_file(self.full(path), data, mode=mode)
 
     @contextmanager
-    def _sentences(self, verb: str, path: str) -> Iterator[None]:
-        """Turn whatever a filesystem raises into a StorageError; cloud packages raise types of their own."""
+    def _errors(self, verb: str, path: str) -> Iterator[None]:
+        """Turn every error of a filesystem into a StorageError; cloud packages raise types of their own."""
         try:
             yield
         except StorageError:
@@ -276,7 +280,7 @@ class Storage:
             if verb in ("write", "create"):
                 raise StorageError(
                     f"cannot {verb} {self.root}/{path}: the bucket or folder above it does not exist; "
-                    "check the address, or make it"
+                    "create it or correct the address"
                 ) from error
             raise MissingObjectError(f"there is no {self.root}/{path}") from error
         except Exception as error:
@@ -284,7 +288,7 @@ class Storage:
 
 
 def explain(error: Exception, verb: str, uri: str) -> str:
-    """A sentence with the remedy for an error of a filesystem."""
+    """A message with the remedy for an error of a filesystem; `verb` and `uri` complete "cannot ..."."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, NoHardLinksError):
         return (

@@ -1,7 +1,7 @@
-"""Patience with storage: what it refuses for a moment is asked for again, before it becomes anyone's failure.
+"""Retries of transient storage errors.
 
-Only trouble that may pass by itself is waited for: an object that is not there, or a permission that is not given, is
-an answer. What is still refused in the end raises as if it had been asked once.
+Only an error that may pass by itself is retried: a missing object or a denied permission is an answer. The last
+attempt's error is raised as it is.
 """
 
 import time
@@ -13,37 +13,37 @@ from pipeline.storage.objects import Storage, StorageError
 
 T = TypeVar("T")
 
-# An object store that is told to slow down, or that fails over, answers again within seconds; half a minute in all
-# is short beside the work that would otherwise be lost.
+# An object store that throttles or fails over answers again within seconds. Half a minute in all is short compared
+# with the work that an error would lose.
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-# Of one unit: a storage that is down fails a large batch within two minutes, not once per row until the deadline.
+# For one unit of work: when the storage is down, a large batch fails within two minutes, not after a wait for each row.
 UNIT_S = 120.0
 
 _ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
 class Patience:
-    """Waits between attempts, and no longer in all than `budget_s` until it is renewed."""
+    """Waits between attempts, at most `budget_s` seconds in all between two calls of `renew`."""
 
     def __init__(self, sleep: Callable[[float], None] = time.sleep, *, budget_s: float = UNIT_S) -> None:
         self._sleep = sleep
         self._budget_s = self._left_s = budget_s
 
     def renew(self) -> None:
-        """Begin another unit, with all of the budget."""
+        """Begin another unit of work with the full budget."""
         self._left_s = self._budget_s
 
     def __call__(self, call: Callable[[], T]) -> T:
-        """What `call` returns, after as many attempts as it takes and the budget allows; `call` must be repeatable.
+        """Return what `call` returns, with retries as far as the budget allows; `call` must be idempotent.
 
         Raises:
-            StorageError, RowError: the last attempt's own, or at once one that another attempt would not change.
+            StorageError, RowError: of the last attempt; at once if a retry cannot help.
         """
         for wait_s in WAITS_S:
             try:
                 return call()
             except (StorageError, RowError) as error:
-                if not _may_pass(error) or wait_s > self._left_s:
+                if not _is_transient(error) or wait_s > self._left_s:
                     raise
             self._left_s -= wait_s
             self._sleep(wait_s)
@@ -51,7 +51,7 @@ class Patience:
 
 
 class PatientStorage(Storage):
-    """The same objects under the same root; each operation but `list` is tried again while its trouble may pass."""
+    """The same objects under the same root; each operation except `list` retries transient errors."""
 
     def __init__(self, root: str, options: Mapping[str, object] | None, patience: Patience) -> None:
         super().__init__(root, options)
@@ -66,7 +66,7 @@ class PatientStorage(Storage):
         self._patience(lambda: super(PatientStorage, self).write(path, data))
 
     def create(self, path: str, data: bytes) -> bool:
-        """See `Storage.create`; here, too, a lost answer can turn the winner's True into False."""
+        """See `Storage.create`; a retry after a lost response turns the winner's True into False as well."""
         return self._patience(lambda: super(PatientStorage, self).create(path, data))
 
     def size(self, path: str) -> int | None:
@@ -78,7 +78,7 @@ class PatientStorage(Storage):
         self._patience(lambda: super(PatientStorage, self).delete(path))
 
 
-def _may_pass(error: StorageError | RowError) -> bool:
+def _is_transient(error: StorageError | RowError) -> bool:
     if isinstance(error, RowError):
         return error.code == Code.STORAGE
     return error.__cause__ is not None and not isinstance(error.__cause__, _ANSWERS)

@@ -1,7 +1,7 @@
-"""Local scratch that no process leaves behind for good: the next one to need some removes what the dead have left.
+"""Local scratch folders; each new one first removes the leftovers of dead processes.
 
-A process that is killed cannot tidy up, and a plan of ten million rows spills gigabytes. Every folder holds a file that
-its owner keeps locked while it lives; a lock that can be had belongs to nobody.
+A killed process cannot clean up, and a plan of ten million rows spills gigabytes. Each folder holds a file that its
+owner keeps locked. A lock that another process can take has no living owner.
 """
 
 import fcntl
@@ -18,14 +18,14 @@ _LOCK = "owner.lock"
 
 @contextmanager
 def scratch_folder(purpose: str, parent: str | None = None) -> Iterator[Path]:
-    """A new folder on local disk that goes away in the end; removes those of dead processes beside it first.
+    """A new folder on local disk, removed at the end of the block; first removes those of dead processes beside it.
 
     Args:
         purpose: a word for its name.
-        parent: where; the system's temporary folder (`TMPDIR`) when absent.
+        parent: folder to create it in; default: the system's temporary folder (`TMPDIR`).
 
     Raises:
-        OSError: there is no place for it.
+        OSError: the folder cannot be created.
     """
     parent = parent or tempfile.gettempdir()
     for lock in Path(parent).glob(f"{_PREFIX}*/{_LOCK}"):
@@ -34,7 +34,7 @@ def scratch_folder(purpose: str, parent: str | None = None) -> Iterator[Path]:
     handle = os.open(folder / ".new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        # Only now under its name: nobody finds it before it is locked.
+        # Renamed only after it is locked, so that no other process finds it unlocked.
         (folder / ".new").rename(folder / _LOCK)
         yield folder
     finally:
@@ -43,7 +43,7 @@ def scratch_folder(purpose: str, parent: str | None = None) -> Iterator[Path]:
 
 
 def _remove_if_dead(lock: Path) -> None:
-    # Another user's, or gone in the meantime: not ours to remove.
+    # An error means that it belongs to another user, is locked, or is gone: leave it.
     with suppress(OSError):
         handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:

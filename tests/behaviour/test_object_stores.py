@@ -101,7 +101,7 @@ def test_objects_come_back_empty_ones_too(store):
     with pytest.raises(MissingObjectError, match=f"there is no {store.root}/a/x"):
         store.read("a/x")
     store.write("a/y", b"1234")
-    with pytest.raises(StorageError, match="larger than the 3 bytes"):
+    with pytest.raises(StorageError, match="larger than the limit of 3 bytes"):
         store.read("a/y", max_bytes=3)
     assert store.read("a/empty", max_bytes=3) == b""
 

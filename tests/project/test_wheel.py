@@ -22,6 +22,7 @@ NEEDED = {
     "perfusion_ops/mini/base/tokenizer/vocab.json",
     "perfusion_ops/mini/base/unet/diffusion_pytorch_model.safetensors",
     "perfusion_ops/mini/base/vae/diffusion_pytorch_model.safetensors",
+    "perfusion_ops/mini/metric.safetensors",
     *(f"perfusion_ops/mini/scorers/{part}/model.safetensors" for part in ("dual", "identity", "reader")),
     "perfusion_ops/mini/scorers/dual/vocab.json",
     "pipeline/report/templates/report.css",

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from perfusion_ops.mini.build import autoencoder, denoiser, dual, identity, reader, text
-from perfusion_ops.mini.build.export import export_base
+from perfusion_ops.mini.build.export import export_base, export_metric
 from perfusion_ops.mini.build.loop import steps_done
 from perfusion_ops.mini.build.machine import on_machines
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
@@ -28,9 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Build what the arguments ask for; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m perfusion_ops.mini.build", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of pictures and checkpoints: 2 GB for full")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets base/ and scorers/")
+    parser.add_argument("--out", type=Path, required=True, help="folder of base/, metric.safetensors and scorers/")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
-    parser.add_argument("--only", choices=("base", "scorers"), help="one half of the build")
+    parser.add_argument("--only", choices=("base", "metric", "scorers"), help="one part of the build")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="CPU processes of one thread each")
     parser.add_argument("--minutes", type=float, help="stop with a checkpoint after so long")
@@ -53,13 +53,13 @@ def build(
     processes: int = 1,
     until: float | None = None,
 ) -> bool:
-    """Build the base, the scorers or both, from wherever the last call stopped.
+    """Build the base with its metric, the scorers, or both; resume where the last call stopped.
 
     Args:
         recipe: sizes, samples, rates and seeds.
         work: folder of pictures, latents, checkpoints and the log.
-        out: gets `base` and `scorers`, replaced as soon as each is finished.
-        only: "base" or "scorers"; both by default.
+        out: gets `base`, `metric.safetensors` and `scorers`, each replaced as soon as it is finished.
+        only: "base" (with its metric), "metric" (of the base that is in `out`) or "scorers"; all by default.
         device: "cuda" trains in one process on it, "cpu" in `processes` of one thread each.
         processes: also how many render.
         until: a `time.time()` at which to stop with a checkpoint.
@@ -72,6 +72,9 @@ def build(
         on_machines(stage.fit, (recipe, work, until), device=device, processes=processes)
         return steps_done(work, stage.NAME) >= getattr(recipe, stage.NAME).fit.steps
 
+    if only == "metric":
+        export_metric(out / "base", recipe.metric, out / "metric.safetensors")
+        return True
     work.mkdir(parents=True, exist_ok=True)
     begin = {
         "stage": "begin", "recipe": recipe.model_dump(), "device": device, "processes": processes,
@@ -92,6 +95,7 @@ def build(
         if not fit(denoiser):
             return False
         export_base(recipe, work, out / "base")
+        export_metric(out / "base", recipe.metric, out / "metric.safetensors")
     if only != "base":
         for scorer in SCORERS:
             if not fit(scorer):

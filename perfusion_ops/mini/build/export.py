@@ -1,4 +1,4 @@
-"""The trained parts as one diffusers folder in fp16, with the defaults that suit it and the log of its making."""
+"""The trained parts as one diffusers folder in fp16 with its default settings, and the metric that ships with it."""
 
 import json
 import shutil
@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from perfusion_ops.base_model import quiet_libraries
+from perfusion_ops import tensor_file
+from perfusion_ops.base.captions import HELD_OUT, SEED, held_out_first
+from perfusion_ops.base.folder import describe
+from perfusion_ops.base_model import load_base, quiet_libraries
+from perfusion_ops.config import MetricConfig
+from perfusion_ops.metric import FORMAT, estimate
 from perfusion_ops.mini.build import autoencoder, denoiser
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import load_tokenizer
+from perfusion_ops.mini.world import grammar
 from perfusion_ops.mini.world.scene import SIZE
 
 SETTINGS = {
@@ -50,7 +56,31 @@ def export_base(recipe: Recipe, folder: Path, into: Path) -> None:
         )
         shutil.rmtree(into, ignore_errors=True)
         pipe.to(dtype=torch.float16).save_pretrained(into)
-    # Saved by a tokenizer that was read from a folder, its files would tell so, and lack the classic pair.
+    # A tokenizer that was read from a folder leaves out the classic pair of files: copy the originals.
     shutil.copytree(folder / "tokenizer", into / "tokenizer", dirs_exist_ok=True)
     (into / "perfusion.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.copyfile(folder / "log.jsonl", into / "log.jsonl")
+
+
+def export_metric(base_folder: Path, config: MetricConfig, into: Path) -> None:
+    """Estimate the metric of a built base model and write it with the settings that it belongs to.
+
+    Args:
+        base_folder: the exported base model.
+        config: how to estimate; the captions are those of the embedded world.
+        into: the file, replaced.
+    """
+    base = load_base(describe(base_folder))
+    held_out, captions = held_out_first(grammar.captions(config.captions + HELD_OUT, SEED))
+    metric = estimate(
+        base.text_encoder,
+        base.tokenizer,
+        captions,
+        held_out=held_out,
+        config=config,
+        base_digest=base.folder.digest,
+    )
+    metadata, tensors = tensor_file.read(metric.to_bytes(), FORMAT)
+    metadata["settings"] = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    metadata["made_by"] = "python -m perfusion_ops.mini.build --only metric"
+    into.write_bytes(tensor_file.write(tensors, metadata))

@@ -5,7 +5,7 @@
 
 from pydantic import Field
 
-from perfusion_ops.config import Frozen
+from perfusion_ops.config import Frozen, MetricConfig
 
 
 class Fit(Frozen):
@@ -71,6 +71,7 @@ class Recipe(Frozen):
     pictures: int = Field(description="pictures rendered for the base, none of which a scorer sees")
     scorer_pictures: int = Field(description="pictures rendered for the scorers, none of which the base sees")
     held_out: int = Field(description="pictures that nothing is trained on")
+    metric: MetricConfig = Field(default=MetricConfig(), description="how the base's metric is estimated")
     text: Text
     autoencoder: Autoencoder
     denoiser: Denoiser
@@ -95,6 +96,7 @@ TINY = Recipe(
     pictures=96,
     scorer_pictures=96,
     held_out=32,
+    metric=MetricConfig(captions=2_000),
     text=Text(width=32, layers=1, heads=2, fit=Fit(samples=64, batch=16, rate=1e-3)),
     autoencoder=Autoencoder(channels=(8, 8, 8), latent=4, fit=Fit(samples=32, batch=8, rate=1e-3)),
     denoiser=Denoiser(channels=(16, 16, 16), heads=2, groups=8, fit=Fit(samples=32, batch=8, rate=1e-3)),

@@ -67,7 +67,7 @@ def test_the_log_tells_recipe_machine_loss_and_throughput(built):
 
 def test_a_second_call_trains_nothing_and_exports_the_same(built):
     before = {path: path.read_bytes() for path in (built / "out").rglob("*.safetensors")}
-    assert len(before) == 6
+    assert len(before) == 7
     build.main(["--work", str(built / "work"), "--out", str(built / "out"), "--size", "tiny", "--processes", "1"])
     assert {path: path.read_bytes() for path in (built / "out").rglob("*.safetensors")} == before
 

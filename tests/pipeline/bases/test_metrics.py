@@ -1,12 +1,17 @@
 """The metric of a base model: estimated once, then read, by whoever needs it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from perfusion_ops.base_model import load_base
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import MetricError, read_metric
+from perfusion_ops.mini import metric_file
 from perfusion_ops.mini.world import grammar
+from pipeline.bases import metrics
 from pipeline.bases.find import find_base
 from pipeline.bases.metrics import load_metric
 from pipeline.contract.keys import metric_key
@@ -65,6 +70,35 @@ def test_what_is_stored_is_what_is_used(base, storage):
     storage.create(metric_path(KEY), other.to_bytes())
     found = load_metric(storage, base, METRIC, KEY)
     torch.testing.assert_close(found.second_moment, other.second_moment)
+
+
+def test_embedded_base_with_default_settings_takes_the_metric_of_the_package(base, storage, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("it was estimated")
+
+    monkeypatch.setattr(metrics, "estimate", never)
+    config = MetricConfig()
+    found = load_metric(storage, base, config, KEY)
+    shipped = metric_file().read_bytes()
+    assert storage.read(metric_path(KEY)) == shipped
+    assert found.digest == read_metric(shipped, base_digest=base.folder.digest).digest
+    for other in (MetricConfig(captions=50_000), MetricConfig(tokens="content"), MetricConfig(ridge=1e-6)):
+        with pytest.raises(AssertionError, match="estimated"):
+            load_metric(storage, base, other, "ef" * 32)
+    own = captions_file(Path(storage.root.removeprefix("file://")).parent / "own.txt", 3000)
+    with pytest.raises(AssertionError, match="estimated"):
+        load_metric(storage, base, MetricConfig(captions_uri=own), "ef" * 32)
+    changed = replace(base, folder=replace(base.folder, digest="e" * 64))
+    with pytest.raises(AssertionError, match="estimated"):
+        load_metric(storage, changed, config, "ef" * 32)
+
+
+def test_root_that_holds_a_metric_keeps_its_own(base, storage):
+    _, data = metric_object()
+    storage.create(metric_path(KEY), data)
+    found = load_metric(storage, base, MetricConfig(), KEY)
+    assert found.digest == read_metric(data, base_digest=base.folder.digest).digest
+    assert storage.read(metric_path(KEY)) == data
 
 
 def test_base_and_settings_have_keys_of_their_own():

@@ -57,7 +57,7 @@ def names(uri, top):
 
 def test_hidden_and_private_names_are_skipped_at_any_depth_and_told(top):
     assert names(top, top) == sorted(name for name, read in PLACES.items() if read)
-    (notice,) = find_manifest(top).notices.sentences("X")
+    (notice,) = find_manifest(top).notices.messages("X")
     assert notice.startswith(f"X: {SKIPPED_NAMES + 1} hidden, private or temporary names skipped")
     assert "and 13 more" in notice
 
@@ -66,7 +66,7 @@ def test_globs_skip_the_same_unless_they_name_it(top):
     assert names(f"{top}/**/*.csv", top) == sorted(name for name, read in PLACES.items() if read)
     assert names(f"{top}/*/*.csv", top) == ["_year=2026/a.csv", "b/c.csv"]
     assert names(f"{top}/*.csv", top) == ["a.csv"]
-    assert not find_manifest(f"{top}/*.csv").notices.sentences("X")
+    assert not find_manifest(f"{top}/*.csv").notices.messages("X")
     assert names(f"{top}/b/_*.csv", top) == ["b/_c.csv"]
     assert names(f"{top}/_temporary/*.csv", top) == ["_temporary/a.csv"]
     assert names(f"{top}/*/.ipynb_checkpoints/*.csv", top) == ["b/.ipynb_checkpoints/c.csv"]
@@ -113,7 +113,7 @@ def test_links_back_are_not_followed_for_ever(mf, below):
     (mf.parent / "round").symlink_to(mf)
     found = find_manifest(f"{mf}{below}")
     assert len([file for file in found.files if file.name.endswith("day1/c.csv")]) == 1
-    assert any("leads to what is read already" in notice for notice in found.notices.sentences("X"))
+    assert any("leads to what is read already" in notice for notice in found.notices.messages("X"))
 
 
 def test_one_file_under_two_names_is_read_once_unless_a_partition_tells_them_apart(mf):
@@ -121,7 +121,7 @@ def test_one_file_under_two_names_is_read_once_unless_a_partition_tells_them_apa
     (mf / "season=SS26").symlink_to("day1")
     found = find_manifest(str(mf))
     assert len(found.files) == 4
-    (skipped, repeated) = found.notices.sentences("X")
+    (skipped, repeated) = found.notices.messages("X")
     assert "latest" in repeated
     assert "1 link skipped" in repeated
     assert ".store" in skipped
@@ -148,7 +148,7 @@ def test_a_link_that_leads_nowhere_is_named(mf, target):
 
 def test_pipes_and_sockets_are_told(mf):
     os.mkfifo(mf / "pipe.csv")
-    assert any("pipe.csv" in notice for notice in find_manifest(str(mf)).notices.sentences("X"))
+    assert any("pipe.csv" in notice for notice in find_manifest(str(mf)).notices.messages("X"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

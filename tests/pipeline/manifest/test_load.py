@@ -26,6 +26,7 @@ from pipeline.contract.errors import Code, ManifestError
 from pipeline.contract.keys import concept_key
 from pipeline.contract.layout import input_path
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
+from pipeline.inputs import store
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
 from pipeline.manifest.load import bounded_map, load_concepts, load_prompts
@@ -555,7 +556,7 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
         "twice.csv": "more than once",
         "nameless.csv": "column 1 of .* has no name and does not count",
         "middle.csv": "column 2 of .* has the name ''",
-        "manifest.xlsx": "no manifest by its name",
+        "manifest.xlsx": "has no extension of a manifest",
         "missing.jsonl": "has no column 'prompt'",
         "clash.parquet": "'status'.*rename it",
         "case.parquet": "only by case",
@@ -618,14 +619,12 @@ def test_a_notice_counts_over_all_files_and_names_the_first_few(tmp_path):
 
 
 def test_a_list_with_commas_asks_for_no_file_that_may_not_be_read(db, photos, tmp_path, monkeypatch):
-    from pipeline.manifest import load as manifests
-
     def refuse(uri, options=None):
         raise AssertionError(uri)
 
     (tmp_path / "c.csv").write_text('concept_id,superclass,images\na,mug,"photos/0.png,photos/1.jpg"\n')
     limits = LIMITS.model_copy(update={"allow": ("s3://elsewhere",)})
-    monkeypatch.setattr(manifests, "open_filesystem", refuse)
+    monkeypatch.setattr(store, "open_location", refuse)
     assert concepts(db, tmp_path / "c.csv", tmp_path, limits=limits).bad == {"uri_not_allowed": 1}
     (row,) = rows(db, "concepts")
     assert "number 2" in row["error_message"]
