@@ -141,9 +141,9 @@ def _placed(
     old = carried.get(name.lower())
     if old is None:
         return new, None
-    said = f"is published as {old.field.name!r}, as in earlier runs" if old.field.name != name else None
+    notice = f"is published as {old.field.name!r}, as in earlier runs" if old.field.name != name else None
     if old.kind == new.kind or _converts(connection, new, old.kind):
-        return Carried(old.field, old.kind, new.manifest, new.column), said
+        return Carried(old.field, old.kind, new.manifest, new.column), notice
     spelled = _spelled(connection, new) if new.kind == "VARCHAR" else None
     if spelled == old.kind:
         return Carried(old.field, old.kind, new.manifest, new.column), (
@@ -215,10 +215,10 @@ def _exact_as_double(storage: Storage, table: ResultTable, column: str) -> bool:
         if column not in names or not pa.types.is_integer(file.schema_arrow.field(column).type):
             return True
         groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-        told = [group.column(names.index(column)).statistics for group in groups if group.num_rows]
+        statistics = [group.column(names.index(column)).statistics for group in groups if group.num_rows]
         return all(
             each is not None and (not each.has_min_max or max(abs(each.min), abs(each.max)) <= _EXACT_WHOLE)
-            for each in told
+            for each in statistics
         )
 
     paths = [path for path, _ in storage.list(table_folder(table.name)) if path.endswith(".parquet")]
