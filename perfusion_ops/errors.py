@@ -14,6 +14,7 @@
     ├── PromptTooLongError          1
     ├── RowError                    1
     ├── ScratchFullError            1
+    ├── StageError                  1
     ├── StorageError                1
     │   └── MissingObjectError      1
     ├── StoredJsonError             1

@@ -20,6 +20,7 @@ from typing import Self
 
 import duckdb
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.schemas import INTERNAL
 from pipeline.database.memory import translated
 from pipeline.storage.scratch import scratch_folder
@@ -39,7 +40,7 @@ class Stage(StrEnum):
         return _FILLED_BY[self]
 
 
-class StageError(RuntimeError):
+class StageError(PerfusionError, RuntimeError):
     """A step was called before the table that it reads was filled: a fault of the caller."""
 
 
