@@ -300,7 +300,7 @@ def test_run_whose_driver_was_killed_goes_on_where_it_stopped(catalogue):
     assert objects(catalogue) == after
 
 
-def test_termination_drains_and_the_same_command_goes_on(catalogue):
+def test_termination_drains_and_the_same_command_resumes(catalogue):
     write_spec(catalogue, render={"steps": 15})
     with started(catalogue) as (process, seen):
         wait_for(process, 300, lambda: count(catalogue, "weights/*/*") >= 2)
@@ -309,7 +309,7 @@ def test_termination_drains_and_the_same_command_goes_on(catalogue):
         assert process.wait(timeout=120) == 4, (catalogue / "output.txt").read_text()
         _, alive = psutil.wait_procs(seen, timeout=120)
         assert not alive, [each.cmdline() for each in alive]
-    assert "the same command goes on where it stopped" in (catalogue / "output.txt").read_text()
+    assert "run the same command again to resume" in (catalogue / "output.txt").read_text()
     assert state(catalogue) == "interrupted"
     before = objects(catalogue)
     again = perfusion(catalogue, "run", "spec.yaml", "--json")

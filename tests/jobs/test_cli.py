@@ -264,7 +264,7 @@ def test_interrupted_before_the_work_is_130(perfusion, monkeypatch, shop):
     def control_c(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.run.check", control_c)
+    monkeypatch.setattr("pipeline.prepare.check", control_c)
     code, out, err = perfusion("plan", shop.spec("good"))
     assert (code, out) == (130, "")
     assert err == "perfusion: stopped; run the same command again to resume\n"
@@ -558,7 +558,7 @@ def test_a_picture_that_is_gone_is_3_and_stands_in_the_table(done, perfusion, fo
         picture.write_bytes(data)
     assert code == 3
     assert "Traceback" not in err
-    assert "  1 image_missing: A picture is not where the manifest says" in out
+    assert "  1 image_missing: There is no photo at an address in the manifest" in out
 
 
 def test_score_takes_finished_runs_alone(perfusion, shop, folders, monkeypatch):

@@ -110,7 +110,7 @@ def test_own_captions_are_held_out_first(base):
     tested_otherwise = perfusion_ops.estimate_metric(base, [*reversed(captions[:1000]), *captions[1000:]], ridge=1e-6)
     assert (metric.ridge, metric.digest) == (1e-6, tested_otherwise.digest)
     assert metric.digest != perfusion_ops.estimate_metric(base, captions[:-1], ridge=1e-6).digest
-    with pytest.raises(MetricError, match="no caption"):
+    with pytest.raises(MetricError, match="no token to estimate the metric from"):
         perfusion_ops.estimate_metric(base, captions[:1000])
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code
-from pipeline.contract.keys import concept_key
 from pipeline.contract.layout import input_path
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs import store
@@ -21,6 +20,7 @@ from pipeline.plan.expand import plan_concepts
 from pipeline.storage.objects import Storage
 from tests.support import icc
 from tests.support.manifests import GOOD, LIMITS, concepts, mask, picture, rows, write_jsonl
+from tests.support.reference_keys import concept_key
 
 # What is changed in a good row, and the codes that may be expected of it, in order.
 BAD_CONCEPTS = [

@@ -8,11 +8,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.config import SamplingConfig
-from pipeline.contract import keys
 from pipeline.contract.errors import ManifestError, RowError
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
 from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from pipeline.plan.where import Sandbox
+from tests.support import reference_keys as keys
 from tests.support.plans import TRAINING, concept, picture, planned, requests
 
 CONCEPTS = [
