@@ -43,7 +43,7 @@ def azurite(folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def google(folder: Path) -> Iterator[dict[str, str]]:
-    """Likewise, a bucket `shop`; this emulator knows no preconditions, so whoever creates there wins."""
+    """A Google storage emulator with the bucket `shop`. It ignores preconditions, so every create succeeds."""
     program = Path(sys.executable).with_name("gcp-storage-emulator")
     if not (program.exists() and find_spec("gcsfs")):
         pytest.skip("no gcsfs or no emulator of Google's storage here: make stores")

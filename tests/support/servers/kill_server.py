@@ -56,7 +56,7 @@ def serve():
     """One fork for each line of standard input; its exit code on standard output."""
     from diffusers import StableDiffusionPipeline  # noqa: F401 (or every fork would load it)
 
-    import perfusion_ops.base_model  # noqa: F401 (likewise)
+    import perfusion_ops.base_model  # noqa: F401 (or every fork would load it)
     from tests.support.shop import go
 
     answers = os.fdopen(os.dup(1), "w")
