@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from pipeline.contract.errors import MEANING, Code
 from pipeline.contract.layout import image_path, table_path
 from pipeline.contract.schemas import CONCEPTS, RENDERS
-from pipeline.report.page import BINS, MAX_COMBINED, MIN_BYTES, SLOWEST, write_report
+from pipeline.report.figures import BINS, SLOWEST
+from pipeline.report.page import MAX_COMBINED, MIN_BYTES, write_report
 from pipeline.report.sheets import CRISP_PX, RENDERS_PER_CONCEPT, THUMBNAIL_PX, PictureReader, thumbnail
 from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import Storage
