@@ -255,18 +255,18 @@ def test_counts_are_those_of_the_tables(storage):
         for table in ("concepts", "renders")
     }
     assert count == {"concepts": {"ok": 3, "invalid": 2}, "renders": {"ok": 4, "failed": 1, "withheld": 1}}
-    assert "4 of 6 pictures and 3 of 5 concepts are ready" in text
+    assert "4 of 6 renders and 3 of 5 concepts are ready" in text
     assert (
         "2 need a correction in a manifest. 1 went wrong and may succeed when run again. "
         "1 has a status that this version does not know." in text
     )
-    assert "Pictures 6 rows ✓ ok 4 66.7 % ✕ failed 1 16.7 % ? withheld 1 16.7 %" in text
-    assert "Pictures 3 rendered, 1 reused" in text
+    assert "Renders 6 rows ✓ ok 4 66.7 % ✕ failed 1 16.7 % ? withheld 1 16.7 %" in text
+    assert "Renders 3 rendered, 1 reused" in text
     assert "Concepts 3 trained, 0 reused" in text
     # 3 pictures in 20 + 21 + 22 ms; what is reused cost this run nothing
-    assert f"Pictures per second {3 / 0.063:.3g} of accelerator time" in text
+    assert f"Renders per second {3 / 0.063:.3g} of accelerator time" in text
     assert "6.66 s 6.6 s training, 63 ms rendering" in text
-    assert "118 KB 89.7 KB concepts, 28.0 KB pictures" in text
+    assert "118 KB 89.7 KB concepts, 28.0 KB renders" in text
     assert "Workers 2" in text
     assert "First result 2026-11-20 03:00 UTC" in text
     assert "training.steps = 300" in text
@@ -278,11 +278,11 @@ def test_rows_that_share_an_object_count_it_once(storage):
     twin = {"render_key": key("twin"), "accelerator_s": 0.5, "bytes": 10_000}
     publish(storage, [concept(1, "mug-1")], [render(row, 0, ["mug-1"], shot, **twin) for row in (1, 2, 3)])
     text = " ".join(Page(page_of(storage)).text.split())
-    assert "3 of 3 pictures" in text
-    assert "Pictures 1 rendered, 0 reused" in text
+    assert "3 of 3 renders" in text
+    assert "Renders 1 rendered, 0 reused" in text
     assert "500 ms rendering" in text
-    assert "10.0 KB pictures" in text
-    assert "1 picture made by this run" in text
+    assert "10.0 KB renders" in text
+    assert "1 render made by this run" in text
 
 
 def test_failures_are_grouped_with_meaning_and_first_rows(storage):
@@ -294,8 +294,8 @@ def test_failures_are_grouped_with_meaning_and_first_rows(storage):
     ]
     publish(storage, [concept(1, "mug-1")], [render(1, 0, ["mug-1"], shot), *failing])
     text = " ".join(Page(page_of(storage)).text.split())
-    assert f"21 prompt_too_long ▲ invalid 21 pictures in 7 manifest rows {MEANING[Code.PROMPT_TOO_LONG]}" in text
-    assert "prompts 2 prompt row 2 has 93 tokens (3 pictures) prompts 3 prompt" in text
+    assert f"21 prompt_too_long ▲ invalid 21 renders in 7 manifest rows {MEANING[Code.PROMPT_TOO_LONG]}" in text
+    assert "prompts 2 prompt row 2 has 93 tokens (3 renders) prompts 3 prompt" in text
     assert "prompts 4 prompt row 4" in text
     assert "prompts 5" not in text
     assert "and 4 more manifest rows" in text
@@ -450,7 +450,7 @@ def test_size_cap_is_kept_and_what_is_left_out_is_counted(storage, max_bytes):
     assert f"{len(shown)} of 200 concepts are shown, {200 - len(shown)} are not" in text
     pairs = len([item for item in page.every("div") if item.get("class") == "pair"])
     assert 0 < pairs <= MAX_COMBINED
-    assert f"{pairs} of 50 pictures are shown, {50 - pairs} are not" in text
+    assert f"{pairs} of 50 renders are shown, {50 - pairs} are not" in text
     ids = re.findall(r'<h3><span class="mono theirs">([^<]+)<', source)
     assert ids == sorted(ids)
     assert page_of(storage, max_concepts=200, max_bytes=max_bytes) == source
@@ -518,10 +518,10 @@ def test_slowest_rows_of_both_kinds_come_first(storage):
 def test_run_without_renders_or_without_concepts_still_has_a_page(storage):
     publish(storage, [], [])
     text = " ".join(Page(page_of(storage)).text.split())
-    assert "0 of 0 pictures and 0 of 0 concepts are ready. Nothing went wrong." in text
-    assert "This run made no picture" in text
+    assert "0 of 0 renders and 0 of 0 concepts are ready. Nothing went wrong." in text
+    assert "This run made no render" in text
     storage.delete(table_path("concepts", DATE, RUN))
-    assert "0 of 0 pictures" in " ".join(Page(page_of(storage)).text.split())
+    assert "0 of 0 renders" in " ".join(Page(page_of(storage)).text.split())
 
 
 def test_column_missing_from_an_older_file_reads_as_empty(storage):
@@ -551,7 +551,7 @@ def test_limits_that_make_no_sense_are_refused(storage, options, name):
 def test_other_filesystems_hold_the_page_too():
     storage = Storage(f"memory://report-{key('memory')[:8]}")
     small_run(storage)
-    assert "4 of 6 pictures" in page_of(storage)
+    assert "4 of 6 renders" in page_of(storage)
 
 
 def test_every_code_has_a_meaning():

@@ -75,9 +75,9 @@ def test_figures_are_those_of_the_table(root):
     found = text(source)
     mean = np.mean([value for number, value in enumerate(similarity) if number != 3])
     assert "Scores" in found
-    assert "Pictures scored 20 2026-11-20 01:00 UTC" in found
-    assert f"Mean image similarity {mean:.4f} of 19 pictures" in found
-    assert "Mean text similarity 0.2500 of 20 pictures" in found
+    assert "Renders scored 20 2026-11-20 01:00 UTC" in found
+    assert f"Mean image similarity {mean:.4f} of 19 renders" in found
+    assert "Mean text similarity 0.2500 of 20 renders" in found
     assert "Contexts shown as asked 66.7 % 10 of 15 that name one" in found
     assert "1 lacks a score: image_missing" in found
     assert '<a href="#scores">' in source
