@@ -316,7 +316,7 @@ def test_queries_survive_a_quote_in_the_root(tmp_path):
     assert len(duckdb.sql(html.unescape(sql)).fetchall()) == 4
 
 
-HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&{{ 7*7 }}\u202egnp.\u0000\n"
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&{{ 7919*7907 }}\u202egnp.\u0000\n"
 
 
 def test_text_of_strangers_is_escaped_everywhere(storage):
@@ -351,8 +351,8 @@ def test_text_of_strangers_is_escaped_everywhere(storage):
     page = Page(source)
     assert not page.every("script")
     assert all(str(image["src"]).startswith("data:") and "onerror" not in image for image in page.every("img"))
-    assert "49" not in re.sub(r"\d+\.\d+|[0-9a-f]{12}", "", page.text)
-    assert "{{ 7*7 }}" in page.text
+    assert "62615533" not in page.text  # the template engine would have multiplied
+    assert "{{ 7919*7907 }}" in page.text
     assert not re.search("[\u202e\x00]", source)
     assert "Pictures behind https:// are not fetched for a report." in page.text
 
