@@ -14,10 +14,10 @@ import torch
 
 from perfusion_ops.mini.build import autoencoder, denoiser, dual, identity, reader, text
 from perfusion_ops.mini.build.export import export_base, export_metric
-from perfusion_ops.mini.build.loop import steps_done
-from perfusion_ops.mini.build.machine import on_machines
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
 from perfusion_ops.mini.build.recipe import FULL, TINY, Recipe
+from perfusion_ops.mini.build.training.loop import steps_done
+from perfusion_ops.mini.build.training.machine import on_machines
 from perfusion_ops.mini.build.words import write_tokenizer
 from perfusion_ops.mini.world.products import BASE_INSTANCES
 

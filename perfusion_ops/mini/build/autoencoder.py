@@ -15,10 +15,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from perfusion_ops.mini.build.loop import Loss, load_mean, train
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.world.scene import SIZE
 
 NAME = "autoencoder"

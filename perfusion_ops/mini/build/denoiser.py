@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from perfusion_ops.mini.build import autoencoder, text
-from perfusion_ops.mini.build.loop import Loss, load_mean, train
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import captioned, described
 from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.build.words import load_tokenizer
 from perfusion_ops.mini.world.products import BASE_INSTANCES
 from perfusion_ops.mini.world.scene import SIZE

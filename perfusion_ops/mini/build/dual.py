@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from perfusion_ops.mini.build import scorers
-from perfusion_ops.mini.build.loop import Loss, load_mean, train
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import captioned, tensor
 from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.build.words import CONTEXT, load_tokenizer
 from perfusion_ops.mini.world.products import SCORER_INSTANCES
 from perfusion_ops.mini.world.scene import SIZE

@@ -9,15 +9,14 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from perfusion_ops import tensor_file
-from perfusion_ops.base.captions import HELD_OUT, SEED, held_out_first
+from perfusion_ops.api.metrics import estimate_metric
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base, quiet_libraries
 from perfusion_ops.config import MetricConfig
-from perfusion_ops.metric import FORMAT, estimate
+from perfusion_ops.metric import FORMAT
 from perfusion_ops.mini.build import autoencoder, denoiser
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import load_tokenizer
-from perfusion_ops.mini.world import grammar
 from perfusion_ops.mini.world.scene import SIZE
 
 SETTINGS = {
@@ -71,15 +70,7 @@ def export_metric(base_folder: Path, config: MetricConfig, into: Path) -> None:
         into: the file, replaced.
     """
     base = load_base(describe(base_folder))
-    held_out, captions = held_out_first(grammar.captions(config.captions + HELD_OUT, SEED))
-    metric = estimate(
-        base.text_encoder,
-        base.tokenizer,
-        captions,
-        held_out=held_out,
-        config=config,
-        base_digest=base.folder.digest,
-    )
+    metric = estimate_metric(base, config.captions, tokens=config.tokens, ridge=config.ridge)
     metadata, tensors = tensor_file.read(metric.to_bytes(), FORMAT)
     metadata["settings"] = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     metadata["made_by"] = "python -m perfusion_ops.mini.build --only metric"

@@ -14,11 +14,11 @@ from torch.nn import functional
 from transformers import ResNetModel
 
 from perfusion_ops.mini.build import scorers
-from perfusion_ops.mini.build.loop import Loss, load_mean, train
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.scorers import VIEWS
+from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.world.vocabulary import CATEGORIES, COLORS
 
 NAME = "identity"

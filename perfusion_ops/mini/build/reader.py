@@ -16,10 +16,10 @@ from torch.nn import functional
 from transformers import ResNetForImageClassification
 
 from perfusion_ops.mini.build import scorers
-from perfusion_ops.mini.build.loop import Loss, load_mean, train
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import tensor
 from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.world.products import SCORER_INSTANCES
 from perfusion_ops.mini.world.scene import sample_scene
 from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Angle, Description, Relation

@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel, ResNetConfig
 
 from perfusion_ops.base_model import quiet_libraries
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import Recipe, Scorer
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.world.products import SCORER_INSTANCES, product
 from perfusion_ops.mini.world.scene import SIZE, Scene, photograph
 from perfusion_ops.mini.world.vocabulary import CATEGORIES

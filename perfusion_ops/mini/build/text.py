@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from perfusion_ops.mini.build.loop import Loss, train
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import captioned, described
 from perfusion_ops.mini.build.recipe import Recipe
+from perfusion_ops.mini.build.training.loop import Loss, train
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.build.words import CONTEXT, load_tokenizer
 from perfusion_ops.mini.world.products import BASE_INSTANCES
 from perfusion_ops.mini.world.vocabulary import BACKGROUNDS, CATEGORIES, COLORS, PATTERNS, Description

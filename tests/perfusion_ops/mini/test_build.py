@@ -17,11 +17,11 @@ from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import estimate
 from perfusion_ops.mini.build import __main__ as build
 from perfusion_ops.mini.build import autoencoder, denoiser, text, words
-from perfusion_ops.mini.build.loop import rate_at, train
-from perfusion_ops.mini.build.machine import Machine, on_machines
-from perfusion_ops.mini.build.muon import orthogonal
 from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import TINY, Fit
+from perfusion_ops.mini.build.training.loop import rate_at, train
+from perfusion_ops.mini.build.training.machine import Machine, on_machines
+from perfusion_ops.mini.build.training.muon import orthogonal
 from perfusion_ops.mini.world.grammar import captions
 from perfusion_ops.mini.world.products import SCORER_INSTANCES, product
 from perfusion_ops.mini.world.scene import photograph, render, sample_scene

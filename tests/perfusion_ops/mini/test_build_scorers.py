@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from perfusion_ops.mini.build import dual, identity, reader, scorers
-from perfusion_ops.mini.build.machine import Machine
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, photographed
 from perfusion_ops.mini.build.recipe import TINY
+from perfusion_ops.mini.build.training.machine import Machine
 from perfusion_ops.mini.build.words import write_tokenizer
 from perfusion_ops.mini.world.products import BASE_INSTANCES, SCORER_INSTANCES, product
 from perfusion_ops.mini.world.scene import photograph, render, sample_scene

@@ -7,7 +7,7 @@ every process would repeat all of its work.
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.mini.build.machine import Machine
+from perfusion_ops.mini.build.training.machine import Machine
 
 _MOMENTUM = 0.95
 _DECAY = 0.01

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from perfusion_ops.mini.build.machine import Machine
-from perfusion_ops.mini.build.muon import Muon
 from perfusion_ops.mini.build.recipe import Fit
+from perfusion_ops.mini.build.training.machine import Machine
+from perfusion_ops.mini.build.training.muon import Muon
 
 _WARM_UP = 200  # steps
 _CHECKPOINT_EVERY = 180  # seconds
