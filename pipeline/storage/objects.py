@@ -301,6 +301,11 @@ def explain(error: Exception, verb: str, uri: str) -> str:
         return f"cannot {verb} {uri}: permission denied ({reason(error)}); check the folder's owner or the credentials"
     if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
         return f"cannot {verb} {uri}: a folder and an object have the same name there; choose another root"
+    if "Credential" in type(error).__name__:  # the name that botocore, google-auth and azure-identity share
+        return (
+            f"cannot {verb} {uri}: no usable credentials ({reason(error)}); set them in the environment "
+            "(docs/storage.md), then run again"
+        )
     why = f"{type(error).__name__}: {reason(error)}"
     return f"cannot {verb} {uri}: {why}; check the address and the network, then run again"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -272,6 +273,9 @@ def test_what_the_disk_says_becomes_a_sentence(tmp_path):
         storage.write("file/below", b"")
     assert "the disk is full; free space" in explain(OSError(errno.ENOSPC, "No space left"), "write", "file:///x")
     assert "permission denied" in explain(PermissionError(errno.EACCES, "no"), "write", "file:///x")
+    for error in (NoCredentialsError(), PartialCredentialsError(provider="env", cred_var="aws_secret_access_key")):
+        assert "no usable credentials" in explain(error, "list", "s3://x")
+        assert "set them in the environment" in explain(error, "list", "s3://x")
 
 
 def test_a_write_that_the_system_cuts_short_leaves_the_old_object(tmp_path):
