@@ -7,7 +7,7 @@ import torch
 
 from perfusion_ops.base.folder import BaseFolder, BaseSettings, describe
 from perfusion_ops.base_model import Base, base_from_parts
-from perfusion_ops.concept import Concept
+from perfusion_ops.concept import GatedConcept
 from perfusion_ops.metric import Metric, metric_from_moment
 from perfusion_ops.mini import base_folder
 
@@ -46,7 +46,7 @@ def plain_metric(base: Base) -> Metric:
     return metric_from_moment(eye, ridge=0.0, base_digest=base.folder.digest).to(base.device)
 
 
-def made_up_concepts(base: Base, metric: Metric, count: int) -> list[Concept]:
+def made_up_concepts(base: Base, metric: Metric, count: int) -> list[GatedConcept]:
     """Concepts with random weights; their values do not affect the times."""
     generator = torch.Generator().manual_seed(0)
 
@@ -54,7 +54,7 @@ def made_up_concepts(base: Base, metric: Metric, count: int) -> list[Concept]:
         return torch.randn(width, generator=generator) * scale
 
     return [
-        Concept(
+        GatedConcept(
             superclass="mug",
             embedding=normal(base.embedding_width, 0.02),
             target_input=normal(base.text_width, 1.0),

@@ -1,7 +1,10 @@
-"""A trained concept and its file: safetensors of about 30 KB on SD 1.5, bound to its base model and metric.
+"""Trained concepts and their files: safetensors of about 30 KB on SD 1.5, bound to their base model and metric.
 
-The file holds in float16: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target).
-The key target is recomputed as W_K i_super; only the ablation with trained keys stores its own.
+There is a kind of concept for each recipe of training. A file holds its tensors in float16:
+
+- paper: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key target is
+  recomputed as W_K i_super; only the ablation with trained keys stores its own.
+- offset: v* and the value offset.
 """
 
 import math
@@ -17,6 +20,7 @@ from perfusion_ops.projection import KeyValueStack
 from perfusion_ops.tensor_file import TensorFileError
 
 FORMAT = "perfusion-concept-1"
+OFFSET_FORMAT = "perfusion-offset-1"
 
 
 class ConceptFileError(PerfusionError, ValueError):
@@ -24,8 +28,8 @@ class ConceptFileError(PerfusionError, ValueError):
 
 
 @dataclass(frozen=True)
-class Concept:
-    """One concept, float32.
+class GatedConcept:
+    """One concept of recipe `paper`, float32.
 
     Attributes:
         superclass: one or more words, such as "teddy bear".
@@ -50,6 +54,11 @@ class Concept:
     base_digest: str
     metric_digest: str
     loss: float | None = None
+
+    @property
+    def noun(self) -> str:
+        """The words that follow the concept's token in a prompt: none."""
+        return ""
 
     def outputs(self, stack: KeyValueStack, *, trained_keys: bool = False) -> Tensor:
         """o_K | o_V, (R,) float32: what the gated edit adds.
@@ -81,6 +90,39 @@ class Concept:
         return stored if self.key_target is None else {**stored, "key_target": self.key_target}
 
 
+@dataclass(frozen=True)
+class OffsetConcept:
+    """One concept of recipe `offset`, float32.
+
+    Attributes:
+        superclass: one or more words; they follow the concept's token in every prompt.
+        embedding: v*, (E,).
+        value_offset: what is added to the output of each layer's attention where the product is, (R / 2,).
+        base_digest: digest of the base model.
+        metric_digest: digest of the metric of the run; the offset does not depend on it.
+        loss: mean of the last training losses, if known.
+    """
+
+    superclass: str
+    embedding: Tensor
+    value_offset: Tensor
+    base_digest: str
+    metric_digest: str
+    loss: float | None = None
+
+    @property
+    def noun(self) -> str:
+        """The words that follow the concept's token in a prompt."""
+        return self.superclass
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name."""
+        return {"embedding": self.embedding, "value_offset": self.value_offset}
+
+
+Concept = GatedConcept | OffsetConcept
+
+
 def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch.float16) -> bytes:
     """Serialise a concept; equal ones give equal bytes.
 
@@ -97,10 +139,11 @@ def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch
         stored[name] = tensor.detach().cpu().to(dtype)
         if not bool(torch.isfinite(stored[name]).all()):
             raise ConceptFileError(f"{name} of the concept has values that {dtype} cannot hold: training diverged")
+    gated = isinstance(concept, GatedConcept)
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT if gated else OFFSET_FORMAT,
         "superclass": concept.superclass,
-        "lock": concept.lock,
+        **({"lock": concept.lock} if gated else {}),
         "base_digest": concept.base_digest,
         "metric_digest": concept.metric_digest,
         "key": key,
@@ -135,7 +178,7 @@ def read_concept(
         ConceptFileError: damaged, of another shape or type, not finite, or of another base model, metric or key.
     """
     try:
-        metadata, tensors = tensor_file.read(data, FORMAT)
+        metadata, tensors = tensor_file.read(data, FORMAT, OFFSET_FORMAT)
     except TensorFileError as error:
         raise ConceptFileError(f"the concept file {error}") from error
     if key is not None and metadata.get("key") != key:
@@ -148,6 +191,10 @@ def read_concept(
                 f"the concept was trained with another {what} ({theirs[:12]}..., this run has {mine[:12]}...): "
                 f"train it again, or run with that {what}"
             )
+    superclass, loss = metadata.get("superclass", ""), _loss(metadata)
+    if metadata["format"] == OFFSET_FORMAT:
+        found = _checked(tensors, {"embedding": embedding_width, "value_offset": value_width})
+        return OffsetConcept(superclass, found["embedding"], found["value_offset"], base_digest, metric_digest, loss)
     lock: Literal["local", "trained"] = "trained" if metadata.get("lock") == "trained" else "local"
     shapes = {
         "embedding": embedding_width,
@@ -157,9 +204,26 @@ def read_concept(
     }
     if lock == "trained":
         shapes["key_target"] = value_width
-    if set(tensors) != set(shapes):
-        raise ConceptFileError(f"the concept file holds {sorted(tensors)}, expected {sorted(shapes)}")
-    for name, width in shapes.items():
+    found = _checked(tensors, shapes)
+    return GatedConcept(
+        superclass=superclass,
+        embedding=found["embedding"],
+        target_input=found["target_input"],
+        superclass_input=found["superclass_input"],
+        value_target=found["value_target"],
+        key_target=found.get("key_target"),
+        lock=lock,
+        base_digest=base_digest,
+        metric_digest=metric_digest,
+        loss=loss,
+    )
+
+
+def _checked(tensors: dict[str, Tensor], widths: dict[str, int]) -> dict[str, Tensor]:
+    """The tensors in float32: exactly those of `widths`, finite, and each a vector of its width."""
+    if set(tensors) != set(widths):
+        raise ConceptFileError(f"the concept file holds {sorted(tensors)}, expected {sorted(widths)}")
+    for name, width in widths.items():
         tensor = tensors[name]
         if tensor.dtype not in (torch.float16, torch.float32) or tuple(tensor.shape) != (width,):
             raise ConceptFileError(
@@ -167,18 +231,7 @@ def read_concept(
             )
         if not bool(torch.isfinite(tensor).all()):
             raise ConceptFileError(f"{name} holds values that are not finite")
-    return Concept(
-        superclass=metadata.get("superclass", ""),
-        embedding=tensors["embedding"].float(),
-        target_input=tensors["target_input"].float(),
-        superclass_input=tensors["superclass_input"].float(),
-        value_target=tensors["value_target"].float(),
-        key_target=tensors["key_target"].float() if lock == "trained" else None,
-        lock=lock,
-        base_digest=base_digest,
-        metric_digest=metric_digest,
-        loss=_loss(metadata),
-    )
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _loss(metadata: dict[str, str]) -> float | None:

@@ -1,7 +1,7 @@
 """From prompts with concepts to the pre-projected conditioning of the denoiser: the edit of a mixed batch.
 
 Each row has its own concepts, biases, temperatures and lock. A row without concepts gets exactly the projections of the
-unmodified model.
+unmodified model. A concept of recipe `offset` acts here through its word alone; `perfusion_ops.offset` adds the rest.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept
+from perfusion_ops.concept import Concept, GatedConcept
 from perfusion_ops.config import Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
 from perfusion_ops.metric import Metric
@@ -75,11 +75,25 @@ class _Plan:
 
 def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
     plain = {
-        index: substitute(base.tokenizer, row.prompt, [concept.superclass for concept in row.concepts])
+        index: substitute(
+            base.tokenizer,
+            row.prompt,
+            [concept.superclass for concept in row.concepts],
+            [concept.noun for concept in row.concepts],
+        )
         for index, row in enumerate(rows)
         if row.lock == "global" and row.concepts
     }
-    return _Plan(tuple(tokenize(base.tokenizer, row.prompt) for row in rows), plain)
+    return _Plan(tuple(prompt_tokens(base, row) for row in rows), plain)
+
+
+def prompt_tokens(base: Base, row: PromptRow) -> Tokens:
+    """The tokens of a row's prompt, with the words that its concepts bring.
+
+    Raises:
+        PromptTooLongError: they do not fit the text encoder.
+    """
+    return tokenize(base.tokenizer, row.prompt, [concept.noun for concept in row.concepts])
 
 
 def check_prompt(base: Base, row: PromptRow) -> None:
@@ -120,14 +134,20 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
     for b, row in enumerate(rows):
         for j, concept in enumerate(row.concepts):
             index[b, j] = order[id(concept), row.lock == "trained"]
-            used[b, j] = True
+            used[b, j] = isinstance(concept, GatedConcept)
             bias[b, j], temperature[b, j] = row.bias[j], row.temperature[j]
     index, used, bias, temperature = index.to(device), used.to(device), bias.to(device), temperature.to(device)
     concepts = list(distinct.values())
     embeddings = torch.stack([concept.embedding for concept in concepts]).to(device)[index]
-    inputs = torch.stack([concept.target_input for concept in concepts]).to(device)[index]
+    unedited = torch.zeros(base.text_width), torch.zeros(len(base.stack.weight), device=device)
+    inputs = torch.stack(
+        [concept.target_input if isinstance(concept, GatedConcept) else unedited[0] for concept in concepts]
+    ).to(device)[index]
     outputs = torch.stack(
-        [concept.outputs(base.stack, trained_keys=trained) for (_, trained), concept in distinct.items()]
+        [
+            concept.outputs(base.stack, trained_keys=trained) if isinstance(concept, GatedConcept) else unedited[1]
+            for (_, trained), concept in distinct.items()
+        ]
     )[index]
     encodings = encode(base.text_encoder, plan.tokens, embeddings)
     targets = solve_targets(inputs, used, metric.inverse.to(device))

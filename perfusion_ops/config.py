@@ -4,13 +4,15 @@ Defaults follow the published recipe (section 4 and the supplement of arXiv 2305
 implementations of it); the embedded base overrides what differs at its size in its own `perfusion.json`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Bias = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 Lock = Literal["local", "global", "trained"]
+Recipe = Literal["paper", "offset"]
 Scheduler = Literal["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"]
 
 
@@ -18,6 +20,9 @@ class Frozen(BaseModel):
     """Immutable settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Fields that content keys leave out while they have their default: they were added when keys existed already.
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset()
 
 
 class MetricConfig(Frozen):
@@ -53,6 +58,39 @@ class TrainingConfig(Frozen):
     flip: bool = Field(default=False, description="mirror half of the rows; only for symmetric products")
     fit: Literal["crop", "pad"] = Field(default="crop", description="how a photo is made square; padding is masked out")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    recipe: Recipe = Field(
+        default="paper",
+        description="paper: the gated edit as published; offset: a word before the superclass and an offset of the "
+        "values where the product is (bias, temperature, ema and lock have no effect)",
+    )
+    decay: Literal["none", "cosine"] = Field(
+        default="none", description="of both step sizes over the training; cosine ends at 2 %"
+    )
+    stratified: bool = Field(
+        default=False, description="spread the rows of a step evenly over the timesteps and the photos"
+    )
+
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"recipe", "decay", "stratified"})
+
+    def overridden(self, values: Mapping[str, Any]) -> "TrainingConfig":
+        """These settings with others in their place.
+
+        Settings belong to their recipe: if `values` ask for another one, its own defaults (`RECIPE_DEFAULTS`) replace
+        the present step sizes and schedule, unless `values` say otherwise.
+
+        Raises:
+            pydantic.ValidationError: a name is unknown, or a value is out of range.
+        """
+        recipe = values.get("recipe", self.recipe)
+        defaults = RECIPE_DEFAULTS.get(recipe, {}) if recipe != self.recipe else {}
+        return TrainingConfig.model_validate({**self.model_dump(), **defaults, **values})
+
+
+# Measured on the embedded base (docs/method.md); a base model's perfusion.json may say otherwise.
+RECIPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"lr_value": 0.03, "lr_embedding": 0.006, "decay": "none", "stratified": False},
+    "offset": {"lr_value": 0.01, "lr_embedding": 0.006, "lock": "local", "decay": "cosine", "stratified": True},
+}
 
 
 class SamplingConfig(Frozen):

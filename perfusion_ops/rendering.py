@@ -1,5 +1,6 @@
 """Rendering of mixed rows through an unmodified diffusers pipeline, one seeded generator per row."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from perfusion_ops.base_model import Base
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.config import Scheduler
 from perfusion_ops.metric import Metric
+from perfusion_ops.offset import acting, has_offsets, row_offsets
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     Args:
         base: the base model.
         metric: its metric.
-        rows: B rows with any concepts, biases, temperatures and locks.
+        rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset` are
+            denoised apart from the others, whose attention is that of the unmodified model.
         sampler: settings that all rows share.
 
     Returns:
@@ -85,21 +88,34 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     Raises:
         PromptTooLongError, ValueError: as `condition`.
     """
+    offset = [has_offsets(row.positive) for row in rows]
+    if any(offset) and not all(offset):
+        parts = {
+            kind: iter(
+                render(
+                    base, metric, [row for row, is_kind in zip(rows, offset, strict=True) if is_kind is kind], sampler
+                )
+            )
+            for kind in (False, True)
+        }
+        return [next(parts[kind]) for kind in offset]
     guided = sampler.guidance > 1.0
     positive = condition(base, metric, [row.positive for row in rows])
     negative = _unconditional(base, metric, [row.negative for row in rows]) if guided else None
     pipe = make_pipeline(base, sampler.scheduler)
-    images = pipe(
-        prompt_embeds=positive,
-        negative_prompt_embeds=negative,
-        width=sampler.width,
-        height=sampler.height,
-        num_inference_steps=sampler.steps,
-        guidance_scale=sampler.guidance,
-        # CPU generators: the same seed gives the same noise on every device.
-        generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-        output_type="pt",
-    ).images
+    offsets = row_offsets(base, [row.positive for row in rows]) if any(offset) else None
+    with acting(base, offsets, sampler.steps) if offsets else contextlib.nullcontext():
+        images = pipe(
+            prompt_embeds=positive,
+            negative_prompt_embeds=negative,
+            width=sampler.width,
+            height=sampler.height,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.guidance,
+            # CPU generators: the same seed gives the same noise on every device.
+            generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+            output_type="pt",
+        ).images
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
     pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]

@@ -37,19 +37,20 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     return _LENGTH.pack(len(header)) + header.encode("ascii") + data[_LENGTH.size + length :]
 
 
-def read(data: bytes, format: str) -> tuple[dict[str, str], dict[str, Tensor]]:  # noqa: A002
+def read(data: bytes, *formats: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors by name; tensors lie on the CPU.
 
     Args:
         data: the whole file.
-        format: what the metadata entry "format" must be.
+        formats: what the metadata entry "format" may be.
 
     Raises:
         TensorFileError: the bytes are cut off, damaged or of another format.
     """
     metadata = _metadata(data)
-    if metadata.get("format") != format:
-        raise TensorFileError(f"has the format {metadata.get('format')!r:.80}, expected {format!r}")
+    if metadata.get("format") not in formats:
+        expected = " or ".join(map(repr, formats))
+        raise TensorFileError(f"has the format {metadata.get('format')!r:.80}, expected {expected}")
     try:
         return metadata, safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:

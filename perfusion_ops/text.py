@@ -1,8 +1,8 @@
 """Prompts with concepts: token ids, positions of concepts, and encodings by the frozen text encoder.
 
 A prompt holds `{0}`, `{1}`, ... for its concepts. Each concept is ONE position whose word embedding v* replaces the
-looked-up one, so the tokenizer and the encoder's vocabulary are unchanged. Positions are found while tokenising, never
-by counting spaces.
+looked-up one, so the tokenizer and the encoder's vocabulary are unchanged. Under recipe `offset`, the words of the
+superclass follow that position. Positions are found while tokenising, never by counting spaces.
 """
 
 from collections.abc import Sequence
@@ -45,38 +45,51 @@ class Tokens:
         ids: N token ids, padded.
         slots: N numbers: the concept at the position, or -1.
         length: tokens up to and including the first end token.
+        nouns: N numbers: the concept whose superclass ends at the position, or -1; empty if none is spelt out.
     """
 
     ids: tuple[int, ...]
     slots: tuple[int, ...]
     length: int
+    nouns: tuple[int, ...] = ()
 
 
-def tokenize(tokenizer: Any, prompt: str) -> Tokens:
+def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = ()) -> Tokens:
     """Tokenise a prompt; each concept becomes one token.
+
+    Args:
+        tokenizer: a CLIPTokenizer.
+        prompt: see the module.
+        nouns: by concept number the words that follow its token; "" for none, which is also the default.
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
     """
     texts, numbers = pieces(prompt)
-    ids, slots = [tokenizer.bos_token_id], [-1]
+    ids, slots, ends = [tokenizer.bos_token_id], [-1], [-1]
     for index, text in enumerate(texts):
         tokens = words(tokenizer, text)
         ids += tokens
         slots += [-1] * len(tokens)
+        ends += [-1] * len(tokens)
         if index < len(numbers):
             # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
-            ids.append(tokenizer.bos_token_id)
-            slots.append(numbers[index])
-    return _padded(tokenizer, ids, slots)
+            noun = words(tokenizer, nouns[numbers[index]]) if nouns else []
+            ids += [tokenizer.bos_token_id, *noun]
+            slots += [numbers[index], *([-1] * len(noun))]
+            ends += [*([-1] * len(noun)), numbers[index] if noun else -1]
+    return _padded(tokenizer, ids, slots, ends if any(nouns) else [])
 
 
-def substitute(tokenizer: Any, prompt: str, superclasses: Sequence[str]) -> tuple[Tokens, tuple[int, ...]]:
-    """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt)`.
+def substitute(
+    tokenizer: Any, prompt: str, superclasses: Sequence[str], nouns: Sequence[str] = ()
+) -> tuple[Tokens, tuple[int, ...]]:
+    """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt, nouns)`.
 
     Returns:
         The tokens, and for each of the N positions of the concept prompt the position here that corresponds to it: a
-        concept corresponds to the last sub-token of its superclass, where a causal encoder has read the whole word.
+        concept corresponds to the last sub-token of its superclass, where a causal encoder has read the whole word. If
+        the concept prompt spells the superclass out, its sub-tokens correspond to the ones here.
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
@@ -88,15 +101,17 @@ def substitute(tokenizer: Any, prompt: str, superclasses: Sequence[str]) -> tupl
             align.append(len(ids))
             ids.append(token)
         if index < len(numbers):
+            start = len(ids)
             ids += words(tokenizer, superclasses[numbers[index]])
             align.append(len(ids) - 1)
-    tokens = _padded(tokenizer, ids, [-1] * len(ids))
+            align += range(start, len(ids)) if nouns and nouns[numbers[index]] else ()
+    tokens = _padded(tokenizer, ids, [-1] * len(ids), [])
     maximum = len(tokens.ids)
     tail = range(len(ids), len(ids) + maximum - len(align))
     return tokens, (*align, *(min(position, maximum - 1) for position in tail))
 
 
-def _padded(tokenizer: Any, ids: list[int], slots: list[int]) -> Tokens:
+def _padded(tokenizer: Any, ids: list[int], slots: list[int], nouns: list[int]) -> Tokens:
     maximum = int(tokenizer.model_max_length)
     length = len(ids) + 1
     if length > maximum:
@@ -108,6 +123,7 @@ def _padded(tokenizer: Any, ids: list[int], slots: list[int]) -> Tokens:
         ids=(*ids, tokenizer.eos_token_id, *([tokenizer.pad_token_id] * padding)),
         slots=(*slots, *([-1] * (padding + 1))),
         length=length,
+        nouns=(*nouns, *([-1] * (padding + 1))) if nouns else (),
     )
 
 

@@ -1,14 +1,16 @@
 """Training of G concepts in one batch (arXiv 2305.01644, section 4.4 and algorithm 1).
 
-Learned per concept: the word embedding v* and the value target o_V of every layer. Frozen: denoiser, text encoder
-and keys. The target input i* is a running mean of the concept's own encodings, i* <- ema i* + (1 - ema) e, once per
-optimiser step whatever the number of micro-batches, without gradient.
+Learned per concept: the word embedding v* and one vector of values for every layer. Frozen: denoiser, text encoder
+and keys. Under recipe `paper` the values are the target o_V of the gated edit. The target input i* is a running mean of
+the concept's own encodings, i* <- ema i* + (1 - ema) e, once per optimiser step whatever the number of micro-batches,
+without gradient. Under recipe `offset` the values are added at every position of the prompt.
 
 Concepts share only the denoiser's batch. Each has its own random stream, Adam moments and loss, so that training G
 together equals G separate trainings, and a concept that diverges does not affect the others.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept
+from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
 from perfusion_ops.errors import PerfusionError
@@ -25,6 +27,7 @@ from perfusion_ops.metric import Metric
 from perfusion_ops.text import Tokens, encode, tokenize, words
 
 _LOSS_WINDOW = 50
+_LAST_RATE = 0.02  # of a cosine decay
 
 
 class TrainingDivergedError(PerfusionError, ValueError):
@@ -53,7 +56,8 @@ class ConceptState:
     """A concept in training: everything that a checkpoint needs for an exact resume.
 
     Attributes:
-        embedding, value_target, key_target: parameters, float32; key_target only where keys are trained.
+        embedding, value_target, key_target: parameters, float32; key_target only where keys are trained. Under recipe
+            `offset`, value_target is the value offset.
         target_input, superclass_input: (D,).
         generator: the concept's own random stream, on the CPU.
         step: optimiser steps done.
@@ -83,17 +87,21 @@ class ConceptState:
 
     def concept(self, example: Example, base: Base, metric: Metric) -> Concept:
         """The concept as trained so far."""
-        return Concept(
+        embedding, values = (parameter.detach().cpu().clone() for parameter in (self.embedding, self.value_target))
+        loss = self.loss if self.losses else None
+        if example.config.recipe == "offset":
+            return OffsetConcept(example.superclass, embedding, values, base.folder.digest, metric.digest, loss)
+        return GatedConcept(
             superclass=example.superclass,
-            embedding=self.embedding.detach().cpu().clone(),
+            embedding=embedding,
             target_input=self.target_input.cpu().clone(),
             superclass_input=self.superclass_input.cpu().clone(),
-            value_target=self.value_target.detach().cpu().clone(),
+            value_target=values,
             key_target=None if self.key_target is None else self.key_target.detach().cpu().clone(),
             lock=example.config.lock,
             base_digest=base.folder.digest,
             metric_digest=metric.digest,
-            loss=self.loss if self.losses else None,
+            loss=loss,
         )
 
 
@@ -102,7 +110,8 @@ def start(base: Base, example: Example) -> ConceptState:
     """Initial state: v* and the targets start at the superclass.
 
     v* is the mean of the superclass's sub-token embeddings; i_super is the encoding of its last sub-token, averaged
-    over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked.
+    over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked. Under recipe
+    `offset`, v* is the mean of all words' embeddings, and the offset is zero.
     """
     table = base.text_encoder.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
     subtokens = words(base.tokenizer, example.superclass)
@@ -121,10 +130,11 @@ def start(base: Base, example: Example) -> ConceptState:
     working = superclass_input.dtype
     values = base.stack.values.to(working) @ superclass_input
     keys = base.stack.keys.to(working) @ superclass_input
+    offset = example.config.recipe == "offset"
     return ConceptState(
-        embedding=nn.Parameter(table[subtokens].mean(0).clone()),
-        value_target=nn.Parameter(values),
-        key_target=nn.Parameter(keys) if example.config.lock == "trained" else None,
+        embedding=nn.Parameter((table.mean(0) if offset else table[subtokens].mean(0)).clone()),
+        value_target=nn.Parameter(torch.zeros_like(values) if offset else values),
+        key_target=nn.Parameter(keys) if example.config.lock == "trained" and not offset else None,
         target_input=superclass_input.clone(),
         superclass_input=superclass_input,
         generator=torch.Generator().manual_seed(example.config.seed),
@@ -136,9 +146,16 @@ def make_optimizer(states: Sequence[ConceptState], examples: Sequence[Example]) 
     groups: list[dict[str, Any]] = []
     for state, example in zip(states, examples, strict=True):
         for name, parameter in state.parameters().items():
-            rate = example.config.lr_embedding if name == "embedding" else example.config.lr_value
-            groups.append({"params": [parameter], "lr": rate})
+            groups.append({"params": [parameter], "lr": _rate(example.config, name, state.step)})
     return torch.optim.Adam(groups)
+
+
+def _rate(config: TrainingConfig, name: str, step: int) -> float:
+    """Adam's step size of a parameter in optimiser step number `step`, from 0."""
+    rate = config.lr_embedding if name == "embedding" else config.lr_value
+    if config.decay == "none":
+        return rate
+    return rate * (_LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * step / config.steps)) / 2)
 
 
 @dataclass(frozen=True)
@@ -199,10 +216,14 @@ class Trainer:
         self.micro_batch = micro_batch
         self._metric_inverse = metric.inverse.to(base.device)
         self._noise: Any = DDPMScheduler.from_config(base.scheduler.config)
-        self._templates = tuple(
-            tokenize(base.tokenizer, template.format("{0}")) for template in base.folder.settings.templates
-        )
-        self._positions = torch.tensor([tokens.slots.index(0) for tokens in self._templates])
+        nouns = [example.superclass if example.config.recipe == "offset" else "" for example in self.examples]
+        self._templates = {
+            noun: tuple(
+                tokenize(base.tokenizer, template.format("{0}"), (noun,)) for template in base.folder.settings.templates
+            )
+            for noun in dict.fromkeys(nouns)
+        }
+        self._nouns = tuple(nouns)
 
     def active(self) -> list[int]:
         """Concepts that have steps left and have not diverged."""
@@ -236,6 +257,7 @@ class Trainer:
         for begin in range(0, len(draws), self.micro_batch):
             self._accumulate(draws[begin : begin + self.micro_batch], active, targets, sums, losses)
         self._blame(active, losses)
+        self._set_rates()
         self.optimizer.step()
         for index in active:
             state, config = self.states[index], self.examples[index].config
@@ -245,15 +267,28 @@ class Trainer:
                 state.losses = [*state.losses[1 - _LOSS_WINDOW :], float(losses[index])]
                 state.step += 1
 
+    def _set_rates(self) -> None:
+        """Step sizes of this step; each concept has its own number of steps."""
+        groups = iter(self.optimizer.param_groups)
+        for state, example in zip(self.states, self.examples, strict=True):
+            for name in state.parameters():
+                next(groups)["lr"] = _rate(example.config, name, state.step)
+
     def _draw(self, index: int) -> Iterator[_Draw]:
         example, generator = self.examples[index], self.states[index].generator
         count, shape = len(example.latents), example.latents.shape[1:]
         if example.config.flip:
             count //= 2
-        rows = example.config.batch
+        rows, noises = example.config.batch, self._noise.config.num_train_timesteps
         images = torch.randint(count, (rows,), generator=generator).tolist()
-        templates = torch.randint(len(self._templates), (rows,), generator=generator).tolist()
-        timesteps = torch.randint(self._noise.config.num_train_timesteps, (rows,), generator=generator).tolist()
+        templates = torch.randint(len(self.base.folder.settings.templates), (rows,), generator=generator).tolist()
+        timesteps = torch.randint(noises, (rows,), generator=generator).tolist()
+        if example.config.stratified:
+            # Row n has a timestep of the n-th of `rows` equal parts, and the photos take turns in random order.
+            timesteps = [(row * noises + timestep) // rows for row, timestep in enumerate(timesteps)]
+            order = torch.randperm(rows, generator=generator).tolist()
+            turns = torch.randperm(count, generator=generator).tolist()
+            images = [turns[place % count] for place in order]
         flips = torch.randint(2, (rows,), generator=generator).tolist()
         noise = torch.randn((rows, *shape), generator=generator)
         for row in range(rows):
@@ -267,6 +302,8 @@ class Trainer:
 
     def _outputs(self, index: int) -> Tensor:
         state = self.states[index]
+        if self.examples[index].config.recipe == "offset":
+            return torch.cat([torch.zeros_like(state.value_target), state.value_target])
         keys = state.key_target
         if keys is None:
             keys = self.base.stack.keys.to(state.superclass_input.dtype) @ state.superclass_input
@@ -311,8 +348,8 @@ class Trainer:
         """Keys and values (P, N, R) of P (concept, template) pairs, and the concept's own encodings (P, D) detached."""
         device = self.base.device
         concepts = [concept for concept, _ in pairs]
-        tokens = [self._templates[template] for _, template in pairs]
-        where = self._positions[[template for _, template in pairs]].to(device)
+        tokens = [self._templates[self._nouns[concept]][template] for concept, template in pairs]
+        where = torch.tensor([row.slots.index(0) for row in tokens], device=device)
         embeddings = torch.stack([self.states[concept].embedding for concept in concepts])[:, None]
         encodings = encode(self.base.text_encoder, tokens, embeddings)
         place = {concept: number for number, concept in enumerate(active)}
@@ -325,6 +362,10 @@ class Trainer:
         by_concept = {concept: self._outputs(concept) for concept in dict.fromkeys(concepts)}
         outputs = torch.stack([by_concept[concept] for concept in concepts])[:, None]
         own = encodings.detach()[torch.arange(len(pairs), device=device), where]
+        offset = torch.tensor([config.recipe == "offset" for config in configs], device=device)[:, None, None]
+        if offset.any():
+            # An offset acts on every position, on encodings of which nothing is removed.
+            kept, gates = torch.where(offset, encodings, kept), torch.where(offset, torch.ones_like(gates), gates)
         return project(kept, gates, outputs, self.base.stack.weight), own
 
     def _image(self, draw: _Draw) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,7 @@ def check(
         cache=InputCache(storage),
         storage_options=options,
         threads=settings.engine.threads,
-        superclass_check=superclass_check(counter, base.settings.templates),
+        superclass_check=superclass_check(counter, base.settings.templates, settings.training(base).recipe),
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)

@@ -157,7 +157,7 @@ class RunSettings(Frozen):
 
     def training(self, base: BaseFolder) -> TrainingConfig:
         """Complete training settings: this run's, else the base model's, else the method's defaults."""
-        return TrainingConfig.model_validate({**base.settings.training, **self.train})
+        return TrainingConfig.model_validate(base.settings.training).overridden(self.train)
 
     def sampling(self, base: BaseFolder) -> SamplingConfig:
         """Complete sampling settings, in the same order of precedence as `training`."""

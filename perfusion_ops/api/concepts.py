@@ -55,7 +55,7 @@ def train_concept(
     >>> concept.superclass, concept.embedding.shape, concept.value_target.shape
     ('mug', torch.Size([128]), torch.Size([800]))
     """
-    config = TrainingConfig.model_validate({**base.folder.settings.training, **settings})
+    config = TrainingConfig.model_validate(base.folder.settings.training).overridden(settings)
     pairs = zip(photos, masks if masks is not None else [None] * len(photos), strict=True)
     opened = ((_opened(photo, "RGB"), None if mask is None else _opened(mask, "L")) for photo, mask in pairs)
     trainer = Trainer(base, metric, [make_example(base, superclass, opened, config)])

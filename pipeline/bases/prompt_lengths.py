@@ -1,9 +1,10 @@
 """Finds prompts with more tokens than the base model reads, and prompts that need keys which no training learns.
 
 Rendering tokenises the texts between placeholders separately, so a prompt's count is a sum: start and end, the tokens
-of its texts, and one token per placeholder. Under lock 'global' a second text is encoded, in which each placeholder is
-replaced by its concept's superclass; there, a placeholder counts as the tokens of the superclass. Python counts each
-text and each superclass once, and SQL adds the counts up for each render.
+of its texts, and one token per placeholder; a concept of recipe `offset` adds the tokens of its superclass. Under lock
+'global' a second text is encoded, in which each placeholder is replaced by its concept's superclass; there, a
+placeholder counts as the tokens of the superclass. Python counts each text and each superclass once, and SQL adds the
+counts up for each render.
 
 A prompt that is too long with every concept is a problem of its row (`LONG_TEXTS`). A prompt that is too long for some
 concepts is a flaw of those renders (`FLAW`, `FLAWED`).
@@ -22,16 +23,16 @@ _LENGTHS = pa.schema([("row", pa.int64()), ("tokens", pa.int32()), ("negative_to
 _SUPERCLASSES = pa.schema([("superclass", pa.string()), ("tokens", pa.int32())])
 
 
-def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounter | None, *, locked: bool) -> None:
+def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounter | None, *, wanted: bool) -> None:
     """Fill the temporary table `keyed`: `concept_keys` with the tokens of the superclass and whether keys are trained.
 
     Args:
         connection: of a PlanDB with `concept_keys` filled.
         counter: of the base model; None leaves the tokens null.
-        locked: whether any prompt has lock 'global'; otherwise superclasses are not counted.
+        wanted: whether superclasses must be counted: a prompt has lock 'global', or a concept the recipe 'offset'.
     """
     connection.execute("CREATE OR REPLACE TEMP TABLE superclass_lengths (superclass VARCHAR, tokens INTEGER)")
-    if counter and locked:
+    if counter and wanted:
         # The connection cannot insert while it reads a query, so all counts are collected first.
         reader = connection.sql(_DISTINCT_SUPERCLASSES).to_arrow_reader(_ROWS_PER_READ)
         counted = [
@@ -83,7 +84,9 @@ SELECT DISTINCT normalise_superclass(superclass) AS superclass FROM concepts SEM
 _KEYED = """
 CREATE OR REPLACE TEMP TABLE keyed AS
 SELECT k.row, k.concept_id, k.concept_key, s.tokens AS superclass_tokens,
-    coalesce(k.training ->> '$.lock' = 'trained', false) AS trained
+    k.training ->> '$.recipe' IS NOT DISTINCT FROM 'offset' AS is_offset,
+    1 + CASE WHEN is_offset THEN coalesce(s.tokens, 0) ELSE 0 END AS own_tokens,
+    coalesce(k.training ->> '$.lock' = 'trained', false) AND NOT is_offset AS trained
 FROM concept_keys k LEFT JOIN concepts c USING (row)
 LEFT JOIN superclass_lengths s ON s.superclass = normalise_superclass(c.superclass)
 """
@@ -112,30 +115,41 @@ WHERE count > $limit
 """
 
 # What is wrong with a render, as a number. Columns: lock, untrained (the first concept without trained keys),
-# prompt_count and negative_count (tokens with superclasses instead of placeholders).
+# prompt_count and negative_count (tokens with superclasses instead of placeholders), own_count and negative_own_count
+# (tokens with what each concept's recipe writes in its placeholder's place).
 FLAW = """
 CASE WHEN lock = 'trained' AND untrained IS NOT NULL THEN 1
     WHEN lock = 'global' AND prompt_count > $limit THEN 2
-    WHEN lock = 'global' AND negative_count > $limit THEN 3 END
+    WHEN lock = 'global' AND negative_count > $limit THEN 3
+    WHEN own_count > $limit THEN 4
+    WHEN negative_own_count > $limit THEN 5 END
 """
 
 
-def _too_long(column: str, count: str) -> str:
+def _too_long(column: str, count: str, *, own: bool = False) -> str:
+    reason = (
+        "recipe ''offset'' writes the superclass after each placeholder"
+        if own
+        else "lock ''global'' reads superclasses instead of placeholders"
+    )
+    remedy = "" if own else ", or use lock ''local''"
     return f"""'{column} has ' || {count} || ' tokens with start and end for '
         || CASE len(named) WHEN 1 THEN 'concept ' ELSE 'concepts ' END
         || array_to_string(list_transform(named, lambda id: '''' || id || ''''), ', ')
-        || ': lock ''global'' reads superclasses instead of placeholders, and the base model reads ' || $limit
-        || ' tokens; shorten the superclass or ' || shown({column}) || ', or use lock ''local'''"""
+        || ': {reason}, and the base model reads ' || $limit
+        || ' tokens; shorten the superclass or ' || shown({column}) || '{remedy}'"""
 
 
 # The verdict on a render by its `flaw`; `named` are the ids of its concepts.
 FLAWED = f"""
-CASE flaw WHEN 1 THEN '{Code.OUT_OF_RANGE}' WHEN 2 THEN '{Code.PROMPT_TOO_LONG}' WHEN 3 THEN '{Code.PROMPT_TOO_LONG}'
-    END AS error_code,
-CASE flaw WHEN 1 THEN 'lock' WHEN 2 THEN 'prompt' WHEN 3 THEN 'negative_prompt' END AS error_column,
+CASE WHEN flaw = 1 THEN '{Code.OUT_OF_RANGE}' WHEN flaw > 1 THEN '{Code.PROMPT_TOO_LONG}' END AS error_code,
+CASE flaw WHEN 1 THEN 'lock' WHEN 2 THEN 'prompt' WHEN 3 THEN 'negative_prompt'
+    WHEN 4 THEN 'prompt' WHEN 5 THEN 'negative_prompt' END AS error_column,
 CASE flaw
     WHEN 1 THEN 'lock is ''trained'', but concept ''' || untrained || ''' learns no keys of its own: '
         || 'train it with train.lock ''trained'', or use lock ''local'''
     WHEN 2 THEN {_too_long("prompt", "prompt_count")}
-    WHEN 3 THEN {_too_long("negative_prompt", "negative_count")} END AS error_message
+    WHEN 3 THEN {_too_long("negative_prompt", "negative_count")}
+    WHEN 4 THEN {_too_long("prompt", "own_count", own=True)}
+    WHEN 5 THEN {_too_long("negative_prompt", "negative_own_count", own=True)} END AS error_message
 """

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from perfusion_ops.base.folder import BaseError
 from perfusion_ops.base.tokenizer import TokenCounter
+from perfusion_ops.config import Recipe
 from pipeline.contract.errors import Code, RowError
 from pipeline.contract.messages import show
 
@@ -12,7 +13,9 @@ _START_AND_END = 2
 _MAX_CACHED = 100_000
 
 
-def superclass_check(counter: TokenCounter, templates: Sequence[str]) -> Callable[[str], None]:
+def superclass_check(
+    counter: TokenCounter, templates: Sequence[str], recipe: Recipe = "paper"
+) -> Callable[[str], None]:
     """A check of superclasses for one base model: the tokenizer knows a word, and every training prompt fits.
 
     The returned function takes a superclass with single blanks between its words, and raises `RowError`.
@@ -20,11 +23,15 @@ def superclass_check(counter: TokenCounter, templates: Sequence[str]) -> Callabl
     Args:
         counter: of the base model.
         templates: the base model's training prompts, each with one `{}`.
+        recipe: of the training; under `offset` the concept's own word stands before the superclass.
 
     Raises:
         BaseError: a training prompt leaves no room for any superclass.
     """
-    room = counter.limit - _START_AND_END - max(sum(map(counter.count, text.split("{}"))) for text in templates)
+    beside = 1 if recipe == "offset" else 0
+    room = (
+        counter.limit - _START_AND_END - beside - max(sum(map(counter.count, text.split("{}"))) for text in templates)
+    )
     if room < 1:
         raise BaseError(
             f"a training prompt of the base model has more than the {counter.limit} tokens that it reads: "

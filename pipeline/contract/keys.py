@@ -36,8 +36,15 @@ def normalise_superclass(superclass: str) -> str:
 
 
 def settings_json(settings: Frozen) -> str:
-    """Canonical JSON of complete settings: sorted names, no spaces, -0.0 as 0.0."""
-    values = settings.model_dump(mode="json")
+    """Canonical JSON of complete settings: sorted names, no spaces, -0.0 as 0.0.
+
+    Fields of `Frozen.not_in_old_keys` are left out while they have their default, so that older keys stay valid.
+    """
+    fields = type(settings).model_fields
+    values = settings.model_dump(
+        mode="json",
+        exclude={name for name in settings.not_in_old_keys if getattr(settings, name) == fields[name].default},
+    )
     plain = {name: value + 0.0 if isinstance(value, float) else value for name, value in values.items()}
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -70,7 +70,7 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
         "SELECT DISTINCT coalesce(train, '{}') FROM concepts WHERE error_code IS NULL"
     ).fetchall()
     trains = [train for (train,) in distinct]
-    settings = [keys.settings_json(_overridden(training, json.loads(train))) for train in trains]
+    settings = [keys.settings_json(training.overridden(json.loads(train))) for train in trains]
     connection.register("settings_rows", pa.table({"train": trains, "training": settings}, schema=_SETTINGS))
     connection.execute("CREATE OR REPLACE TEMP TABLE settings AS SELECT * FROM settings_rows")
     connection.unregister("settings_rows")
@@ -127,7 +127,10 @@ def plan_requests(
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
     ).fetchall()
-    measure_concepts(connection, counter, locked=locked)
+    [(spelt_out,)] = connection.execute(
+        "SELECT EXISTS (FROM concept_keys WHERE training ->> '$.recipe' = 'offset')"
+    ).fetchall()
+    measure_concepts(connection, counter, wanted=locked or spelt_out)
     _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
@@ -187,10 +190,6 @@ def count_plan(db: PlanDB) -> PlanCounts:
 
     concepts = "(SELECT k.concept_key, c.error_code FROM concepts c LEFT JOIN concept_keys k USING (row))"
     return PerKind(counted(concepts, CONCEPTS), counted(RENDERS.planned, RENDERS))
-
-
-def _overridden(training: TrainingConfig, overrides: dict[str, object]) -> TrainingConfig:
-    return TrainingConfig.model_validate({**training.model_dump(), **overrides})
 
 
 def _match_where(db: PlanDB) -> None:

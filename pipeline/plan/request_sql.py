@@ -47,7 +47,7 @@ FROM (
 # One row per placeholder; those of {product} have no key yet.
 NAMES = """
 CREATE OR REPLACE TEMP TABLE names AS
-SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.trained,
+SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained,
     b.row AS bad_row, b.error_message AS bad_message
 FROM (
     SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
@@ -138,7 +138,9 @@ pictures AS (
     SELECT * REPLACE (coalesce(seed + image_index, default_seed(material, $base_seed, image_index)) AS seed),
         [concept_id] AS named, CASE WHEN NOT trained THEN concept_id END AS untrained,
         tokens + slots * superclass_tokens AS prompt_count,
-        negative_tokens + negative_slots * superclass_tokens AS negative_count, {FLAW} AS flaw
+        negative_tokens + negative_slots * superclass_tokens AS negative_count,
+        tokens + slots * own_tokens AS own_count,
+        negative_tokens + negative_slots * own_tokens AS negative_own_count, {FLAW} AS flaw
     FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key]) || material AS material) FROM crossed)
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
@@ -151,10 +153,10 @@ FROM pictures
 
 # DuckDB gives each thread 122,880 rows of a scan: most catalogues would be planned by a single thread.
 SLICE = """
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained
     FROM good g CROSS JOIN keyed k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id)
     WHERE k.row % {slices} = {slice}
 """
@@ -164,10 +166,12 @@ SLICE = """
 REQUESTS = f"""
 INSERT INTO requests BY NAME
 WITH good AS (
-    SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, coalesce(n.keys, []) AS keys, n.sizes, n.trains
+    SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, coalesce(n.keys, []) AS keys, n.sizes, n.owns,
+        n.trains
     FROM chunk c JOIN lengths l USING (row)
     LEFT JOIN (
         SELECT row, list(concept_key ORDER BY position) AS keys, list(superclass_tokens ORDER BY position) AS sizes,
+            list(own_tokens ORDER BY position) AS owns,
             list(trained ORDER BY position) AS trains
         FROM names GROUP BY row
     ) n USING (row)
@@ -175,18 +179,19 @@ WITH good AS (
     WHERE NOT c.alone
 ),
 crossed AS (
-    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.trained
+    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.own_tokens, k.trained
     FROM good g CROSS JOIN keyed k WHERE g.crossed AND g.where_expr IS NULL
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE g.crossed
     UNION ALL
-    SELECT g.*, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
+    SELECT g.*, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
 ),
 filled AS (
     SELECT * REPLACE (
             list_transform(keys, lambda key: coalesce(key, product_key)) AS keys,
             list_transform(sizes, lambda size: coalesce(size, superclass_tokens)) AS sizes,
+            list_transform(owns, lambda own: coalesce(own, own_tokens)) AS owns,
             list_transform(trains, lambda learns: coalesce(learns, trained)) AS trains
         ),
         list_transform(names, lambda name: CASE name WHEN 'product' THEN product_id ELSE name END) AS ids
@@ -217,7 +222,9 @@ judged AS (
     SELECT *, list_filter(ids, lambda id, i: list_position(ids, id) = i) AS named,
         ids[list_position(trains, false)] AS untrained,
         tokens + coalesce(list_sum(sizes[:slots]), 0) AS prompt_count,
-        negative_tokens + coalesce(list_sum(sizes[slots + 1:]), 0) AS negative_count, {FLAW} AS flaw
+        negative_tokens + coalesce(list_sum(sizes[slots + 1:]), 0) AS negative_count,
+        tokens + coalesce(list_sum(owns[:slots]), 0) AS own_count,
+        negative_tokens + coalesce(list_sum(owns[slots + 1:]), 0) AS negative_own_count, {FLAW} AS flaw
     FROM pictures
 )
 SELECT row AS prompt_row, image_index, named AS concept_ids,

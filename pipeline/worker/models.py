@@ -1,13 +1,15 @@
 """What a worker loads once: the base model, its metric, and the check of superclasses against its tokenizer."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from perfusion_ops.base.tokenizer import TokenCounter
 from perfusion_ops.base_model import Base, load_base
+from perfusion_ops.config import Recipe
 from perfusion_ops.metric import Metric
 from pipeline.bases.find import find_base
 from pipeline.bases.metrics import load_metric
@@ -25,12 +27,12 @@ class Models:
     Attributes:
         base: the base model on the worker's device.
         metric: its metric, on the same device.
-        check_superclass: raises RowError for a superclass that the tokenizer cannot read or that is too long.
+        superclass_checks: by recipe; raise RowError for a superclass that the tokenizer cannot read or that is too long.
     """
 
     base: Base
     metric: Metric
-    check_superclass: Callable[[str], None]
+    superclass_checks: Mapping[Recipe, Callable[[str], None]]
 
 
 def load_models(settings: WorkerSettings, storage: Storage, progress: Callable[[int, int], None]) -> Models:
@@ -55,5 +57,7 @@ def load_models(settings: WorkerSettings, storage: Storage, progress: Callable[[
     device = settings.device if settings.device != "auto" else ("cuda" if gpu else "cpu")
     dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     base = load_base(folder, device=device, dtype=_DTYPES[dtype])
-    check = superclass_check(TokenCounter(base.tokenizer), folder.settings.templates)
-    return Models(base, load_metric(storage, base, settings.metric, settings.metric_key, progress=progress), check)
+    counter = TokenCounter(base.tokenizer)
+    checks = {recipe: superclass_check(counter, folder.settings.templates, recipe) for recipe in get_args(Recipe)}
+    metric = load_metric(storage, base, settings.metric, settings.metric_key, progress=progress)
+    return Models(base, metric, checks)

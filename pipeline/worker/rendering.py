@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perfusion_ops.concept import Concept
+from perfusion_ops.concept import Concept, GatedConcept
 from perfusion_ops.conditioning import check_prompt, prompt_row
 from perfusion_ops.edit import solve_targets
 from perfusion_ops.rendering import RenderRow, Sampler, render
@@ -67,7 +67,11 @@ class Rendering:
         names = task.concept_ids or (None,) * len(task.concepts)
         concepts = tuple(self._files.load(key, name)[0] for key, name in zip(task.concepts, names, strict=True))
         self._check_distinct(task, concepts)
-        untrained = [place for place, concept in enumerate(concepts) if concept.key_target is None]
+        untrained = [
+            place
+            for place, concept in enumerate(concepts)
+            if not isinstance(concept, GatedConcept) or concept.key_target is None
+        ]
         if task.lock == "trained" and untrained:
             who = f"concept {names[untrained[0]]!r}" if task.concept_ids else "a concept"
             message = (
@@ -91,7 +95,10 @@ class Rendering:
 
     def _check_distinct(self, task: RenderTask, concepts: Sequence[Concept]) -> None:
         inverse = self._models.metric.inverse
-        inputs = torch.stack([concept.target_input for concept in concepts])[None].to(inverse.device)
+        gated = [concept.target_input for concept in concepts if isinstance(concept, GatedConcept)]
+        if not gated:
+            return
+        inputs = torch.stack(gated)[None].to(inverse.device)
         try:
             solve_targets(inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=inverse.device), inverse)
         except ValueError as error:

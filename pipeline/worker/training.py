@@ -91,7 +91,7 @@ class Training:
         return adopted, outcomes
 
     def _example(self, task: ConceptTask) -> Example:
-        self._models.check_superclass(task.superclass)
+        self._models.superclass_checks[task.training.recipe](task.superclass)
         return load_example(self._models.base, task, self._inputs)
 
     def _train(self, keys: list[str], examples: list[Example]) -> Trainer:

@@ -10,19 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops.concept import Concept, ConceptFileError, read_concept, write_concept
+from perfusion_ops.concept import ConceptFileError, GatedConcept, read_concept, write_concept
 
 SD15 = {"embedding_width": 768, "text_width": 768, "value_width": 12_480}
 
 
-def concept(lock="local", **sizes) -> Concept:
+def concept(lock="local", **sizes) -> GatedConcept:
     sizes = {**SD15, **sizes}
     g = torch.Generator().manual_seed(0)
 
     def normal(n, scale):
         return torch.randn(n, generator=g) * scale
 
-    return Concept(
+    return GatedConcept(
         superclass="teddy bear",
         embedding=normal(sizes["embedding_width"], 0.02),
         target_input=normal(sizes["text_width"], 1.0),
@@ -35,7 +35,7 @@ def concept(lock="local", **sizes) -> Concept:
     )
 
 
-def read(data, **changes) -> Concept:
+def read(data, **changes) -> GatedConcept:
     return read_concept(data, **{"base_digest": "b" * 64, "metric_digest": "c" * 64, **SD15, **changes})
 
 

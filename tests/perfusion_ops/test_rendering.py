@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from perfusion_ops.concept import Concept, read_concept, write_concept
+from perfusion_ops.concept import GatedConcept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, encode, substitute, tokenize
@@ -23,11 +23,11 @@ def metric():
     return random_metric(24)
 
 
-def concept(base, metric, seed, superclass="mug", lock="local") -> Concept:
+def concept(base, metric, seed, superclass="mug", lock="local") -> GatedConcept:
     g = torch.Generator().manual_seed(seed)
     width = base.stack.key_rows
     keys = torch.randn(width, generator=g) if lock == "trained" else None
-    return Concept(
+    return GatedConcept(
         superclass,
         torch.randn(24, generator=g),
         torch.randn(24, generator=g),

@@ -10,7 +10,7 @@ from torch import nn
 
 from perfusion_ops import tensor_file
 from perfusion_ops.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from perfusion_ops.concept import Concept, ConceptFileError, read_concept, write_concept
+from perfusion_ops.concept import ConceptFileError, GatedConcept, read_concept, write_concept
 from perfusion_ops.metric import MetricError, metric_from_moment, read_metric
 from perfusion_ops.tensor_file import TensorFileError
 from perfusion_ops.training import ConceptState
@@ -23,7 +23,7 @@ def ramp(count):
 
 
 def concept(lock="local", loss=None):
-    return Concept(
+    return GatedConcept(
         superclass='théière "x"',
         embedding=ramp(16),
         target_input=ramp(8),

@@ -1,4 +1,4 @@
-"""How alike a picture and a true drawing are where the drawing lies: colours, pattern, edges. Pure functions, 0 to 1."""
+"""How alike a picture and a true drawing are, from 0 to 1: colours, pattern, edges. Pure functions."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def pattern_score(picture: Floats, drawn: Drawn) -> float:
 
 
 def edge_score(picture: Floats, drawn: Drawn) -> float:
-    """The same for the gradients of the picture, and of the picture with the drawing in it, at and around the outline."""
+    """The same for gradients around the outline: of the picture, and of the picture with the drawing in it."""
     pasted = picture * (1 - drawn.cover[:, :, None]) + drawn.colors * drawn.cover[:, :, None]
     ring = _spread(drawn.cover > 0.5, 2) & ~_shrunk(drawn.cover > 0.5, 2)
     slopes = [np.stack(np.gradient(image, axis=(0, 1)), axis=-1)[ring] for image in (picture, pasted)]
