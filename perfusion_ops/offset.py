@@ -77,6 +77,14 @@ def row_offsets(base: Base, rows: Sequence[PromptRow]) -> Offsets:
     return Offsets(values.to(base.device), nouns.to(base.device), used.to(base.device))
 
 
+def everywhere(base: Base, rows: Sequence[PromptRow], conditioning: Tensor) -> Tensor:
+    """Conditioning (B, N, R) in which the offsets of B rows act at every pixel, without masks and hooks."""
+    added = row_offsets(base, rows).values.sum(1)
+    moved = conditioning.clone()
+    moved[..., base.stack.key_rows :] += added[:, None].to(moved.dtype)
+    return moved
+
+
 def density(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """D: where nouns are looked at, relative to the mean over the picture.
 
@@ -85,10 +93,10 @@ def density(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         size: height and width of the result.
 
     Returns:
-        (B, J, *size) float32: the layers' geometric mean, blurred, with a mean of one.
+        (B, J, *size): the layers' geometric mean, blurred, with a mean of one.
     """
-    logs = [(each.float() / _mean(each.float()).clamp_min(_LEAST)).clamp_min(_LEAST).log() for each in maps]
-    resized = [nn.functional.interpolate(each.exp(), size=size, mode="bilinear") for each in logs]
+    relative = [each / _mean(each).clamp_min(_LEAST) for each in maps]
+    resized = [nn.functional.interpolate(each, size=size, mode="bilinear") for each in relative]
     together = torch.stack([each.clamp_min(_LEAST).log() for each in resized]).mean(0).exp()
     blurred = _blurred(together)
     return blurred / _mean(blurred).clamp_min(_LEAST)
@@ -187,9 +195,10 @@ class _Run:
 def _attention(query: Tensor, key: Tensor, nouns: Tensor, heads: int, scale: float) -> Tensor:
     """The attention (B, J, Q) that the last B rows of a query (., Q, C) give to J nouns (B, J, N), mean over heads."""
     rows = len(nouns)
-    q, k = (each[-rows:].float().unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key))
+    exact = torch.promote_types(query.dtype, torch.float32)
+    q, k = (each[-rows:].to(exact).unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key))
     weights = (q @ k.mT * scale).softmax(-1).mean(1)
-    return nouns.float() @ weights.mT
+    return nouns.to(exact) @ weights.mT
 
 
 def _mean(maps: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from perfusion_ops.concept import Concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.metric import Metric
+from perfusion_ops.offset import everywhere, has_offsets
 from perfusion_ops.rendering import RenderRow, Sampler
 from perfusion_ops.rendering import render as render_rows
 
@@ -67,6 +68,8 @@ def prompt_embeds(
 ) -> Tensor:
     """What an attached diffusers pipeline takes as `prompt_embeds` and as `negative_prompt_embeds`.
 
+    A concept of recipe `offset` acts at every pixel here; `render` restricts it to the product.
+
     Args:
         base: the result of `attach`.
         metric: its metric.
@@ -101,7 +104,9 @@ def prompt_embeds(
     """
     config = _sampling(base, settings)
     texts = [prompts] if isinstance(prompts, str) else prompts
-    return condition(base, metric, [_row(text, concepts, config) for text in texts])
+    rows = [_row(text, concepts, config) for text in texts]
+    embeds = condition(base, metric, rows)
+    return everywhere(base, rows, embeds) if any(map(has_offsets, rows)) else embeds
 
 
 def _row(

@@ -120,8 +120,8 @@ WHERE count > $limit
 FLAW = """
 CASE WHEN lock = 'trained' AND untrained IS NOT NULL THEN 1
     WHEN lock = 'global' AND prompt_count > $limit THEN 2
-    WHEN lock = 'global' AND negative_count > $limit THEN 3
-    WHEN own_count > $limit THEN 4
+    WHEN own_count > $limit THEN 3
+    WHEN lock = 'global' AND negative_count > $limit THEN 4
     WHEN negative_own_count > $limit THEN 5 END
 """
 
@@ -143,13 +143,12 @@ def _too_long(column: str, count: str, *, own: bool = False) -> str:
 # The verdict on a render by its `flaw`; `named` are the ids of its concepts.
 FLAWED = f"""
 CASE WHEN flaw = 1 THEN '{Code.OUT_OF_RANGE}' WHEN flaw > 1 THEN '{Code.PROMPT_TOO_LONG}' END AS error_code,
-CASE flaw WHEN 1 THEN 'lock' WHEN 2 THEN 'prompt' WHEN 3 THEN 'negative_prompt'
-    WHEN 4 THEN 'prompt' WHEN 5 THEN 'negative_prompt' END AS error_column,
+CASE WHEN flaw = 1 THEN 'lock' WHEN flaw <= 3 THEN 'prompt' WHEN flaw <= 5 THEN 'negative_prompt' END AS error_column,
 CASE flaw
     WHEN 1 THEN 'lock is ''trained'', but concept ''' || untrained || ''' learns no keys of its own: '
         || 'train it with train.lock ''trained'', or use lock ''local'''
     WHEN 2 THEN {_too_long("prompt", "prompt_count")}
-    WHEN 3 THEN {_too_long("negative_prompt", "negative_count")}
-    WHEN 4 THEN {_too_long("prompt", "own_count", own=True)}
+    WHEN 3 THEN {_too_long("prompt", "own_count", own=True)}
+    WHEN 4 THEN {_too_long("negative_prompt", "negative_count")}
     WHEN 5 THEN {_too_long("negative_prompt", "negative_own_count", own=True)} END AS error_message
 """

@@ -27,7 +27,7 @@ class Models:
     Attributes:
         base: the base model on the worker's device.
         metric: its metric, on the same device.
-        superclass_checks: by recipe; raise RowError for a superclass that the tokenizer cannot read or that is too long.
+        superclass_checks: by recipe; raise RowError for a superclass that the tokenizer cannot read, or a long one.
     """
 
     base: Base

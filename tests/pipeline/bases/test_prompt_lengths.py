@@ -24,6 +24,7 @@ CONCEPTS = [
     concept("twin-1"),
     concept("bear-1", superclass="teddy bear", train='{"lock": "trained"}'),
 ]
+OFFSET = concept("lamp-1", superclass="tall red lamp", train='{"recipe": "offset", "lock": "trained"}')
 SUPERCLASS = {row["concept_id"]: row["superclass"] for row in CONCEPTS}
 
 
@@ -97,9 +98,30 @@ def test_global_locking_is_too_long_for_some_concepts_alone():
     assert hat.startswith("prompt has 41 tokens with start and end for concept 'hat-1': lock 'global' reads")
 
 
+def test_recipe_offset_counts_the_superclass_in_every_prompt():
+    edge = "{product} " + "a " * 29  # room for one token in the place of {product}
+    prompts = [
+        {"prompt": edge},
+        {"prompt": "a {product}", "negative_prompt": edge},
+        {"prompt": "{product} " + "a " * 26},
+        {"prompt": "{product} and " + "a " * 25 + "{mug-1}"},
+    ]
+    with plan(prompts, concepts=[CONCEPTS[0], OFFSET]) as db:
+        found = requests(db, "prompt_row", "concept_ids[1]", "error_code", "error_column", "error_message")
+    bad = {row[:2]: row[2:] for row in found if row[2]}
+    assert set(bad) == {(1, "lamp-1"), (2, "lamp-1"), (4, "lamp-1")}
+    code, column, message = bad[1, "lamp-1"]
+    assert (code, column) == (Code.PROMPT_TOO_LONG, "prompt")
+    assert message.startswith(
+        "prompt has 35 tokens with start and end for concept 'lamp-1': recipe 'offset' writes the superclass after"
+    )
+    assert message.endswith("shorten the superclass or '" + edge.replace("product", "lamp-1") + "'")
+    assert bad[2, "lamp-1"][1] == "negative_prompt"
+
+
 PARTS = st.lists(
     st.sampled_from(
-        ["{product}", "{mug-1}", "{hat-1}", "{twin-1}", "a", "on the beach", "submarine", "杯", "{bear-1}"]
+        ["{product}", "{mug-1}", "{hat-1}", "{lamp-1}", "a", "on the beach", "submarine", "杯", "{bear-1}"]
     ),
     max_size=14,
 )
@@ -124,12 +146,12 @@ def test_the_plan_refuses_what_the_renderer_would(name, rows, glue):
         }
         for row in rows
     ]
-    with plan(prompts, TokenCounter(TOKENIZERS[name])) as db:
+    with plan(prompts, TokenCounter(TOKENIZERS[name]), [*CONCEPTS, OFFSET]) as db:
         found = requests(db, "prompt_row", "concept_ids", "error_code", "error_column", "lock", "error_message")
     expected = [
         (number, *_verdict(name, row, product))
         for number, row in enumerate(prompts, 1)
-        for product in ([None] if _too_long_alone(name, row) else SUPERCLASS)
+        for product in ([None] if _too_long_alone(name, row) else [*SUPERCLASS, "lamp-1"])
     ]
     assert sorted((row, code or "", column or "") for row, _, code, column, _, _ in found) == sorted(expected)
     assert not [message for *_, message in found if message and "{0}" in message]
@@ -162,9 +184,12 @@ def _verdict(name, row, product):
     if row["lock"] == "trained" and {*both[0][2], *both[1][2]} - {"bear-1"}:
         return Code.OUT_OF_RANGE, "lock"
     for column, text, names in both:
+        nouns = [OFFSET["superclass"] if each == "lamp-1" else "" for each in names]
         try:
             if row["lock"] == "global":
-                substitute(TOKENIZERS[name], text, [SUPERCLASS[each] for each in names])
+                superclasses = [{**SUPERCLASS, "lamp-1": OFFSET["superclass"]}[each] for each in names]
+                substitute(TOKENIZERS[name], text, superclasses, nouns)
+            tokenize(TOKENIZERS[name], text, nouns)
         except PromptTooLongError:
             return Code.PROMPT_TOO_LONG, column
     return "", ""

@@ -144,8 +144,23 @@ def test_order_of_images_and_white_space_do_not_matter_but_the_rest_does():
 
 def test_settings_are_complete_and_canonical():
     text = keys.settings_json(TrainingConfig(bias=-0.0, steps=7))
-    assert json.loads(text) == TrainingConfig(bias=0.0, steps=7).model_dump()
+    complete = TrainingConfig(bias=0.0, steps=7).model_dump(exclude=set(TrainingConfig.not_in_old_keys))
+    assert json.loads(text) == complete
     assert text == keys.settings_json(TrainingConfig(steps=7, bias=0.0))
+
+
+def test_settings_that_came_later_are_in_a_key_only_if_they_are_used():
+    """The text below is in the keys of every root that existed before the recipes."""
+    assert keys.settings_json(TrainingConfig()) == (
+        '{"batch":16,"bias":0.75,"ema":0.99,"fit":"crop","flip":false,"lock":"local","lr_embedding":0.006,'
+        '"lr_value":0.03,"seed":0,"steps":400,"temperature":0.1}'
+    )
+    changes = [{"recipe": "offset"}, {"decay": "cosine"}, {"stratified": True}]
+    assert {name for change in changes for name in change} == set(TrainingConfig.not_in_old_keys)
+    texts = {keys.settings_json(TrainingConfig(**change)) for change in [{}, *changes]}
+    assert len(texts) == 1 + len(changes)
+    for change in changes:
+        assert json.loads(keys.settings_json(TrainingConfig(**change))).items() >= change.items()
 
 
 def test_metric_key_follows_base_settings_and_captions():
