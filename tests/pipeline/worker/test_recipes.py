@@ -64,7 +64,7 @@ def test_keys_that_the_recipe_does_not_learn_are_refused(shared):
 
 
 def test_a_superclass_that_fits_only_without_the_concepts_word_is_refused(shared, tmp_path):
-    longest = " ".join(["very"] * 24 + ["mug"])  # the longest template of the base leaves room for 25 tokens
+    longest = " ".join(["mug"] * 25)  # the longest template of the base leaves room for 25 tokens
     fits, refused = (
         replace(concept(tmp_path, name, superclass=longest), training=training)
         for name, training in (("fits", TRAINING), ("long", OFFSET))
