@@ -118,17 +118,3 @@ def test_the_digest_is_of_the_content_and_the_files(tmp_path):
         summary = load_prompts(db, str(tmp_path / "a"))
     assert summary.digest != digests[0]
     assert (summary.files, summary.rows) == (3, 3)
-
-
-def test_a_notice_counts_over_all_files_and_names_the_first_few(tmp_path):
-    for number in range(7):
-        (tmp_path / f"{number}.csv").write_text(f"prompt;k\n{{product}};{number}\n;\n;\n")
-    with PlanDB(threads=1) as db:
-        summary = load_prompts(db, str(tmp_path))
-    assert (summary.rows, summary.good) == (7, 7)
-    assert summary.notices == (
-        f"file://{tmp_path}: 7 files read with semicolons between cells, as the first line shows "
-        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): correct that line if this is wrong",
-        f"file://{tmp_path}: 14 rows of nothing but separators skipped "
-        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): fill a cell in where a row is meant",
-    )
