@@ -1,4 +1,4 @@
-"""The `perfusion` command as a person or a script meets it: exit codes, JSON, sentences instead of tracebacks."""
+"""The `perfusion` command as a person or a script meets it: exit codes, JSON, messages instead of tracebacks."""
 
 import json
 import os
@@ -101,7 +101,7 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "sentence"),
+    ("words", "code", "message"),
     [
         (("status", "nowhere"), 2, "there is no folder nowhere: give the root of a run, or its spec file"),
         (("query", "nowhere"), 2, "there is no folder nowhere"),
@@ -132,7 +132,7 @@ except SystemExit as end:
         (("demo", "--folder", "good.yaml"), 2, "good.yaml"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(perfusion, shop, monkeypatch, words, code, sentence):
+def test_what_is_wrong_is_a_message_without_a_traceback(perfusion, shop, monkeypatch, words, code, message):
     monkeypatch.chdir(shop.folder)
     shop.spec("good")
     found, out, err = perfusion(*(word.replace("SPEC", "good.yaml") for word in words))
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_said_in_a_sentence(perfusion, shop, monkeypatch, words
     assert "Traceback" not in err
     complaint = "".join(err.partition("perfusion: ")[1:])
     assert complaint.startswith("perfusion: ")
-    assert sentence.replace("SPEC", "good.yaml") in complaint
+    assert message.replace("SPEC", "good.yaml") in complaint
 
 
 def test_every_line_of_a_spec_s_faults_is_told(perfusion, shop):

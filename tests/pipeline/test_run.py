@@ -132,7 +132,7 @@ def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp
         ({"budget_h": 1e-9}, "its engine.budget_h of 1e-09 accelerator-hours is spent"),
     ],
 )
-def test_run_that_has_had_what_it_may_have_goes_on_when_run_again(shop, root, caps, why):
+def test_run_that_has_reached_its_limit_resumes_when_run_again(shop, root, caps, why):
     first, _ = go(root, shop, engine=caps)
     assert first.published is None
     assert first.summary.stopped == why
@@ -216,7 +216,7 @@ def test_objects_that_vanished_or_were_cut_off_are_made_again(shop, root):
             check(storage.read(paths[number]), before[number])
 
 
-def test_weights_that_were_swapped_are_refused_and_trained_anew_by_the_next_run(shop, root):
+def test_weights_that_were_swapped_are_refused_and_trained_again_by_the_next_run(shop, root):
     first, _ = go(root, shop)
     storage = Storage(root)
     one, other, _ = (row["uri"].removeprefix(storage.root + "/") for row in tables(root, first.run_id)["concepts"])
@@ -303,7 +303,7 @@ def test_two_runs_share_a_root(shop, root):
         check_accounts(root, result, concepts=3, prompts=2, pictures=4)
 
 
-def test_captions_file_that_is_absent_is_a_sentence(shop, root):
+def test_captions_file_that_is_absent_is_a_message(shop, root):
     captions = METRIC.model_copy(update={"captions_uri": str(shop / "none.txt")}).model_dump()
     with pytest.raises(StorageError, match=r"none.txt \(metric.captions_uri\) cannot be read"):
         go(root, shop, metric=captions)

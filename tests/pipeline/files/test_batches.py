@@ -18,7 +18,7 @@ from tests.support.manifests import (
 )
 
 
-def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
+def test_what_makes_a_manifest_unusable_is_one_message(tmp_path):
     good = {"prompt": ["{product}"]}
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -53,7 +53,7 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
     write_parquet(tmp_path / "case.parquet", **good, Prompt=["x"])
     whole = write_parquet(tmp_path / "whole.parquet", prompt=["{product}"] * 5000).read_bytes()
     (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
-    for name, sentence in {
+    for name, message in {
         "none.parquet": "there is no manifest at",
         "none-*.parquet": "there is no manifest at",
         "empty-folder": "there is no manifest at",
@@ -77,7 +77,7 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
         "clash.parquet": "'status'.*rename it",
         "case.parquet": "only by case",
     }.items():
-        with PlanDB(threads=1) as db, pytest.raises(ManifestError, match=sentence):
+        with PlanDB(threads=1) as db, pytest.raises(ManifestError, match=message):
             load_prompts(db, str(tmp_path / name))
     with PlanDB(threads=1) as db, pytest.raises(ManifestError, match="nosuch"):
         load_prompts(db, "nosuch://bucket/x.parquet")

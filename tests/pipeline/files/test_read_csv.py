@@ -1,4 +1,4 @@
-"""CSV rows: the delimiter is found, cells get the type of their column, and what is skipped or assumed is told."""
+"""CSV rows: the delimiter is found, cells have the type of their column, and notices say what is skipped or assumed."""
 
 import pytest
 
@@ -61,7 +61,7 @@ def refusal(read, text):
     ],
     ids=repr,
 )
-def test_the_delimiter_is_the_one_that_gives_the_required_columns_and_an_unusual_one_is_told(read, name, text, words):
+def test_the_delimiter_gives_the_required_columns_and_an_unusual_one_is_in_a_notice(read, name, text, words):
     batches, notices = read(text, name)
     row = {"prompt": "a;b" if "a;b" in text else "a"} | ({"seed": 1} if "seed" in text else {})
     assert only(batches).cells == [row]

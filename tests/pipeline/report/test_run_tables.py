@@ -21,7 +21,7 @@ def test_column_missing_from_an_older_file_reads_as_empty(storage):
     assert "mug-1" in page_of(storage)
 
 
-def test_unknown_run_is_a_sentence(storage):
+def test_unknown_run_is_a_message(storage):
     small_run(storage)
     with pytest.raises(FileNotFoundError, match="run 'other' has published nothing under"):
         write_report(storage, "other")
