@@ -271,7 +271,7 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
 # Kills and signals
 
 
-def test_run_whose_driver_was_killed_goes_on_where_it_stopped(catalogue):
+def test_run_whose_driver_was_killed_resumes_without_repeating_work(catalogue):
     write_spec(catalogue, render={"steps": 15})  # slow enough to be killed in the middle on any machine
     with started(catalogue) as (process, seen):
         wait_for(process, 300, lambda: count(catalogue, "images/*/*.png") >= 3)

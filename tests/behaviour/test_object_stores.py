@@ -122,7 +122,7 @@ def test_ten_thousand_objects_are_all_listed(storage):
     assert dict(storage.list("images/07")) == {name: size for name, size in names.items() if "/07/" in name}
 
 
-def test_a_wrong_secret_is_a_sentence_that_does_not_tell_it(server):
+def test_a_wrong_secret_is_a_message_that_does_not_contain_it(server):
     options = {"s3": {**server.options["s3"], "secret": "wrong-but-private"}}
     storage = Storage("s3://shop/x", options)
     for use in (lambda: storage.read("a"), lambda: list(storage.list()), lambda: storage.create("a", b"")):
@@ -132,7 +132,7 @@ def test_a_wrong_secret_is_a_sentence_that_does_not_tell_it(server):
         assert "private" not in str(caught.value)
 
 
-def test_a_bucket_that_is_not_there_is_a_sentence(store):
+def test_a_bucket_that_does_not_exist_is_a_message(store):
     elsewhere = Storage(store.root.replace("//shop/", "//elsewhere/"))
     for use in (lambda: elsewhere.write("a", b"1"), lambda: elsewhere.create("a", b"1")):
         with pytest.raises(

@@ -170,7 +170,7 @@ def test_on_a_narrow_terminal_a_wide_table_becomes_blocks():
     )  # fmt: skip
 
 
-def test_refusals_are_sentences_on_stderr(capsys, tmp_path):
+def test_refusals_are_messages_on_stderr(capsys, tmp_path):
     complain("one thing")
     with pytest.raises(typer.Exit) as ended:
         refuse("another")

@@ -1,4 +1,4 @@
-"""The spec: one meaning in three notations, from any folder; every mistake one sentence, and no secret in it."""
+"""The spec: one meaning in three notations, from any folder; every mistake one message, and no secret in it."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def spec(folder, values, name="spec.yaml"):
 
 
 def refusal(folder, values, *overrides, name="spec.yaml"):
-    """The sentences with which a spec is refused, without the file's name that each begins with."""
+    """The messages with which a spec is refused, without the file's name that each begins with."""
     path = spec(folder, values, name)
     with pytest.raises(SpecError) as caught:
         load_spec(path, overrides)
@@ -186,11 +186,11 @@ def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-# Sentences
+# Messages
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("values", "message"),
     [
         ({"rot": "x"}, "rot is not a setting; did you mean 'root'?"),
         ({"engine": {"slot": 1}}, "engine.slot is not a setting; did you mean 'slots'?"),
@@ -210,8 +210,8 @@ def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
         ({"root": ["a"]}, 'root is ["a"]: input should be a valid string'),
     ],
 )  # fmt: skip
-def test_one_mistake_is_one_sentence(tmp_path, values, sentence):
-    assert refusal(tmp_path, {**REQUIRED, **values}) == [sentence]
+def test_one_mistake_is_one_message(tmp_path, values, message):
+    assert refusal(tmp_path, {**REQUIRED, **values}) == [message]
 
 
 def test_every_mistake_is_told_at_once(tmp_path):

@@ -12,11 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clock import SystemClock
-from pipeline.contract.errors import Code, ManifestError
-from pipeline.contract.kinds import Counts, PerKind
 from pipeline.contract.layout import lease_path
-from pipeline.plan.estimate import Estimate, estimate
-from pipeline.plan.retry import DEAD_LETTER, to_retry
 from pipeline.plan.selection import Selection
 from pipeline.run import execute
 from pipeline.runs.lease import LeaseHeld, Owner
@@ -35,87 +31,10 @@ from tests.support.runs import (
     run_settings,
     troubled,
 )
-from tests.support.shop import CONCEPTS, PROMPTS, PhotosVanish, check_accounts, go, open_shop, stock, tables
+from tests.support.shop import CONCEPTS, PROMPTS, PhotosVanish, check_accounts, go, outcome_of, stock, tables
 
 # Between two runs that come to the same these may differ; pixels, by one part in 255 with the batch they were in.
 PASSING = {"accelerator_s", "worker", "attempts", "finished_at", "batch", "sha256", "bytes"}
-
-
-@pytest.fixture
-def shop(tmp_path):
-    return open_shop(tmp_path)
-
-
-@pytest.fixture
-def root(tmp_path):
-    keep_metric(Storage(str(tmp_path / "root")))
-    return str(tmp_path / "root")
-
-
-def outcome_of(found, table):
-    return {(row["concept_id"] or row.get("prompt")): row["error_code"] or row["origin"] for row in found[table]}
-
-
-def test_first_run_makes_all_and_is_the_answer_to_the_second(shop, root):
-    observer = Silent()
-    first, engines = go(root, shop, observer=observer)
-    found = check_accounts(root, first, concepts=3, prompts=2, pictures=4)
-    assert len(engines.keys) == len(observer.seen) == 7
-    assert {row["origin"] for row in found["concepts"]} == {"trained"}
-    assert {row["origin"] for row in found["renders"]} == {"rendered"}
-    assert all(row["accelerator_s"] > 0 and row["attempts"] == 1 for table in found.values() for row in table)
-    assert [row["season"] for row in found["concepts"]] == ["winter", "summer", "summer"]
-    assert not first.resumed
-    assert not first.repeated
-    before = all_but_the_cache(root)
-    again, engines = go(root, shop)
-    assert engines.made == []  # no engine was asked for
-    assert again.repeated
-    assert (again.run_id, again.published, again.report) == (first.run_id, first.published, first.report)
-    assert again.planned.work == PerKind(Counts(3, 0, 3, 0, 3, 0), Counts(4, 0, 4, 0, 4, 0))
-    assert all_but_the_cache(root) == before
-
-
-def all_but_the_cache(root):
-    """Pictures that were too young to be remembered may be so now."""
-    return {path: size for path, size in Storage(root).list() if not path.startswith("cache/")}
-
-
-def test_a_run_answers_only_while_all_of_it_is_there(shop, root):
-    storage = Storage(root)
-    first, _ = go(root, shop)
-    storage.delete(f"runs/{first.run_id}/report/index.html")
-    assert go(root, shop)[0].repeated
-    assert storage.exists(f"runs/{first.run_id}/report/index.html")
-    # A picture that is gone is rendered again, in a run of its own, which answers from then on.
-    storage.delete(next(path for path, _ in storage.list("images")))
-    second, engines = go(root, shop)
-    assert (second.run_id, len(engines.keys)) == (first.run_id[:-1] + "2", 1)
-    assert go(root, shop)[0].run_id == second.run_id
-    # So is one of another size.
-    path = next(path for path, _ in storage.list("images"))
-    storage.write(path, storage.read(path)[:-1])
-    third, engines = go(root, shop)
-    assert (third.repeated, len(engines.keys)) == (False, 1)
-    # What is gone from the tables is not believed; an earlier run that is whole says the same.
-    storage.delete(third.published.files[0].path)
-    assert go(root, shop)[0].run_id == second.run_id
-    for earlier in (first, second):
-        storage.delete(earlier.published.files[0].path)
-    fourth, engines = go(root, shop)
-    assert (fourth.repeated, len(engines.keys)) == (False, 3)
-    check_accounts(root, fourth, concepts=3, prompts=2, pictures=4)
-
-
-def test_rows_that_nothing_can_be_made_of_do_not_keep_a_run_from_being_the_answer(shop, root):
-    stock(shop, [*CONCEPTS, {**CONCEPTS[0], "concept_id": "not an id"}], [*PROMPTS, {"prompt": "a {nobody}"}])
-    go(root, shop)
-    again, engines = go(root, shop)
-    assert (again.repeated, engines.made) == (True, [])
-    assert again.planned.work == PerKind(Counts(4, 1, 3, 0, 3, 0), Counts(5, 1, 4, 0, 4, 0))
-    # Another picture under the same address is other work.
-    photo(shop / "mug-1.png", seed=78)
-    assert not go(root, shop)[0].repeated
 
 
 def test_only_what_changed_is_made_again(shop, root):
@@ -172,30 +91,6 @@ def test_row_that_failed_is_tried_again(shop, root):
     assert len(engines.keys) == 3
 
 
-def test_retry_does_again_what_failed_and_nothing_else(shop, root):
-    first, _ = go(root, shop, PhotosVanish([shop / "mug-1.png"]))
-    storage = Storage(root)
-    assert to_retry(storage, first.run_id, DEAD_LETTER).rows == 0
-    again = to_retry(storage, first.run_id)
-    assert (again.rows, len(again.keys.concepts), len(again.keys.renders)) == (3, 1, 2)
-    assert to_retry(storage, first.run_id, frozenset({Code.IMAGE_MISSING})) == again  # pictures come with their concept
-    engines = Engines()
-    chosen = Selection("retry", keys=again.keys)
-    given = run_settings(root, shop)
-    second = execute(given, make_engine=engines, observer=Silent(), selection=chosen)
-    assert second.run_id.rpartition("-")[0] != first.run_id.rpartition("-")[0]
-    assert len(engines.keys) == 3
-    found = tables(root, second.run_id)
-    assert outcome_of(found, "concepts") == {"mug-1": "trained", "bag-1": "reused"}  # both are in the picture
-    assert [(row["status"], row["origin"]) for row in found["renders"]] == [("ok", "rendered")] * 2
-    assert to_retry(storage, second.run_id).rows == 0
-    # Another superclass is another concept: what failed is not asked for any more.
-    stock(shop, [{**CONCEPTS[0], "superclass": "cup"}, *CONCEPTS[1:]], PROMPTS)
-    chosen = Selection("retry", keys=again.keys)
-    with pytest.raises(ManifestError, match="the superclass of 'mug-1' has changed; `perfusion run` makes"):
-        execute(given, make_engine=engines, observer=Silent(), selection=chosen)
-
-
 def test_part_of_a_plan_is_a_run_of_its_own_that_the_whole_reuses(shop, root):
     part, engines = go(root, shop, selection=Selection("limit 1", first=1))
     assert [len(engines.keys), part.published.rows("concepts"), part.published.rows("renders")] == [2, 1, 1]
@@ -203,58 +98,6 @@ def test_part_of_a_plan_is_a_run_of_its_own_that_the_whole_reuses(shop, root):
     assert whole.run_id != part.run_id
     assert len(engines.keys) == 5
     check_accounts(root, whole, concepts=3, prompts=2, pictures=4)
-
-
-def why(root, shop, **changes):
-    """The reasons for all that a run has to do, which it then does."""
-    given = run_settings(root, shop, **changes)
-    result = execute(given, make_engine=Engines(), observer=Silent(), explain=True)
-    work = result.planned.work
-    assert sum(result.planned.changes.concepts.values()) == work.concepts.keys_to_do
-    assert sum(result.planned.changes.renders.values()) == work.renders.keys_to_do
-    return result.planned.changes.concepts, result.planned.changes.renders
-
-
-def test_each_reason_to_make_something_again_is_told(shop, root):
-    assert why(root, shop) == ({"new": 3}, {"new": 4})
-    assert why(root, shop) == ({}, {})
-    stock(shop, prompts=[PROMPTS[0], {**PROMPTS[1], "bias": 0.4}])
-    assert why(root, shop) == ({}, {"settings": 1})
-    stock(shop, prompts=[{"prompt": "a photo of a {product} in the snow"}, PROMPTS[1]])
-    assert why(root, shop) == ({}, {"prompt": 3})
-    photo(shop / "bag-1.png", seed=77)
-    assert why(root, shop) == ({"pictures or training": 1}, {"weights": 2})
-    cup = {**CONCEPTS[0], "superclass": "cup"}
-    stock(shop, [cup, *CONCEPTS[1:]], [PROMPTS[1]])
-    assert why(root, shop) == ({"superclass": 1}, {"weights": 1})
-    hat = {"concept_id": "hat-1", "superclass": "hat", "images": ["bag-1.png"], "season": None}
-    stock(shop, [cup, *CONCEPTS[1:], hat], [PROMPTS[1], {"prompt": "a {hat-1}"}])
-    assert why(root, shop) == ({"new": 1}, {"new": 1})
-    storage = Storage(root)
-    for folder in ("images", "weights"):
-        for path, _ in list(storage.list(folder)):
-            storage.delete(path)
-    assert why(root, shop) == ({"object gone": 4}, {"object gone": 2})
-
-
-def test_work_is_estimated_by_the_newest_run_that_did_any(shop, root):
-    storage = Storage(root)
-    first, _ = go(root, shop)
-    work = first.planned.work
-    assert estimate(storage, pending_of(0, 0)) == Estimate(0.0, 0.0, 0, (first.run_id,))
-    found = tables(root, first.run_id)
-    guess = estimate(storage, work)
-    assert guess.training_h == pytest.approx(sum(row["accelerator_s"] for row in found["concepts"]) / 3600)
-    assert guess.rendering_h == pytest.approx(sum(row["accelerator_s"] for row in found["renders"]) / 3600)
-    assert guess.bytes == pytest.approx(sum(row["bytes"] for table in found.values() for row in table), abs=1)
-    go(root, shop)  # makes nothing, so it measures nothing
-    assert estimate(storage, work) == guess
-    empty = Storage(root + "-empty")
-    assert estimate(empty, pending_of(2, 0)) == Estimate(None, 0.0, None, ())
-
-
-def pending_of(concepts, renders):
-    return PerKind(*(Counts(keys, 0, 0, keys, keys, keys) for keys in (concepts, renders)))
 
 
 @pytest.mark.parametrize("units", [0, 1, 2])
@@ -289,7 +132,7 @@ def test_drained_run_resumes_to_the_tables_of_an_undisturbed_one(shop, root, tmp
         ({"budget_h": 1e-9}, "its engine.budget_h of 1e-09 accelerator-hours is spent"),
     ],
 )
-def test_run_that_has_had_what_it_may_have_goes_on_when_run_again(shop, root, caps, why):
+def test_run_that_has_reached_its_limit_resumes_when_run_again(shop, root, caps, why):
     first, _ = go(root, shop, engine=caps)
     assert first.published is None
     assert first.summary.stopped == why
@@ -373,7 +216,7 @@ def test_objects_that_vanished_or_were_cut_off_are_made_again(shop, root):
             check(storage.read(paths[number]), before[number])
 
 
-def test_weights_that_were_swapped_are_refused_and_trained_anew_by_the_next_run(shop, root):
+def test_weights_that_were_swapped_are_refused_and_trained_again_by_the_next_run(shop, root):
     first, _ = go(root, shop)
     storage = Storage(root)
     one, other, _ = (row["uri"].removeprefix(storage.root + "/") for row in tables(root, first.run_id)["concepts"])
@@ -460,7 +303,7 @@ def test_two_runs_share_a_root(shop, root):
         check_accounts(root, result, concepts=3, prompts=2, pictures=4)
 
 
-def test_captions_file_that_is_absent_is_a_sentence(shop, root):
+def test_captions_file_that_is_absent_is_a_message(shop, root):
     captions = METRIC.model_copy(update={"captions_uri": str(shop / "none.txt")}).model_dump()
     with pytest.raises(StorageError, match=r"none.txt \(metric.captions_uri\) cannot be read"):
         go(root, shop, metric=captions)

@@ -71,6 +71,10 @@ def check_accounts(root, result, *, concepts, prompts, pictures=None):
     return found
 
 
+def outcome_of(found, table):
+    return {(row["concept_id"] or row.get("prompt")): row["error_code"] or row["origin"] for row in found[table]}
+
+
 @contextmanager
 def away(path):
     path.rename(path.with_suffix(".away"))

@@ -4,13 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops.base.folder import BaseError, describe
+from perfusion_ops.base.folder import describe
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.mini import base_folder
 from perfusion_ops.text import PromptTooLongError, substitute, tokenize
-from pipeline.bases.superclasses import superclass_check
-from pipeline.contract.errors import Code, RowError
+from pipeline.contract.errors import Code
 from pipeline.database.plandb import PlanDB
 from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
 from tests.support.plans import TRAINING, concept, fill, requests
@@ -225,32 +224,3 @@ def test_a_sampler_that_the_base_cannot_follow_is_told_at_once():
     with plan(prompts, schedule={**schedule, "prediction_type": "sample"}) as db:
         found = {row: rest for row, *rest in requests(db, "prompt_row", "error_code", "error_column")}
     assert found[3] == [Code.OUT_OF_RANGE, "scheduler"]
-
-
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        ("mug", None),
-        ("wide brimmed hat", None),
-        ("mug 😀", None),
-        ("😀", Code.EMPTY_SUPERCLASS),
-        ("杯子", Code.EMPTY_SUPERCLASS),
-        ("<|endoftext|>", Code.EMPTY_SUPERCLASS),
-        ("a " * 26, None),
-        ("a " * 27, Code.TEXT_TOO_LONG),
-    ],
-)
-def test_a_superclass_must_have_a_word_and_fit_the_training_prompts(words, code):
-    check = superclass_check(MINI, ["a photo of a {}", "{}"])
-    if code is None:
-        assert check(" ".join(words.split())) is None
-        return
-    with pytest.raises(RowError) as error:
-        check(" ".join(words.split()))
-    assert error.value.code == code
-    assert "superclass" in str(error.value)
-
-
-def test_training_prompts_without_room_are_the_bases_fault():
-    with pytest.raises(BaseError, match="shorten the templates"):
-        superclass_check(MINI, ["a " * 30 + "{}"])

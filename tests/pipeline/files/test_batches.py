@@ -18,7 +18,7 @@ from tests.support.manifests import (
 )
 
 
-def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
+def test_what_makes_a_manifest_unusable_is_one_message(tmp_path):
     good = {"prompt": ["{product}"]}
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -53,7 +53,7 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
     write_parquet(tmp_path / "case.parquet", **good, Prompt=["x"])
     whole = write_parquet(tmp_path / "whole.parquet", prompt=["{product}"] * 5000).read_bytes()
     (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
-    for name, sentence in {
+    for name, message in {
         "none.parquet": "there is no manifest at",
         "none-*.parquet": "there is no manifest at",
         "empty-folder": "there is no manifest at",
@@ -77,7 +77,7 @@ def test_what_makes_a_manifest_unusable_is_one_sentence(tmp_path):
         "clash.parquet": "'status'.*rename it",
         "case.parquet": "only by case",
     }.items():
-        with PlanDB(threads=1) as db, pytest.raises(ManifestError, match=sentence):
+        with PlanDB(threads=1) as db, pytest.raises(ManifestError, match=message):
             load_prompts(db, str(tmp_path / name))
     with PlanDB(threads=1) as db, pytest.raises(ManifestError, match="nosuch"):
         load_prompts(db, "nosuch://bucket/x.parquet")
@@ -118,17 +118,3 @@ def test_the_digest_is_of_the_content_and_the_files(tmp_path):
         summary = load_prompts(db, str(tmp_path / "a"))
     assert summary.digest != digests[0]
     assert (summary.files, summary.rows) == (3, 3)
-
-
-def test_a_notice_counts_over_all_files_and_names_the_first_few(tmp_path):
-    for number in range(7):
-        (tmp_path / f"{number}.csv").write_text(f"prompt;k\n{{product}};{number}\n;\n;\n")
-    with PlanDB(threads=1) as db:
-        summary = load_prompts(db, str(tmp_path))
-    assert (summary.rows, summary.good) == (7, 7)
-    assert summary.notices == (
-        f"file://{tmp_path}: 7 files read with semicolons between cells, as the first line shows "
-        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): correct that line if this is wrong",
-        f"file://{tmp_path}: 14 rows of nothing but separators skipped "
-        "(0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more): fill a cell in where a row is meant",
-    )

@@ -127,7 +127,7 @@ def test_a_percent_sign_is_decoded_only_where_nothing_else_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("query", SIGNED, ids=lambda query: query.partition("=")[0])
-def test_a_presigned_address_has_its_own_sentence_and_its_setting(query):
+def test_a_presigned_address_has_its_own_message_and_its_setting(query):
     uri = f"https://cdn.example/img/x y.png?{query}"
     with pytest.raises(RowError, match=r"pre-signed address.*inputs\.presigned") as caught:
         resolve(uri, BASE)

@@ -3,23 +3,13 @@
 import csv
 import json
 import tempfile
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.database.plandb import EXTRA_ROW, PlanDB
-from pipeline.manifest.load import load_prompts
-
-
-def carried(path):
-    """The type of the column `x` of a prompts manifest, its values, and the values as the database prints them."""
-    with PlanDB(threads=1) as db:
-        load_prompts(db, str(path))
-        relation = db.connection.sql(f"SELECT x, CAST(x AS VARCHAR) AS text FROM prompts_extra ORDER BY {EXTRA_ROW}")
-        return str(relation.types[0]), *map(list, zip(*relation.fetchall(), strict=True))
+from tests.support.carried import carried
 
 
 def from_csv(*texts):
@@ -28,13 +18,6 @@ def from_csv(*texts):
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, quoting=csv.QUOTE_ALL)
             writer.writerows([("prompt", "x"), *(("{product}", text) for text in texts)])
-        return carried(path)
-
-
-def from_json(*spellings):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "p.jsonl"
-        path.write_text("".join(f'{{"prompt": "{{product}}", "x": {spelling}}}\n' for spelling in spellings))
         return carried(path)
 
 
@@ -121,51 +104,3 @@ def test_any_column_of_text_prints_as_the_file_has_it(texts):
 def test_folders_named_like_columns_are_text_of_that_kind(texts, kind):
     found, _, printed = from_folders(*texts)
     assert (found, sorted(printed)) == (kind, sorted(texts))
-
-
-@pytest.mark.parametrize(
-    ("spellings", "kind", "printed"),
-    [
-        (["1", "-20"], "BIGINT", ["1", "-20"]),
-        (["1.10", "2", "1E3", "-0.0"], "DOUBLE", ["1.1", "2.0", "1000.0", "-0.0"]),
-        (["true", "false"], "BOOLEAN", ["true", "false"]),
-        # numbers that have no double keep every digit
-        (["12345678901234567890"], "VARCHAR", ["12345678901234567890"]),
-        (["1e400", "1.10"], "VARCHAR", ["1e400", "1.10"]),
-        (["1e-400"], "VARCHAR", ["1e-400"]),
-        (["1e99999999999999999999"], "VARCHAR", ["1e99999999999999999999"]),
-        (["0.1234567890123456789"], "VARCHAR", ["0.1234567890123456789"]),
-        (["12345678901234567", "0.5"], "VARCHAR", ["12345678901234567", "0.5"]),
-        (["9" * 5000], "VARCHAR", ["9" * 5000]),
-        (["NaN", "1.5", "Infinity"], "VARCHAR", ["NaN", "1.5", "Infinity"]),
-        # text is text
-        (['"1"', '"2"'], "VARCHAR", ["1", "2"]),
-        (['"true"'], "VARCHAR", ["true"]),
-        (["1", '"a"', "1.10"], "VARCHAR", ["1", "a", "1.10"]),
-        (["1", "true"], "VARCHAR", ["1", "true"]),
-        # nested numbers are spelt as in the file
-        (['{"w": 1.10, "h": [1e400, 12345678901234567890, null, "é"]}'], "VARCHAR",
-         ['{"w": 1.10, "h": [1e400, 12345678901234567890, null, "é"]}']),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_json_values_keep_their_value(spellings, kind, printed):
-    found, _, texts = from_json(*spellings)
-    assert (found, texts) == (kind, printed)
-
-
-@settings(deadline=None, max_examples=80)
-@given(
-    st.lists(
-        st.from_regex(r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
-        min_size=1,
-        max_size=4,
-    )
-)
-def test_any_json_number_keeps_its_value(spellings):
-    assert [Decimal(text) for text in from_json(*spellings)[2]] == [Decimal(spelling) for spelling in spellings]
-
-
-def test_a_value_nested_deeper_than_calls_go_is_carried():
-    deep = "[" * 900 + "]" * 900
-    assert from_json(deep)[2] == [deep]

@@ -51,27 +51,6 @@ def test_duplicates_name_the_first_row_and_keep_their_other_problems(db, photos,
     assert "superclass is empty" in found[2]["error_message"]
 
 
-def test_lines_that_cannot_be_read_are_rows_too(db, tmp_path):
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a {product}"}\n\n{"prompt": \n[1]\n{"prompt": "b {product}", "brand": "x"}\n')
-    load_prompts(db, str(path))
-    found = rows(db, "prompts")
-    assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", None]
-    assert "line 3 of" in found[1]["error_message"]
-    assert rows(db, "prompts_extra") == [{"row": n, "brand": "x" if n == 4 else None} for n in (1, 2, 3, 4)]
-
-
-def test_csv_rows_of_another_length_are_rows_too(db, tmp_path):
-    path = tmp_path / "p.csv"
-    path.write_text("prompt,seed,sku\na {product},1,007\na {product}, or two,2,008\nb {product}\n\nc {product},x,010\n")
-    load_prompts(db, str(path))
-    found = rows(db, "prompts")
-    assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", "wrong_type"]
-    assert "has 4 cells, the header 3" in found[1]["error_message"]
-    assert "seed is 'x'" in found[3]["error_message"]
-    assert [row["sku"] for row in rows(db, "prompts_extra")] == ["007", "2", None, "010"]
-
-
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}", fullmatch=True)
 
 

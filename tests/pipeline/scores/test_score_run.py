@@ -252,7 +252,7 @@ def test_training_pictures_are_read_under_the_run_s_own_limits(root, choice, sco
 
 
 def test_an_outage_is_no_property_of_pictures(root, choice, scorers, monkeypatch):
-    """Where storage itself fails nothing is published, and the next attempt begins anew."""
+    """Where storage itself fails nothing is published, and the next attempt starts from the beginning."""
     from fsspec.implementations.local import LocalFileSystem
 
     real = LocalFileSystem.cat_file

@@ -266,7 +266,7 @@ def test_a_missing_package_names_its_extra():
         open_filesystem("nosuch://bucket/x")
 
 
-def test_what_the_disk_says_becomes_a_sentence(tmp_path):
+def test_errors_of_the_disk_become_a_message(tmp_path):
     storage = Storage(str(tmp_path))
     storage.write("file", b"")
     with pytest.raises(StorageError, match="a folder and an object have the same name"):

@@ -204,8 +204,8 @@ def test_a_resumed_run_of_a_hundred_thousand(tmp_path, shape):
     assert keys == sorted(keys)
 
 
-def test_too_little_memory_is_a_sentence(tmp_path):
-    with (  # noqa: PT012 - the sentence comes when the plan is closed
+def test_too_little_memory_is_a_message(tmp_path):
+    with (  # noqa: PT012 - the error is raised when the plan is closed
         pytest.raises(MemoryFullError, match=r"engine\.plan_memory = 2MB: set engine\.plan_memory to 4MB"),
         PlanDB(memory_limit="1GB", threads=4) as db,
     ):
@@ -235,7 +235,7 @@ def test_fewer_threads_before_giving_up():
     assert tried == [8, 4, 2, 8, 4, 2, 1]
 
 
-def test_a_full_scratch_disk_is_a_sentence_that_names_it(tmp_path):
+def test_a_full_scratch_disk_is_a_message_that_names_it(tmp_path):
     full = (
         duckdb.OutOfMemoryException("failed to offload data block: limit was set by 'max_temp_directory_size'"),
         duckdb.IOException("Could not write file: No space left on device"),

@@ -197,7 +197,7 @@ def test_a_crash_between_any_two_steps_changes_nothing(tmp_path, after):
             else:
                 crashed = False
         storage.left = None
-        # The next attempt comes another day, plans anew and retries; the tables are those that were decided on.
+        # The next attempt comes another day, plans again and retries; the tables are those that were decided on.
         seen = tables(storage)
         decided = storage.exists("runs/r1/publish/intent.json")
         with run(storage, "r1", lease=2) as db:
