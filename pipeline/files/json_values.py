@@ -1,15 +1,20 @@
-"""JSON values without loss: a number that a double would round keeps all its digits, as text.
+"""JSON values without loss: a number that a double would round keeps all its digits, as text, at any depth.
 
 JSON's numbers have no size limit, but almost every reader turns those with a point or an exponent into doubles. So 1.10
 may become 1.1, while 1e400 and 0.1234567890123456789 have no equal double and stay text.
 """
 
 import json
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 
 from pipeline.contract.messages import storable
 
 _INT_DIGITS = 4_000  # Python refuses to read longer whole numbers
+
+
+class RepeatedKeyError(ValueError):
+    """An object has a key twice; the message is the key."""
 
 
 class _Spelt(float):
@@ -19,9 +24,15 @@ class _Spelt(float):
 
 
 def json_value(text: str) -> object:
-    """The value of a JSON text, or None if it is no JSON; its numbers keep their characters."""
+    """The value of a JSON text, or None if it is no JSON; its numbers keep their characters.
+
+    Raises:
+        RepeatedKeyError: an object in it has a key twice; taking one of both values would lose the other.
+    """
     try:
-        return json.loads(text, parse_float=_spelt, parse_int=_whole)
+        return json.loads(text, parse_float=_spelt, parse_int=_whole, object_pairs_hook=_unique)
+    except RepeatedKeyError:
+        raise
     except (ValueError, RecursionError):
         return None
 
@@ -45,11 +56,15 @@ def json_text(value: object) -> str | None:
         return None
     if isinstance(value, str):
         return storable(value)
-    try:
-        return storable(_dumped(value))
-    except RecursionError:
-        # The library allows deeper nesting than `_dumped`, but rounds the numbers of such a value.
-        return storable(json.dumps(value, ensure_ascii=False))
+    return storable("".join(_pieces(value)))
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _spelt(text: str) -> _Spelt:
@@ -69,12 +84,33 @@ def _exact(number: _Spelt) -> bool:
         return False
 
 
-def _dumped(value: object) -> str:
-    if isinstance(value, _Spelt):
-        return value.text
-    if isinstance(value, dict):
-        pairs = [f"{json.dumps(key, ensure_ascii=False)}: {_dumped(inner)}" for key, inner in value.items()]
-        return "{" + ", ".join(pairs) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join([_dumped(inner) for inner in value]) + "]"
-    return json.dumps(value, ensure_ascii=False)
+class _Written(str):
+    """Characters of the result, not a value."""
+
+    __slots__ = ()
+
+    __slots__ = ()
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """The value as JSON. No recursion: the reader nests deeper than calls go."""
+    left = [value]  # a stack: what comes first is last
+    while left:
+        match left.pop():
+            case _Written() as written:
+                yield written
+            case _Spelt() as number:
+                yield number.text
+            case dict() as pairs:
+                yield "{"
+                left.append(_Written("}"))
+                for place, (key, inner) in reversed(list(enumerate(pairs.items()))):
+                    comma = ", " if place else ""
+                    left += [inner, _Written(f"{comma}{json.dumps(key, ensure_ascii=False)}: ")]
+            case list() as items:
+                yield "["
+                left.append(_Written("]"))
+                for place, inner in reversed(list(enumerate(items))):
+                    left += [inner, _Written(", " if place else "")]
+            case other:
+                yield json.dumps(other, ensure_ascii=False)

@@ -183,7 +183,8 @@ def _fault(record: Record, header: _Header, name: str) -> str | None:
     cells = record.cells
     if len(cells) not in header.widths:
         words = _DELIMITERS.get(header.delimiter, repr(header.delimiter))
-        return f"{where} has {len(cells)} cells, the header {width}: quote cells with {words}"
+        count = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+        return f"{where} has {count}, the header {width}: quote cells with {words}"
     for number, cell in enumerate(cells[width:], width + 1):
         if cell.strip():
             return f"{where} has a value in column {number}, which has no name: name the column or clear the cell"

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.messages import show
-from pipeline.files.json_values import json_kind, json_text, json_value
+from pipeline.files.json_values import RepeatedKeyError, json_kind, json_text, json_value
 from pipeline.files.rows import MAX_RECORD, Batch, Columns, Notices, check_names, check_required, chunked
 
 
@@ -23,6 +23,7 @@ def read_json_lines(path: Path, name: str, columns: Columns, notices: Notices) -
         OSError: the file cannot be read.
     """
     met: dict[str, None] = {}
+    fault: str | None = None
     with path.open(encoding="utf-8-sig") as file:
         lines = _lines(file)
         first = list(islice(lines, 2))
@@ -38,11 +39,14 @@ def read_json_lines(path: Path, name: str, columns: Columns, notices: Notices) -
                     broken[index] = f"line {number} of {name} {_fault(line)}"
                 rows.append(row or {})
             met.update(dict.fromkeys(column for row in rows for column in row))
+            fault = fault or next(iter(broken.values()), None)
             extra = check_names(list(met), columns, name)
             kinds = {each: {json_kind(row[each]) for row in rows if row.get(each) is not None} for each in extra}
             text = {column: pa.array([json_text(row.get(column)) for row in rows], pa.string()) for column in extra}
             known = [{column: cell for column, cell in row.items() if column in columns.known} for row in rows]
             yield Batch(known, broken, pa.table(text), kinds)
+    if fault and not met:
+        raise ManifestError(f"{name} holds no JSON object: {fault}")
     check_required(list(met), columns, name)
 
 
@@ -61,7 +65,7 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
 def _check_notation(first: list[str], name: str) -> None:
     """Refuse a JSON array, or an object over several lines, by the first two lines of the file."""
     start = first[0].strip()
-    if start.startswith("[") and (not (values := json_value(start)) or _holds_objects(values)):
+    if start.startswith("[") and _is_array_of_objects(start):
         raise ManifestError(
             f"{name} is a JSON array, not JSON lines: write one object a line, for example with jq -c '.[]'"
         )
@@ -72,12 +76,20 @@ def _check_notation(first: list[str], name: str) -> None:
         )
 
 
-def _holds_objects(values: object) -> bool:
-    return isinstance(values, list) and all(isinstance(value, dict) for value in values)
+def _is_array_of_objects(line: str) -> bool:
+    """Whether the line is a JSON array of objects, the beginning of an array, or the empty array."""
+    try:
+        values = json_value(line)
+    except RepeatedKeyError:
+        return True
+    return not values or (isinstance(values, list) and all(isinstance(value, dict) for value in values))
 
 
 def _json_object(line: str) -> dict[str, object] | None:
-    row = json_value(line)
+    try:
+        row = json_value(line)
+    except RepeatedKeyError:
+        return None
     return row if isinstance(row, dict) else None
 
 
@@ -86,4 +98,8 @@ def _fault(line: str) -> str:
         return f"is longer than {MAX_RECORD:,} characters: shorten its values"
     if line.rstrip().endswith(",") and _json_object(line.rstrip().removesuffix(",")) is not None:
         return "ends with a comma: remove it, because JSON lines have none between objects"
+    try:
+        json_value(line)
+    except RepeatedKeyError as error:
+        return f"has the key {show(str(error))} twice in one object: remove one"
     return f"is no JSON object ({show(line[:60])}): correct it"

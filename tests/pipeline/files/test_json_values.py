@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.files.json_values import json_kind, json_text, json_value
+from pipeline.contract.messages import storable
+from pipeline.files.json_values import RepeatedKeyError, json_kind, json_text, json_value
 from tests.support.carried import from_json
 
 
@@ -74,7 +75,9 @@ NESTED = st.recursive(
     NUMBERS | TEXTS | st.sampled_from(["true", "false", "null"]),
     lambda inner: (
         st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]")
-        | st.lists(st.tuples(TEXTS, inner), max_size=3).map(lambda items: f"{{{','.join(map(':'.join, items))}}}")
+        | st.lists(st.tuples(TEXTS, inner), max_size=3, unique_by=lambda pair: json.loads(pair[0])).map(
+            lambda items: f"{{{','.join(map(':'.join, items))}}}"
+        )
     ),
     max_leaves=8,
 )
@@ -136,5 +139,25 @@ def test_any_json_number_keeps_its_value(spellings):
 
 
 def test_a_value_nested_deeper_than_calls_go_is_carried():
-    deep = "[" * 900 + "]" * 900
+    deep = "[" * 900 + "1.10, {" + '"k": 0.10}' + "]" * 900
     assert from_json(deep)[2] == [deep]
+
+
+@settings(max_examples=100)
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+        lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    )
+)
+def test_any_nested_value_is_written_as_the_library_writes_it(value):
+    text = json.dumps([value], ensure_ascii=False)
+    assert json_text(json_value(text)) == storable(text)
+
+
+def test_a_key_that_an_object_has_twice_is_an_error_at_any_depth():
+    for text in ('{"a": 1, "b": 2, "a": 1}', '[[{"x": {"a": 1, "a": 2}}]]'):
+        with pytest.raises(RepeatedKeyError) as raised:
+            json_value(text)
+        assert str(raised.value) == "a"
+    assert json_value('{"a": {"b": 1}, "b": {"a": 1}}') == {"a": {"b": 1}, "b": {"a": 1}}

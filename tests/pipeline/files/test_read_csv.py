@@ -149,7 +149,7 @@ def test_columns_at_the_end_without_name_and_value_are_left_out_and_a_value_ther
     assert batch.extra.to_pydict() == {"k": ["1", "2", "3", None, "5"]}
     assert batch.broken == {
         2: "line 4 of p.csv has a value in column 4, which has no name: name the column or clear the cell",
-        3: "line 5 of p.csv has 1 cells, the header 2: quote cells with commas",
+        3: "line 5 of p.csv has 1 cell, the header 2: quote cells with commas",
         4: "line 6 of p.csv has 5 cells, the header 2: quote cells with commas",
     }
     assert notices == [

@@ -57,6 +57,8 @@ def test_a_file_of_blank_lines_has_no_rows(read, text):
         ("[1]", "is no JSON object ('[1]\\n'): correct it"),
         ("{'prompt': 1}", "is no JSON object (\"{'prompt': 1}\\n\"): correct it"),
         ('{"prompt": "b"} x', 'is no JSON object (\'{"prompt": "b"} x\\n\'): correct it'),
+        ('{"prompt": "b", "k": 1, "prompt": "c"}', "has the key 'prompt' twice in one object: remove one"),
+        ('{"prompt": "b", "k": [{"x": 1, "x": 1}]}', "has the key 'x' twice in one object: remove one"),
         ('{"prompt": "b"},', "ends with a comma: remove it, because JSON lines have none between objects"),
         ('{"prompt": "b"}, ', "ends with a comma: remove it, because JSON lines have none between objects"),
         ("{,", "is no JSON object ('{,\\n'): correct it"),
@@ -148,3 +150,23 @@ def test_lines_that_cannot_be_read_are_rows_too(db, tmp_path):
     assert [row["error_code"] for row in found] == [None, "wrong_type", "wrong_type", None]
     assert "line 3 of" in found[1]["error_message"]
     assert rows(db, "prompts_extra") == [{"row": n, "brand": "x" if n == 4 else None} for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ('{"prompt": "a"},\n{"prompt": "b"},\n', "ends with a comma"),
+        ("prompt\nseed\n", "is no JSON object"),
+        ('{"k": 1, "k": 2}\n', "has the key 'k' twice"),
+    ],
+)
+def test_a_file_without_any_object_says_what_is_wrong_with_its_first_line(read, text, first):
+    with pytest.raises(ManifestError) as raised:
+        read(text)
+    assert str(raised.value).startswith(f"p.jsonl holds no JSON object: line 1 of p.jsonl {first}")
+
+
+def test_an_array_whose_objects_repeat_a_key_is_still_an_array(read):
+    with pytest.raises(ManifestError) as raised:
+        read('[{"prompt": "a", "prompt": "b"}]\n')
+    assert str(raised.value) == ARRAY
