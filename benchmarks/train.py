@@ -14,7 +14,8 @@ from benchmarks.bases import base_of, device_of, parts_of, plain_metric
 from benchmarks.measure import Sides, finish, interleave, machine, matmul_peak, show
 from perfusion_ops.base_model import Base
 from perfusion_ops.config import TrainingConfig
-from perfusion_ops.training import Example, Trainer
+from perfusion_ops.training.state import Example
+from perfusion_ops.training.trainer import Trainer
 
 # Bars on the median ratio. On a CPU arithmetic is the limit and only overhead is shared.
 BAR = {"cpu": 1.0, "cuda": 1.5}

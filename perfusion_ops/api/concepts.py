@@ -10,9 +10,9 @@ from perfusion_ops.api.files import content
 from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept, read_concept, write_concept
 from perfusion_ops.config import TrainingConfig
-from perfusion_ops.examples import make_example
 from perfusion_ops.metric import Metric
-from perfusion_ops.training import Trainer, TrainingDivergedError
+from perfusion_ops.training.examples import make_example
+from perfusion_ops.training.trainer import Trainer, TrainingDivergedError
 
 Photo = Image.Image | str | Path
 

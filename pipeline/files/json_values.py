@@ -89,8 +89,6 @@ class _Written(str):
 
     __slots__ = ()
 
-    __slots__ = ()
-
 
 def _pieces(value: object) -> Iterator[str]:
     """The value as JSON. No recursion: the reader nests deeper than calls go."""

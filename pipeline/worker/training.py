@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from perfusion_ops.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.concept import ConceptFileError, write_concept
-from perfusion_ops.training import ConceptState, Example, Trainer, start
+from perfusion_ops.training.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
+from perfusion_ops.training.state import ConceptState, Example, start
+from perfusion_ops.training.trainer import Trainer
 from pipeline.clock import Clock
 from pipeline.contract.errors import Code, RowError, Status
 from pipeline.contract.layout import checkpoint_path, weights_path

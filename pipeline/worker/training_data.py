@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from PIL import Image
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.examples import EmptyMaskError, make_example
-from perfusion_ops.training import Example
+from perfusion_ops.training.examples import EmptyMaskError, make_example
+from perfusion_ops.training.state import Example
 from pipeline.contract.errors import Code, RowError
 from pipeline.contract.units import ConceptTask, InputImage
 from pipeline.inputs.pictures import decode, decode_mask

@@ -8,14 +8,16 @@ from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops.checkpoint import read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.concept import ConceptFileError, GatedConcept, OffsetConcept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import RECIPE_DEFAULTS, TrainingConfig
 from perfusion_ops.offset import Offsets, acting, density, everywhere, has_offsets, masks, row_offsets
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import encode, substitute, tokenize
-from perfusion_ops.training import Example, Trainer, start
+from perfusion_ops.training.checkpoint import read_checkpoint, restore_moments, write_checkpoint
+from perfusion_ops.training.draws import draw_rows
+from perfusion_ops.training.state import Example, start
+from perfusion_ops.training.trainer import Trainer
 from tests.support.tiny_base import random_metric, small_base
 
 SAMPLER = Sampler(16, 16, 4, 4.0, "ddim")
@@ -281,7 +283,8 @@ def test_the_first_step_equals_a_hand_made_one(base, metric):
     template = int(torch.randint(3, (1,), generator=generator))
     step = int(torch.randint(100, (1,), generator=generator))
     torch.randint(2, (1,), generator=generator)
-    torch.randperm(1, generator=generator), torch.randperm(1, generator=generator)
+    for _ in range(2):
+        torch.randperm(1, generator=generator)
     noise = torch.randn((1, 4, 8, 8), generator=generator).double()
     embedding = state.embedding.detach().clone().requires_grad_()
     offset = torch.zeros(base.stack.key_rows, dtype=torch.float64, requires_grad=True)
@@ -342,23 +345,14 @@ def test_step_sizes_fall_as_a_cosine(base, metric):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 6))
 def test_stratified_rows_cover_timesteps_and_photos(seed, batch, photos):
-    base, metric = _bases()
-    trainer = Trainer(base, metric, [example(seed, batch=batch, photos=photos)])
+    generator = torch.Generator().manual_seed(seed)
+    given = example(seed, batch=batch, photos=photos)
     for _ in range(3):
-        draws = list(trainer._draw(0))
+        draws = draw_rows(0, given, generator, templates=3, timesteps=100)
         for row, draw in enumerate(draws):
             assert row * 100 // batch <= draw.timestep <= ((row + 1) * 100 - 1) // batch
         counts = [sum(draw.image == photo for draw in draws) for photo in range(photos)]
         assert max(counts) - min(counts) <= 1
-
-
-_CACHED = []
-
-
-def _bases():
-    if not _CACHED:
-        _CACHED.append((small_base(dtype=torch.float64), random_metric(24)))
-    return _CACHED[0]
 
 
 # Settings and files

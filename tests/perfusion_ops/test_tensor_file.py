@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from perfusion_ops import tensor_file
-from perfusion_ops.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from perfusion_ops.concept import ConceptFileError, GatedConcept, read_concept, write_concept
 from perfusion_ops.metric import MetricError, metric_from_moment, read_metric
 from perfusion_ops.tensor_file import TensorFileError
-from perfusion_ops.training import ConceptState
+from perfusion_ops.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from perfusion_ops.training.state import ConceptState
 
 BASE, METRIC, KEY = "b" * 64, "c" * 64, "k" * 64
 

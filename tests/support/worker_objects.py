@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from perfusion_ops.concept import read_concept
-from perfusion_ops.training import start
+from perfusion_ops.training.state import start
 from pipeline.contract.errors import Status
 from pipeline.contract.layout import image_path, weights_path
 from pipeline.worker.training_data import load_example

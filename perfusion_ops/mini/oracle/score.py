@@ -37,7 +37,7 @@ def edge_score(picture: Floats, drawn: Drawn) -> float:
     """The same for gradients around the outline: of the picture, and of the picture with the drawing in it."""
     pasted = picture * (1 - drawn.cover[:, :, None]) + drawn.colors * drawn.cover[:, :, None]
     ring = _spread(drawn.cover > 0.5, 2) & ~_shrunk(drawn.cover > 0.5, 2)
-    slopes = [np.stack(np.gradient(image, axis=(0, 1)), axis=-1)[ring] for image in (picture, pasted)]
+    slopes = [np.stack([np.gradient(image, axis=axis)[ring] for axis in (0, 1)]) for image in (picture, pasted)]
     return _dice(slopes[0], slopes[1])
 
 
@@ -49,20 +49,19 @@ def _dice(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
 
 def _blurred(image: Floats, cover: Floats) -> Floats:
     """Gaussian blur that takes nothing from outside `cover`."""
-    return _smooth(image * cover[:, :, None]) / np.maximum(_smooth(cover[:, :, None]), 1e-3)
+    blurred = _smooth(image * cover[:, :, None]) / np.maximum(_smooth(cover[:, :, None]), 1e-3)
+    return blurred.astype(np.float32)
 
 
-def _smooth(image: Floats) -> Floats:
+def _smooth(image: Floats) -> NDArray[np.floating]:
     reach = int(3 * _SOFT)
     kernel = np.exp(-(np.arange(-reach, reach + 1, dtype=np.float32) ** 2) / (2 * _SOFT**2))
     kernel /= kernel.sum()
-    for axis in (0, 1):
-        padded = np.pad(image, [(reach, reach) if each == axis else (0, 0) for each in range(image.ndim)], mode="edge")
-        length = image.shape[axis]
-        image = sum(
-            weight * np.take(padded, range(start, start + length), axis=axis) for start, weight in enumerate(kernel)
-        )  # pyright: ignore[reportAssignmentType]
-    return image
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((reach, reach), (0, 0), (0, 0)), mode="edge")
+    down = np.stack([padded[start : start + height] * weight for start, weight in enumerate(kernel)]).sum(0)
+    padded = np.pad(down, ((0, 0), (reach, reach), (0, 0)), mode="edge")
+    return np.stack([padded[:, start : start + width] * weight for start, weight in enumerate(kernel)]).sum(0)
 
 
 def _spread(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from perfusion_ops.mini.world import grammar
 from perfusion_ops.mini.world.products import product
 from perfusion_ops.mini.world.scene import photograph
 from perfusion_ops.mini.world.scene import render as draw
-from perfusion_ops.training import TrainingDivergedError
+from perfusion_ops.training.trainer import TrainingDivergedError
 from pipeline.bases.metrics import load_metric
 from pipeline.storage.objects import Storage
 

@@ -9,7 +9,6 @@ from perfusion_ops.base_model import encode_pictures, load_base
 from perfusion_ops.concept import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import MetricConfig, TrainingConfig
-from perfusion_ops.examples import loss_masks
 from perfusion_ops.metric import estimate
 from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.world import grammar
@@ -17,7 +16,9 @@ from perfusion_ops.mini.world.products import HELD_OUT, product
 from perfusion_ops.mini.world.scene import portrait, render
 from perfusion_ops.rendering import RenderRow, Sampler
 from perfusion_ops.rendering import render as render_rows
-from perfusion_ops.training import Example, Trainer
+from perfusion_ops.training.examples import loss_masks
+from perfusion_ops.training.state import Example
+from perfusion_ops.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

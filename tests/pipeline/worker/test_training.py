@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from perfusion_ops.checkpoint import write_checkpoint
-from perfusion_ops.training import Trainer
+from perfusion_ops.training.checkpoint import write_checkpoint
+from perfusion_ops.training.trainer import Trainer
 from pipeline.clock import SystemClock
 from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.layout import checkpoint_path, weights_path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perfusion_ops.base_model import encode_pictures, load_base
-from perfusion_ops.examples import square
+from perfusion_ops.training.examples import square
 from pipeline.bases.find import find_base
 from pipeline.contract.errors import Code, RowError
 from pipeline.inputs.pictures import InputLimits

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.errors import PerfusionError
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 
 _ENCODE_BATCH = 8
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from perfusion_ops import tensor_file
 from perfusion_ops.errors import PerfusionError
 from perfusion_ops.tensor_file import TensorFileError
-from perfusion_ops.training import ConceptState
+from perfusion_ops.training.state import ConceptState
 
 _FORMAT = "perfusion-checkpoint-1"
 

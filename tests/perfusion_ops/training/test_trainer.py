@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 
-from perfusion_ops.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.config import TrainingConfig
-from perfusion_ops.examples import loss_masks
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import encode, tokenize
-from perfusion_ops.training import Example, Trainer, start
+from perfusion_ops.training.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
+from perfusion_ops.training.examples import loss_masks
+from perfusion_ops.training.state import Example, start
+from perfusion_ops.training.trainer import Trainer
 from tests.support.tiny_base import random_metric, small_base
 
 

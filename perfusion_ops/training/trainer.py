@@ -12,19 +12,19 @@ together equals G separate trainings, and a concept that diverges does not affec
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
 from perfusion_ops.errors import PerfusionError
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import Tokens, encode, tokenize, words
+from perfusion_ops.text import encode, tokenize
+from perfusion_ops.training.draws import Draw, draw_rows
+from perfusion_ops.training.state import ConceptState, Example, start
 
 _LOSS_WINDOW = 50
 _LAST_RATE = 0.02  # of a cosine decay
@@ -32,113 +32,6 @@ _LAST_RATE = 0.02  # of a cosine decay
 
 class TrainingDivergedError(PerfusionError, ValueError):
     """The loss of a concept, or its gradient, is not finite."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """What one concept is trained on.
-
-    Attributes:
-        superclass: one or more words.
-        latents: (n, C, h, w) float32, scaled; encoded once.
-        masks: (n, 1, h, w) float32 in 0..1, each with its maximum at 1; how much a latent position counts.
-        config: the concept's settings.
-    """
-
-    superclass: str
-    latents: Tensor
-    masks: Tensor
-    config: TrainingConfig
-
-
-@dataclass
-class ConceptState:
-    """A concept in training: everything that a checkpoint needs for an exact resume.
-
-    Attributes:
-        embedding, value_target, key_target: parameters, float32; key_target only where keys are trained. Under recipe
-            `offset`, value_target is the value offset.
-        target_input, superclass_input: (D,).
-        generator: the concept's own random stream, on the CPU.
-        step: optimiser steps done.
-        losses: the latest losses, at most 50.
-        problem: the error message, if the concept has diverged.
-    """
-
-    embedding: nn.Parameter
-    value_target: nn.Parameter
-    key_target: nn.Parameter | None
-    target_input: Tensor
-    superclass_input: Tensor
-    generator: torch.Generator
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    problem: str | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean of the latest losses."""
-        return sum(self.losses) / max(len(self.losses), 1)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Learned parameters by name."""
-        learned = {"embedding": self.embedding, "value_target": self.value_target}
-        return learned if self.key_target is None else {**learned, "key_target": self.key_target}
-
-    def concept(self, example: Example, base: Base, metric: Metric) -> Concept:
-        """The concept as trained so far."""
-        embedding, values = (parameter.detach().cpu().clone() for parameter in (self.embedding, self.value_target))
-        loss = self.loss if self.losses else None
-        if example.config.recipe == "offset":
-            return OffsetConcept(example.superclass, embedding, values, base.folder.digest, metric.digest, loss)
-        return GatedConcept(
-            superclass=example.superclass,
-            embedding=embedding,
-            target_input=self.target_input.cpu().clone(),
-            superclass_input=self.superclass_input.cpu().clone(),
-            value_target=values,
-            key_target=None if self.key_target is None else self.key_target.detach().cpu().clone(),
-            lock=example.config.lock,
-            base_digest=base.folder.digest,
-            metric_digest=metric.digest,
-            loss=loss,
-        )
-
-
-@torch.no_grad()
-def start(base: Base, example: Example) -> ConceptState:
-    """Initial state: v* and the targets start at the superclass.
-
-    v* is the mean of the superclass's sub-token embeddings; i_super is the encoding of its last sub-token, averaged
-    over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked. Under recipe
-    `offset`, v* is the mean of all words' embeddings, and the offset is zero.
-    """
-    table = base.text_encoder.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
-    subtokens = words(base.tokenizer, example.superclass)
-    if not subtokens:
-        raise ValueError(f"the superclass {example.superclass!r} has no token")
-    rows, ends = [], []
-    for template in base.folder.settings.templates:
-        before, after = template.split("{}")
-        ids = [base.tokenizer.bos_token_id, *words(base.tokenizer, before), *subtokens]
-        ends.append(len(ids) - 1)
-        ids += [*words(base.tokenizer, after), base.tokenizer.eos_token_id]
-        padding = [base.tokenizer.pad_token_id] * (base.tokenizer.model_max_length - len(ids))
-        rows.append(Tokens((*ids, *padding), (-1,) * (len(ids) + len(padding)), len(ids)))
-    encodings = encode(base.text_encoder, rows)
-    superclass_input = encodings[torch.arange(len(rows)), torch.tensor(ends)].mean(0)
-    working = superclass_input.dtype
-    values = base.stack.values.to(working) @ superclass_input
-    keys = base.stack.keys.to(working) @ superclass_input
-    offset = example.config.recipe == "offset"
-    return ConceptState(
-        embedding=nn.Parameter((table.mean(0) if offset else table[subtokens].mean(0)).clone()),
-        value_target=nn.Parameter(torch.zeros_like(values) if offset else values),
-        key_target=nn.Parameter(keys) if example.config.lock == "trained" and not offset else None,
-        target_input=superclass_input.clone(),
-        superclass_input=superclass_input,
-        generator=torch.Generator().manual_seed(example.config.seed),
-    )
 
 
 def make_optimizer(states: Sequence[ConceptState], examples: Sequence[Example]) -> torch.optim.Adam:
@@ -156,18 +49,6 @@ def _rate(config: TrainingConfig, name: str, step: int) -> float:
     if config.decay == "none":
         return rate
     return rate * (_LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * step / config.steps)) / 2)
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """The random choices of one row."""
-
-    concept: int
-    image: int
-    template: int
-    timestep: int
-    flip: bool
-    noise: Tensor
 
 
 @contextlib.contextmanager
@@ -249,7 +130,7 @@ class Trainer:
     def step(self) -> None:
         """One optimiser step of every active concept."""
         active = self.active()
-        draws = [draw for index in active for draw in self._draw(index)]
+        draws = [draw for index in active for draw in self.draw(index)]
         targets = self._targets(active)
         sums: dict[int, Tensor] = {}
         losses: dict[int, Tensor] = {}
@@ -274,26 +155,15 @@ class Trainer:
             for name in state.parameters():
                 next(groups)["lr"] = _rate(example.config, name, state.step)
 
-    def _draw(self, index: int) -> Iterator[_Draw]:
-        example, generator = self.examples[index], self.states[index].generator
-        count, shape = len(example.latents), example.latents.shape[1:]
-        if example.config.flip:
-            count //= 2
-        rows, noises = example.config.batch, self._noise.config.num_train_timesteps
-        images = torch.randint(count, (rows,), generator=generator).tolist()
-        templates = torch.randint(len(self.base.folder.settings.templates), (rows,), generator=generator).tolist()
-        timesteps = torch.randint(noises, (rows,), generator=generator).tolist()
-        if example.config.stratified:
-            # Row n has a timestep of the n-th of `rows` equal parts, and the photos take turns in random order.
-            timesteps = [(row * noises + timestep) // rows for row, timestep in enumerate(timesteps)]
-            order = torch.randperm(rows, generator=generator).tolist()
-            turns = torch.randperm(count, generator=generator).tolist()
-            images = [turns[place % count] for place in order]
-        flips = torch.randint(2, (rows,), generator=generator).tolist()
-        noise = torch.randn((rows, *shape), generator=generator)
-        for row in range(rows):
-            flip = example.config.flip and bool(flips[row])
-            yield _Draw(index, images[row], templates[row], timesteps[row], flip, noise[row])
+    def draw(self, index: int) -> list[Draw]:
+        """The random choices of one concept's rows of the next step; moves its random stream on."""
+        return draw_rows(
+            index,
+            self.examples[index],
+            self.states[index].generator,
+            templates=len(self.base.folder.settings.templates),
+            timesteps=int(self._noise.config.num_train_timesteps),
+        )
 
     def _targets(self, active: Sequence[int]) -> Targets:
         inputs = torch.stack([self.states[index].target_input for index in active])[:, None]
@@ -311,7 +181,7 @@ class Trainer:
 
     def _accumulate(
         self,
-        draws: Sequence[_Draw],
+        draws: Sequence[Draw],
         active: Sequence[int],
         targets: Targets,
         sums: dict[int, Tensor],
@@ -324,9 +194,8 @@ class Trainer:
         pairs = {pair: number for number, pair in enumerate(pairs)}
         conditioning, encodings = self._conditioning(list(pairs), active, targets)
         row_pair = torch.tensor([pairs[draw.concept, draw.template] for draw in draws], device=device)
-        images = [self._image(draw) for draw in draws]
-        latents = torch.stack([latent for latent, _ in images]).to(device)
-        masks = torch.stack([mask for _, mask in images]).to(device)
+        latents = torch.stack([self.examples[draw.concept].latents[draw.image] for draw in draws]).to(device)
+        masks = torch.stack([self.examples[draw.concept].masks[draw.image] for draw in draws]).to(device)
         noise = torch.stack([draw.noise for draw in draws]).to(latents)
         timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
         noisy = self._noise.add_noise(latents, noise, timesteps).to(self.base.dtype)
@@ -367,12 +236,6 @@ class Trainer:
             # An offset acts on every position, on encodings of which nothing is removed.
             kept, gates = torch.where(offset, encodings, kept), torch.where(offset, torch.ones_like(gates), gates)
         return project(kept, gates, outputs, self.base.stack.weight), own
-
-    def _image(self, draw: _Draw) -> tuple[Tensor, Tensor]:
-        example = self.examples[draw.concept]
-        # Mirrored pictures are encoded and stored after the others: a mirrored latent is not their latent.
-        index = draw.image + (len(example.latents) // 2 if draw.flip else 0)
-        return example.latents[index], example.masks[index]
 
     def _wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         kind = self._noise.config.prediction_type

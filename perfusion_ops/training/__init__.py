@@ -1,0 +1,1 @@
+"""Training of concepts: photos to examples, examples to concepts, and checkpoints on the way."""

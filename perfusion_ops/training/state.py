@@ -1,0 +1,120 @@
+"""What one concept is trained on, and its state in training."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from perfusion_ops.base.tokenizer import words
+from perfusion_ops.base_model import Base
+from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
+from perfusion_ops.config import TrainingConfig
+from perfusion_ops.metric import Metric
+from perfusion_ops.text import Tokens, encode
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one concept is trained on.
+
+    Attributes:
+        superclass: one or more words.
+        latents: (n, C, h, w) float32, scaled; encoded once.
+        masks: (n, 1, h, w) float32 in 0..1, each with its maximum at 1; how much a latent position counts.
+        config: the concept's settings.
+    """
+
+    superclass: str
+    latents: Tensor
+    masks: Tensor
+    config: TrainingConfig
+
+
+@dataclass
+class ConceptState:
+    """A concept in training: everything that a checkpoint needs for an exact resume.
+
+    Attributes:
+        embedding, value_target, key_target: parameters, float32; key_target only where keys are trained. Under recipe
+            `offset`, value_target is the value offset.
+        target_input, superclass_input: (D,).
+        generator: the concept's own random stream, on the CPU.
+        step: optimiser steps done.
+        losses: the latest losses, at most 50.
+        problem: the error message, if the concept has diverged.
+    """
+
+    embedding: nn.Parameter
+    value_target: nn.Parameter
+    key_target: nn.Parameter | None
+    target_input: Tensor
+    superclass_input: Tensor
+    generator: torch.Generator
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    problem: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean of the latest losses."""
+        return sum(self.losses) / max(len(self.losses), 1)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Learned parameters by name."""
+        learned = {"embedding": self.embedding, "value_target": self.value_target}
+        return learned if self.key_target is None else {**learned, "key_target": self.key_target}
+
+    def concept(self, example: Example, base: Base, metric: Metric) -> Concept:
+        """The concept as trained so far."""
+        embedding, values = (parameter.detach().cpu().clone() for parameter in (self.embedding, self.value_target))
+        loss = self.loss if self.losses else None
+        if example.config.recipe == "offset":
+            return OffsetConcept(example.superclass, embedding, values, base.folder.digest, metric.digest, loss)
+        return GatedConcept(
+            superclass=example.superclass,
+            embedding=embedding,
+            target_input=self.target_input.cpu().clone(),
+            superclass_input=self.superclass_input.cpu().clone(),
+            value_target=values,
+            key_target=None if self.key_target is None else self.key_target.detach().cpu().clone(),
+            lock=example.config.lock,
+            base_digest=base.folder.digest,
+            metric_digest=metric.digest,
+            loss=loss,
+        )
+
+
+@torch.no_grad()
+def start(base: Base, example: Example) -> ConceptState:
+    """Initial state: v* and the targets start at the superclass.
+
+    v* is the mean of the superclass's sub-token embeddings; i_super is the encoding of its last sub-token, averaged
+    over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked. Under recipe
+    `offset`, v* is the mean of all words' embeddings, and the offset is zero.
+    """
+    table = base.text_encoder.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
+    subtokens = words(base.tokenizer, example.superclass)
+    if not subtokens:
+        raise ValueError(f"the superclass {example.superclass!r} has no token")
+    rows, ends = [], []
+    for template in base.folder.settings.templates:
+        before, after = template.split("{}")
+        ids = [base.tokenizer.bos_token_id, *words(base.tokenizer, before), *subtokens]
+        ends.append(len(ids) - 1)
+        ids += [*words(base.tokenizer, after), base.tokenizer.eos_token_id]
+        padding = [base.tokenizer.pad_token_id] * (base.tokenizer.model_max_length - len(ids))
+        rows.append(Tokens((*ids, *padding), (-1,) * (len(ids) + len(padding)), len(ids)))
+    encodings = encode(base.text_encoder, rows)
+    superclass_input = encodings[torch.arange(len(rows)), torch.tensor(ends)].mean(0)
+    working = superclass_input.dtype
+    values = base.stack.values.to(working) @ superclass_input
+    keys = base.stack.keys.to(working) @ superclass_input
+    offset = example.config.recipe == "offset"
+    return ConceptState(
+        embedding=nn.Parameter((table.mean(0) if offset else table[subtokens].mean(0)).clone()),
+        value_target=nn.Parameter(torch.zeros_like(values) if offset else values),
+        key_target=nn.Parameter(keys) if example.config.lock == "trained" and not offset else None,
+        target_input=superclass_input.clone(),
+        superclass_input=superclass_input,
+        generator=torch.Generator().manual_seed(example.config.seed),
+    )
