@@ -12,6 +12,7 @@
     ├── MetricError                 1
     ├── NoHardLinksError            1
     ├── PromptTooLongError          1
+    ├── RepeatedKeyError            1
     ├── RowError                    1
     ├── ScratchFullError            1
     ├── StageError                  1

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 
+from perfusion_ops.errors import PerfusionError
 from pipeline.contract.messages import storable
 
 _INT_DIGITS = 4_000  # Python refuses to read longer whole numbers
 
 
-class RepeatedKeyError(ValueError):
+class RepeatedKeyError(PerfusionError, ValueError):
     """An object has a key twice; the message is the key."""
 
 

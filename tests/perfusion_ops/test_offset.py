@@ -216,8 +216,9 @@ def test_a_concept_that_the_prompt_does_not_name_adds_nothing(base, metric):
 
 def small_rows(base, metric):
     a, b = offset_concept(base, metric, 1, scale=3), offset_concept(base, metric, 2, "teddy bear", scale=3)
-    gated = GatedConcept("hat", *(torch.randn(24) for _ in range(3)), torch.randn(base.stack.key_rows), None, "local",
-                         base.folder.digest, metric.digest)  # fmt: skip
+    g = torch.Generator().manual_seed(3)
+    vectors = [torch.randn(width, generator=g) for width in (24, 24, 24, base.stack.key_rows)]
+    gated = GatedConcept("hat", *vectors, None, "local", base.folder.digest, metric.digest)
     negative = PromptRow("")
     return [
         RenderRow(PromptRow("a {0} on the beach", (a,), (0.5,), (0.1,)), negative, 1),

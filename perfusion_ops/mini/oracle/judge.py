@@ -44,7 +44,7 @@ def judge(templates: Templates, picture: NDArray[np.uint8]) -> Judgement:
 
 def judge_all(templates: Sequence[Templates], picture: NDArray[np.uint8]) -> list[Judgement]:
     """Judge each of several products that one picture (64, 64, 3) should show, at places of their own."""
-    image = picture.astype(np.float32) / 255
+    image = (picture / 255).astype(np.float32)
     found = [find(each, image) for each in templates]
     chosen = _apart([each.product for each in templates], found, image)
     return [_judge(each.product, fit, image) for each, fit in zip(templates, chosen, strict=True)]
