@@ -13,7 +13,7 @@ from perfusion_ops.mini.oracle.search import Drawn, Fit, Templates, draw, find, 
 from perfusion_ops.mini.world.products import Product
 from perfusion_ops.mini.world.vocabulary import PATTERNS
 
-_LEGIBLE = 0.35  # of `pattern`: below, nobody can name the pattern
+_LEGIBLE = 0.5  # of `pattern`: below, nobody can name the pattern
 _HIDDEN = 0.5  # of the smaller of two products: they do not stand at the same place
 
 
@@ -53,7 +53,7 @@ def judge_all(templates: Sequence[Templates], picture: NDArray[np.uint8]) -> lis
 def _apart(products: Sequence[Product], found: Sequence[Sequence[Fit]], image: NDArray[np.float32]) -> Sequence[Fit]:
     """One fit for each product, so that all together explain most and no two are at the same place."""
     if len(found) == 1:
-        return [max(found[0], key=lambda fit: _overall(products[0], fit, image))]
+        return [max(found[0], key=lambda fit: _trust(products[0], fit, image))]
     covers = [[draw(item, fit.view, image).cover for fit in fits] for item, fits in zip(products, found, strict=True)]
 
     def clear(places: tuple[int, ...]) -> bool:
@@ -65,15 +65,17 @@ def _apart(products: Sequence[Product], found: Sequence[Sequence[Fit]], image: N
         ways,
         key=lambda places: (
             clear(places),
-            sum(_overall(products[n], found[n][p], image) for n, p in enumerate(places)),
+            sum(_trust(products[n], found[n][p], image) for n, p in enumerate(places)),
         ),
     )
     return [found[number][place] for number, place in enumerate(best)]
 
 
-def _overall(product: Product, fit: Fit, image: NDArray[np.float32]) -> float:
+def _trust(product: Product, fit: Fit, image: NDArray[np.float32]) -> float:
+    """How much speaks for a fit. Likeness counts most, but a small drawing also suits a corner of a large product."""
     drawn = draw(product, fit.view, image)
-    return mean_score((color_score(image, drawn), pattern_score(image, drawn), edge_score(image, drawn)))
+    alike = mean_score((color_score(image, drawn), pattern_score(image, drawn), edge_score(image, drawn)))
+    return alike**2 * max(fit.explained, 0.0) ** 0.5
 
 
 def _judge(product: Product, fit: Fit, image: NDArray[np.float32]) -> Judgement:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion_ops.mini.oracle.search import Drawn
+from perfusion_ops.mini.oracle.search import Drawn, blurred
 
 Floats = NDArray[np.float32]
 
@@ -18,7 +18,7 @@ def color_score(picture: Floats, drawn: Drawn) -> float:
     inside = drawn.cover > 0.5
     if not inside.any():
         return 0.0
-    soft = [_lab(_blurred(image, drawn.cover)) for image in (picture, drawn.colors)]
+    soft = [_lab(blurred(image, drawn.cover, _SOFT)) for image in (picture, drawn.colors)]
     difference = np.sqrt(((soft[0] - soft[1]) ** 2).sum(2))
     return float(np.clip(1 - difference[inside].mean() / _FAR, 0, 1))
 
@@ -29,7 +29,7 @@ def pattern_score(picture: Floats, drawn: Drawn) -> float:
     Blur makes a smaller than b, another pattern makes them unlike, added detail makes a larger: each lowers it.
     """
     inside = drawn.cover > 0.95
-    fine = [image - _blurred(image, drawn.cover) for image in (picture, drawn.colors)]
+    fine = [image - blurred(image, drawn.cover, _SOFT) for image in (picture, drawn.colors)]
     return _dice(fine[0][inside], fine[1][inside])
 
 
@@ -45,23 +45,6 @@ def _dice(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     energy = float((one**2).sum() + (other**2).sum())
     # Two surfaces without any detail are alike.
     return float(np.clip((2 * (one * other).sum() + 1e-3) / (energy + 1e-3), 0, 1))
-
-
-def _blurred(image: Floats, cover: Floats) -> Floats:
-    """Gaussian blur that takes nothing from outside `cover`."""
-    blurred = _smooth(image * cover[:, :, None]) / np.maximum(_smooth(cover[:, :, None]), 1e-3)
-    return blurred.astype(np.float32)
-
-
-def _smooth(image: Floats) -> NDArray[np.floating]:
-    reach = int(3 * _SOFT)
-    kernel = np.exp(-(np.arange(-reach, reach + 1, dtype=np.float32) ** 2) / (2 * _SOFT**2))
-    kernel /= kernel.sum()
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((reach, reach), (0, 0), (0, 0)), mode="edge")
-    down = np.stack([padded[start : start + height] * weight for start, weight in enumerate(kernel)]).sum(0)
-    padded = np.pad(down, ((0, 0), (reach, reach), (0, 0)), mode="edge")
-    return np.stack([padded[:, start : start + width] * weight for start, weight in enumerate(kernel)]).sum(0)
 
 
 def _spread(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:

@@ -25,8 +25,13 @@ _GAINS = (0.65, 1.4)  # of light; the world's own are 0.7 to 1.35
 
 _COARSE = 32  # side of the first search in pixels
 _PAD = 64
+_COARSE_BLUR = 1.5  # standard deviation in pixels of the first search
 _REACH = 15  # of the first search: a product's centre is in the picture
-_SCALES = (9.0, 10.8, 12.5, 14.5, 17.0, 19.5, 22.5, 26.0, 30.5)
+# Half the product's height in pixels, by what the prompt asks for: the size of a product alone, of a small one, and of
+# one of two. A drawing much smaller than the product suits a plain corner of it.
+ALONE = (14.0, 15.5, 17.0, 19.5, 22.5, 26.0, 30.5, 34.0)
+SMALL = (9.5, 10.8, 12.0, 13.5, 15.5, 17.5)
+PAIR = (10.0, 11.2, 12.5, 14.5, 17.0, 19.5, 22.5)
 _POSES = (
     View(32, 32, 1.0),
     View(32, 32, 1.0, squeeze=(0.6, 1.0), shear=0.22),
@@ -66,47 +71,66 @@ class Drawn:
     cover: Floats
 
 
+class _Spectra:
+    """Templates as spectra, so that all of their places in a picture are compared at once."""
+
+    def __init__(self, colors: Floats, covers: Floats) -> None:
+        weighted = colors * covers[..., None]
+        self._cover = _spectrum(covers).conj()
+        self._color = _spectrum(weighted.transpose(0, 3, 1, 2)).conj()
+        self._square = _spectrum((weighted * colors).sum(3)).conj()
+
+    def explained(self, picture: Floats) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """What each template explains of a picture at each lag, and its area in the picture, (K, lags, lags)."""
+        image, valid = _spectrum(picture.transpose(2, 0, 1)), _spectrum(np.ones(picture.shape[:2], np.float32))
+        crossed = _lagged((self._color * image).sum(1))
+        energy = _lagged(self._cover * _spectrum((picture**2).sum(2)))
+        square, area = _lagged(self._square * valid), _lagged(self._cover * valid)
+        gain = np.clip(crossed / np.maximum(square, 1e-6), *_GAINS)
+        return area * _COARSE_MISFIT - (energy - 2 * gain * crossed + gain**2 * square), area
+
+
 class Templates:
     """The drawings of one product that the first search compares with a picture."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: Product, scales: Sequence[float] = ALONE) -> None:
+        """Draw the product in all poses.
+
+        Args:
+            product: what is searched for.
+            scales: ALONE, SMALL or PAIR.
+        """
         self.product = product
+        self.scales = (min(scales), max(scales))
         self.views = tuple(
             replace(pose, scale=scale, mirrored=mirrored)
-            for pose, mirrored, scale in itertools.product(_POSES, (False, True), _SCALES)
+            for pose, mirrored, scale in itertools.product(_POSES, (False, True), scales)
         )
-        colors, covers = zip(*(_drawn(product, view, _COARSE) for view in self.views), strict=True)
-        cover, color = np.stack(covers), np.stack(colors)
-        weighted = color * cover[..., None]
-        self._cover = _spectrum(cover).conj()
-        self._color = _spectrum(weighted.transpose(0, 3, 1, 2)).conj()
-        self._square = _spectrum((weighted * color).sum(3)).conj()
+        drawings = [_drawn(product, view, _COARSE) for view in self.views]
+        colors, covers = (np.stack(each) for each in zip(*drawings, strict=True))
+        self._sharp = _Spectra(colors, covers)
+        self._soft = _Spectra(np.stack([blurred(*each, _COARSE_BLUR) for each in drawings]), covers)
 
     def candidates(self, picture: Floats, count: int) -> list[Fit]:
         """The best views of a first search, on a grid of two pixels.
 
-        Half of them explain most of the picture, half explain most of what they cover: small products.
+        They are the best of four rankings: what explains most of the picture; the same of the blurred picture, for
+        which the grid is fine enough whatever the pattern; and both of these per area that is covered.
 
         Args:
             picture: (64, 64, 3) in 0..1.
             count: at most so many, no two of them at almost the same place and of almost the same size.
         """
         small = picture.reshape(_COARSE, 2, _COARSE, 2, 3).mean((1, 3))
-        image = _spectrum(small.transpose(2, 0, 1))
-        valid = _spectrum(np.ones((_COARSE, _COARSE), np.float32))
-        crossed = _lagged((self._color * image).sum(1))
-        energy = _lagged(self._cover * _spectrum((small**2).sum(2)))
-        square, area = _lagged(self._square * valid), _lagged(self._cover * valid)
-        gain = np.clip(crossed / np.maximum(square, 1e-6), *_GAINS)
-        explained = area * _COARSE_MISFIT - (energy - 2 * gain * crossed + gain**2 * square)
+        sharp, area = self._sharp.explained(small)
+        soft, _ = self._soft.explained(blurred(small, np.ones((_COARSE, _COARSE), np.float32), _COARSE_BLUR))
+        per_area = np.maximum(area, 8.0) ** -0.75
         found: list[Fit] = []
-        for ranking, wanted in ((explained, count // 2), (explained / np.maximum(area, 8.0) ** 0.75, count)):
-            self._collect(ranking, explained, wanted, found)
+        for number, ranking in enumerate((sharp, soft, sharp * per_area, soft * per_area), 1):
+            self._collect(ranking, count * number // 4, found)
         return found
 
-    def _collect(
-        self, ranking: NDArray[np.floating], explained: NDArray[np.floating], wanted: int, found: list[Fit]
-    ) -> None:
+    def _collect(self, ranking: NDArray[np.floating], wanted: int, found: list[Fit]) -> None:
         for place in np.argsort(ranking, axis=None)[::-1]:
             if len(found) >= wanted:
                 return
@@ -114,10 +138,10 @@ class Templates:
             x, y = (32.0 + 2 * (int(lag) - _REACH) for lag in (across, down))
             view = replace(self.views[number], x=x, y=y)
             if not any(_close(view, other.view) for other in found):
-                found.append(Fit(view, 4 * float(explained[number, down, across])))
+                found.append(Fit(view, 0.0))
 
 
-def find(templates: Templates, picture: Floats, *, count: int = 8) -> list[Fit]:
+def find(templates: Templates, picture: Floats, *, count: int = 12) -> list[Fit]:
     """Ways in which the product may be seen, the one that explains most first.
 
     Args:
@@ -127,7 +151,7 @@ def find(templates: Templates, picture: Floats, *, count: int = 8) -> list[Fit]:
     """
     fits = templates.candidates(picture, count)
     for halved in range(_ROUNDS):
-        fits = [_refined(templates.product, picture, fit, halved) for fit in fits]
+        fits = [_refined(templates, picture, fit, halved) for fit in fits]
         fits = sorted(fits, key=lambda fit: fit.explained, reverse=True)
         fits = fits[:_KEPT] if len(fits) <= _KEPT else _kept(fits)
     return fits
@@ -150,11 +174,12 @@ def _kept(fits: Sequence[Fit]) -> list[Fit]:
     return [fits[0], *dense[: _KEPT - 1]]
 
 
-def _refined(product: Product, picture: Floats, fit: Fit, halved: int) -> Fit:
+def _refined(templates: Templates, picture: Floats, fit: Fit, halved: int) -> Fit:
+    product = templates.product
     best = fit if halved else Fit(fit.view, explained(draw(product, fit.view, picture), picture))
     for name, size in _STEPS.items():
         for sign in (1, -1):
-            moved = _moved(best.view, name, sign * size / 2**halved)
+            moved = _moved(best.view, name, sign * size / 2**halved, templates.scales)
             value = explained(draw(product, moved, picture), picture)
             if value > best.explained:
                 best = Fit(moved, value)
@@ -162,11 +187,11 @@ def _refined(product: Product, picture: Floats, fit: Fit, halved: int) -> Fit:
     return best
 
 
-def _moved(view: View, name: str, step: float) -> View:
+def _moved(view: View, name: str, step: float, scales: tuple[float, float]) -> View:
     if name in ("x", "y", "angle", "shear"):
         return replace(view, **{name: getattr(view, name) + step})
     if name == "scale":
-        return replace(view, scale=min(max(view.scale * (1 + step), 8.0), 36.0))
+        return replace(view, scale=min(max(view.scale * (1 + step), scales[0]), scales[1]))
     wide, high = view.squeeze
     squeeze = (wide * (1 + step), high) if name == "wide" else (wide, high * (1 + step))
     return replace(view, squeeze=tuple(min(max(each, 0.5), 1.1) for each in squeeze))
@@ -195,6 +220,23 @@ def _drawn(product: Product, view: View, side: int) -> tuple[Floats, Floats]:
     box = (slice(cut.top, cut.top + cut.alpha.shape[0]), slice(cut.left, cut.left + cut.alpha.shape[1]))
     color[box], cover[box] = cut.color / 255, cut.alpha
     return color, cover
+
+
+def blurred(image: Floats, cover: Floats, sigma: float) -> Floats:
+    """Gaussian blur of (S, S, 3) that takes nothing from outside `cover` (S, S)."""
+    soft = _smooth(image * cover[:, :, None], sigma) / np.maximum(_smooth(cover[:, :, None], sigma), 1e-3)
+    return soft.astype(np.float32)
+
+
+def _smooth(image: Floats, sigma: float) -> NDArray[np.floating]:
+    reach = int(3 * sigma)
+    kernel = np.exp(-(np.arange(-reach, reach + 1, dtype=np.float32) ** 2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((reach, reach), (0, 0), (0, 0)), mode="edge")
+    down = np.stack([padded[start : start + height] * weight for start, weight in enumerate(kernel)]).sum(0)
+    padded = np.pad(down, ((0, 0), (reach, reach), (0, 0)), mode="edge")
+    return np.stack([padded[:, start : start + width] * weight for start, weight in enumerate(kernel)]).sum(0)
 
 
 def _spectrum(planes: Floats) -> NDArray[np.complexfloating]:
