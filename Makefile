@@ -17,10 +17,10 @@ demo: .venv/ready  ## train 6 products with the embedded model, render them, pub
 	@$(BIN)/perfusion demo
 
 test: .venv/ready  ## the full test suite: under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fresh: .venv/ready  ## property tests with ten times as many, new examples: 20 minutes; a failure prints how to repeat it
-	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile -m hypothesis --timeout 7200 $(ARGS)
+	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m hypothesis --timeout 7200 $(ARGS)
 
 check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff check .

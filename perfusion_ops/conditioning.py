@@ -74,6 +74,9 @@ class _Plan:
 
 
 def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
+    for row in rows:
+        if max(pieces(row.prompt)[1], default=-1) >= len(row.concepts):
+            raise ValueError(f"{row.prompt!r} names a concept number that its {len(row.concepts)} concepts do not have")
     plain = {
         index: substitute(
             base.tokenizer,
@@ -122,9 +125,6 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
     distinct = {(id(concept), row.lock == "trained"): concept for row in rows for concept in row.concepts}
     order = {key: index for index, key in enumerate(distinct)}
     slots = max((len(row.concepts) for row in rows), default=0)
-    for row in rows:
-        if max(pieces(row.prompt)[1], default=-1) >= len(row.concepts):
-            raise ValueError(f"{row.prompt!r} names a concept number that its {len(row.concepts)} concepts do not have")
     if slots == 0:
         return encode(base.text_encoder, plan.tokens).to(base.dtype) @ base.stack.weight.mT
     device = base.device

@@ -30,7 +30,6 @@ SPEC = {
     "root": "results",
     "concepts": "concepts.parquet",
     "prompts": "prompts.parquet",
-    "metric": {"captions": 1000},
     "train": {"steps": 12, "batch": 1},
     "render": {"steps": 3},
     "engine": {"slots": 2, "group_size": 2, "render_batch": 2, "flush_s": 0.3, "checkpoint_s": 0.5},

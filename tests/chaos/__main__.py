@@ -206,7 +206,6 @@ def write_inputs(folder: Path, concepts: int, prompts: int) -> int:
         "concepts": str(folder / "catalogue" / "concepts.parquet"),
         "prompts": str(folder / "prompts.parquet"),
         "base": "mini",
-        "metric": {"captions": 2000},
         "train": {"steps": 20, "batch": 2},
         "render": {"steps": 4},
         "engine": {"group_size": 4, "render_batch": 8, "checkpoint_s": 2, "flush_s": 2},

@@ -23,7 +23,7 @@ CONCEPTS = [
     concept("twin-1"),
     concept("bear-1", superclass="teddy bear", train='{"lock": "trained"}'),
 ]
-OFFSET = concept("lamp-1", superclass="tall red lamp", train='{"recipe": "offset", "lock": "trained"}')
+OFFSET = concept("lamp-1", superclass="red toy lamp", train='{"recipe": "offset", "lock": "trained"}')
 SUPERCLASS = {row["concept_id"]: row["superclass"] for row in CONCEPTS}
 
 
@@ -114,7 +114,7 @@ def test_recipe_offset_counts_the_superclass_in_every_prompt():
     assert message.startswith(
         "prompt has 35 tokens with start and end for concept 'lamp-1': recipe 'offset' writes the superclass after"
     )
-    assert message.endswith("shorten the superclass or '" + edge.replace("product", "lamp-1") + "'")
+    assert message.endswith(f"shorten the superclass or '{edge}'")
     assert bad[2, "lamp-1"][1] == "negative_prompt"
 
 
