@@ -19,6 +19,9 @@ def main() -> int:
     parser.add_argument(
         "--batch", type=int, default=None, help="rows rendered at once, or rows per concept in training"
     )
+    parser.add_argument(
+        "--recipe", choices=("paper", "offset"), default="paper", help="of the concepts that are rendered"
+    )
     parser.add_argument("--slots", type=int, default=500, help="simulated accelerators")
     parser.add_argument(
         "--rows",

@@ -7,7 +7,8 @@ import torch
 
 from perfusion_ops.base.folder import BaseFolder, BaseSettings, describe
 from perfusion_ops.base_model import Base, base_from_parts
-from perfusion_ops.concept import GatedConcept
+from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
+from perfusion_ops.config import Recipe
 from perfusion_ops.metric import Metric, metric_from_moment
 from perfusion_ops.mini import base_folder
 
@@ -46,13 +47,24 @@ def plain_metric(base: Base) -> Metric:
     return metric_from_moment(eye, ridge=0.0, base_digest=base.folder.digest).to(base.device)
 
 
-def made_up_concepts(base: Base, metric: Metric, count: int) -> list[GatedConcept]:
+def made_up_concepts(base: Base, metric: Metric, count: int, recipe: Recipe = "paper") -> list[Concept]:
     """Concepts with random weights; their values do not affect the times."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int, scale: float) -> torch.Tensor:
         return torch.randn(width, generator=generator) * scale
 
+    if recipe == "offset":
+        return [
+            OffsetConcept(
+                superclass="mug",
+                embedding=normal(base.embedding_width, 0.02),
+                value_offset=normal(base.stack.key_rows, 0.1),
+                base_digest=base.folder.digest,
+                metric_digest=metric.digest,
+            )
+            for _ in range(count)
+        ]
     return [
         GatedConcept(
             superclass="mug",
