@@ -53,10 +53,16 @@ ROOMS = {
         "": {"errors", "config", "base"},
         "scoring": {"errors", "", "base", "config"},
         "mini.world": set(),
+        "rivals": {"", "base", "config"},
         "mini": {"errors", "mini.world", "scoring"},
         "api": {"errors", "", "base", "config", "mini", "mini.world"},
         "mini.build": {"", "api", "base", "config", "mini", "mini.world", "scoring"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
+        "mini.oracle": {"config", "mini.world"},
+        "mini.methods": {
+            *("", "base", "config", "scoring", "rivals"),
+            *("mini", "mini.world", "mini.quality", "mini.oracle"),
+        },
     },
     "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }
