@@ -35,14 +35,20 @@ class Bar(Frozen):
 
 def working(lines: Mapping[str, Line], real: Line) -> list[Bar]:
     """That the scores know real renders, and that every method learns its product."""
+    # What is not trained looks at no photo.
+    label = f"set {real.set}, {min(each.photos for each in lines.values())} photos"
     found = [
-        Bar(name=f"real {name}", value=real.figures[name].mean, bar=bar)
+        Bar(name=f"{label}: real {name}", value=real.figures[name].mean, bar=bar)
         for name, bar in REAL_AT_LEAST.items()
         if name in real.figures
     ]
     floor = lines["word"].figures["identity"].mean
     return found + [
-        Bar(name=f"{name} identity over the word", value=each.figures["identity"].mean - floor, bar=IDENTITY_OVER_WORD)
+        Bar(
+            name=f"{label}: {name} identity over the word",
+            value=each.figures["identity"].mean - floor,
+            bar=IDENTITY_OVER_WORD,
+        )
         for name, each in lines.items()
         if each.numbers
     ]

@@ -98,11 +98,11 @@ def test_a_broken_measurement_is_seen():
     }
     assert all(bar.met for bar in working(lines, line("real", identity=1.0, obeyed=1.0)))
     assert [bar.name for bar in working(lines, line("real", identity=0.89)) if not bar.met] == [
-        "real overall", "real nearest", "real context",
+        "set a, 4 photos: real overall", "set a, 4 photos: real nearest", "set a, 4 photos: real context",
     ]  # fmt: skip
     lines["x"] = line("x", identity=0.29)
     assert [bar.name for bar in working(lines, line("real", identity=1.0)) if not bar.met] == [
-        "x identity over the word"
+        "set a, 4 photos: x identity over the word"
     ]
 
 

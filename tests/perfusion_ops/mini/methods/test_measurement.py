@@ -201,7 +201,7 @@ def test_what_is_complete_is_not_measured_again(smoke, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     last = json.loads(printed[-1])
     assert (last["name"], last["measured"], last["complete"], last["ok"]) == ("methods", 0, whole.cells, False)
-    assert {bar["name"]: bar["met"] for bar in last["bars"]}["real overall"] in {True, False}
+    assert {bar["name"]: bar["met"] for bar in last["bars"]}["set a, 2 photos: real overall"] in {True, False}
     assert files == {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
 
 
