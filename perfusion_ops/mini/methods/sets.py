@@ -92,7 +92,7 @@ def asks(item: Product, count: int) -> list[Ask]:
 
 def _ask(item: Product, number: int) -> Ask:
     kind, detail = _KINDS[number]
-    turn = item.instance + CATEGORIES.index(item.look.category)
+    round_, turn = divmod(item.instance, len(CONTEXTS))
     background = list(CONTEXTS)[(7 * turn + _PHASE * number) % len(CONTEXTS)]
     place = CONTEXTS[background][number % len(CONTEXTS[background])]
     if kind == "angle":
@@ -103,12 +103,12 @@ def _ask(item: Product, number: int) -> Ask:
         return Ask(number, f"{words} {place}", background, kind, framing=cast("Framing", detail))
     if kind == "color":
         free = [name for name in COLORS if name not in (item.look.primary, item.look.secondary)]
-        color = free[(turn + number) % len(free)]
+        color = free[(round_ + turn + number) % len(free)]
         article = "an" if color[0] in "aeiou" else "a"
         return Ask(number, f"a photo of {article} {color} {{}} {place}", background, kind, color=color)
     if kind == "other":
         free = [name for name in _OTHERS if name != item.look.category]
-        other = free[(turn + number) % len(free)]
+        other = free[(round_ + turn + number) % len(free)]
         return Ask(number, f"a photo of a {{}} next to a {superclass(other)} {place}", background, kind, other=other)
     return Ask(number, f"a photo of a {{}} {place}", background, kind)
 
