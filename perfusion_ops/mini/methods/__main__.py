@@ -54,20 +54,22 @@ def measure(size: Size, out: Path, *, methods: Sequence[str] = (), sets: Sequenc
     """
     from perfusion_ops.rivals.lora import adapter_library
 
-    bench, plan, features = open_bench(size)
-    unknown = [name for name in methods if name not in bench.contestants]
+    known = list(contestants({}, {}))
+    unknown = [name for name in methods if name not in known]
     if unknown:
-        raise ValueError(f"there is no method {unknown[0]!r}: use one of {', '.join(bench.contestants)}")
+        raise ValueError(f"there is no method {unknown[0]!r}: use one of {', '.join(known)}")
+    if any(name.startswith("lora") for name in methods or known):
+        adapter_library()  # if it is missing, that is said before hours of work
+    bench, plan, features = open_bench(size)
     entrants = [each for name, each in bench.contestants.items() if not methods or name in methods]
-    if any(each.name.startswith("lora") for each in entrants):
-        adapter_library()  # missing: the error comes before hours of work
     out.mkdir(parents=True, exist_ok=True)
     measured = 0
     if not sets or "tuning" in sets:
         for each in entrants:
             measured += run(bench, [cell for cells in plan.tuning(each) for cell in cells], out)
+    finals: list[SetName] = [*size.sets] if not sets else [*(each for each in sets if each in size.sets)]
     for photos in size.photos:
-        for name in (name for name in size.sets if not sets or name in sets):
+        for name in finals:
             measured += run(bench, [plan.real(name)], out)
             for each in tuned(plan, entrants, out):
                 measured += run(bench, plan.final(choose(plan, each, out), each, name, photos), out)

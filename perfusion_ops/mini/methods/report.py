@@ -131,14 +131,13 @@ class Reporter:
         return bars + comparison(methods[own], rivals, partial(self._difference, choices))
 
     def _difference(self, choices: dict[str, Choice], one: Line, other: Line, figure: str) -> Interval:
-        cells = [self._chosen(choices, each.method, one.set, one.photos) for each in (one, other)]
-        return difference(*cells, figure, self.out, resamples=self.plan.size.resamples)
+        ours, theirs = (self._chosen(choices, each.method, one.set, one.photos) for each in (one, other))
+        return difference(ours, theirs, figure, self.out, resamples=self.plan.size.resamples)
 
-    def _chosen(self, choices: dict[str, Choice], method: str, name: str, photos: int) -> Cell:
+    def _chosen(self, choices: dict[str, Choice], method: str, name: SetName, photos: int) -> Cell:
         """The cell of a method at its own best guidance scale."""
         [contestant] = [each for each in self.entrants if each.name == method]
-        [set_name] = [each for each in self.plan.size.sets if each == name]
-        cells = self.plan.final(choices[method], contestant, set_name, photos)
+        cells = self.plan.final(choices[method], contestant, name, photos)
         return next(cell for cell in cells if cell.guidance == choices[method].guidance)
 
     def _stable(self, lines: Sequence[Line]) -> list[Bar]:

@@ -60,7 +60,7 @@ SIZES: dict[SizeName, Size] = {
         settings=2,
         guidances=(2.0,),
         guidance=2.0,
-        budget=Budget(steps=1, batch=2),
+        budget=Budget(steps=1, batch=3),
         strangers=2,
         resamples=50,
     ),

