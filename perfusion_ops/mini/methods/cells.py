@@ -58,7 +58,8 @@ class Cell(Frozen):
     @property
     def training(self) -> str:
         """Equal for cells whose products are trained alike and can be drawn from one training."""
-        return self.model_copy(update={"guidance": 0.0}).model_dump_json()
+        items = Amount(products=self.amount.products, prompts=1, seeds=1, steps=1, drift_prompts=0)
+        return self.model_copy(update={"guidance": 0.0, "amount": items}).model_dump_json()
 
     def file(self, out: Path) -> Path:
         """Where its rows lie under the folder of a measurement."""

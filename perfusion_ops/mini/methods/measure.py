@@ -70,7 +70,7 @@ def run(bench: Bench, cells: Sequence[Cell], out: Path) -> int:
 
 
 def _run_group(bench: Bench, cells: Sequence[Cell], out: Path) -> None:
-    """Cells that differ in their guidance scale alone."""
+    """Cells of one training."""
     rows: list[list[Row]] = [[] for _ in cells]
     drawn: list[list[Pictures]] = [[] for _ in cells]
     for item in products(cells[0].set, cells[0].amount.products):

@@ -26,7 +26,8 @@ class Size(Frozen):
 
     Attributes:
         tuning: each setting of each method; None: every method keeps its first setting and `guidance`.
-        final: each method with its chosen setting.
+        final: each method with its chosen setting at its own best guidance scale.
+        front: the same at the other guidance scales, of which only the front is shown.
         sets: final sets of products.
         photos: how many photographs a product is learned from, one measurement for each.
         settings: how many settings of each method the tuning tries.
@@ -40,6 +41,7 @@ class Size(Frozen):
     name: SizeName
     tuning: Amount | None
     final: Amount
+    front: Amount
     sets: tuple[SetName, ...]
     photos: tuple[int, ...]
     settings: int
@@ -55,10 +57,11 @@ SIZES: dict[SizeName, Size] = {
         name="smoke",
         tuning=Amount(products=1, prompts=1, seeds=1, steps=1, drift_prompts=0),
         final=Amount(products=1, prompts=2, seeds=1, steps=1, drift_prompts=1),
+        front=Amount(products=1, prompts=1, seeds=1, steps=1, drift_prompts=0),
         sets=("a",),
         photos=(2,),
-        settings=2,
-        guidances=(2.0,),
+        settings=1,
+        guidances=(2.0, 4.0),
         guidance=2.0,
         budget=Budget(steps=1, batch=3),
         strangers=2,
@@ -68,6 +71,7 @@ SIZES: dict[SizeName, Size] = {
         name="ci",
         tuning=None,
         final=Amount(products=3, prompts=5, seeds=1, steps=10, drift_prompts=4),
+        front=Amount(products=3, prompts=5, seeds=1, steps=10, drift_prompts=0),
         sets=("a",),
         photos=(4,),
         settings=1,
@@ -80,6 +84,7 @@ SIZES: dict[SizeName, Size] = {
         name="full",
         tuning=Amount(products=12, prompts=10, seeds=1, steps=20, drift_prompts=0),
         final=Amount(products=24, prompts=20, seeds=2, steps=20, drift_prompts=24),
+        front=Amount(products=24, prompts=20, seeds=1, steps=20, drift_prompts=0),
         sets=("a", "b"),
         photos=(4, 1),
         settings=6,

@@ -54,20 +54,28 @@ class Plan:
         ]
 
     def final(self, choice: Choice, contestant: Contestant, name: SetName, photos: int) -> list[Cell]:
-        """The cells of a method with its chosen setting, one for each guidance scale."""
-        return [self._cell(name, contestant, choice.place, photos, guidance) for guidance in self.size.guidances]
+        """The cells of a method with its chosen setting, one for each guidance scale; its own best one is larger."""
+        return [
+            self._cell(name, contestant, choice.place, photos, guidance, front=guidance != choice.guidance)
+            for guidance in self.size.guidances
+        ]
 
     def real(self, name: SetName) -> Cell:
         """The cell of real renders of a final set."""
         return self._make(name, REAL, {}, PHOTOS, 1.0)
 
-    def _cell(self, name: SetName, contestant: Contestant, place: int, photos: int, guidance: float) -> Cell:
+    def _cell(
+        self, name: SetName, contestant: Contestant, place: int, photos: int, guidance: float, *, front: bool = False
+    ) -> Cell:
         # What is not trained looks at no photo: one cell serves all numbers of them.
         photos = photos if contestant.trained else PHOTOS
-        return self._make(name, contestant.name, contestant.settings[place].model_dump(), photos, guidance)
+        settings = contestant.settings[place].model_dump()
+        return self._make(name, contestant.name, settings, photos, guidance, front=front)
 
-    def _make(self, name: SetName, method: str, settings: dict, photos: int, guidance: float) -> Cell:
-        amount = self.size.tuning if name == "tuning" else self.size.final
+    def _make(
+        self, name: SetName, method: str, settings: dict, photos: int, guidance: float, *, front: bool = False
+    ) -> Cell:
+        amount = self.size.tuning if name == "tuning" else self.size.front if front else self.size.final
         assert amount is not None
         return Cell(
             set=name,

@@ -104,7 +104,9 @@ def test_everything_that_decides_a_cell_decides_its_file(tmp_path):
     files = {cell().file(tmp_path), *(cell(**{name: value}).file(tmp_path) for name, value in changes.items())}
     assert len(files) == 1 + len(changes)
     alike = [name for name in changes if cell(**{name: changes[name]}).training == cell().training]
-    assert alike == ["guidance"]
+    assert alike == ["guidance", "amount"]  # of the same products, however many pictures of each
+    more = cell(amount=AMOUNT.model_copy(update={"products": 3}))
+    assert more.training != cell().training
 
 
 def test_the_rule_averages_products_and_then_pictures(tmp_path):
@@ -143,6 +145,7 @@ def test_the_best_setting_and_guidance_are_chosen(tmp_path):
     assert [(each.set, each.settings["lr"], each.guidance, each.photos) for each in final] == [
         ("b", 2, 3.0, 1), ("b", 2, 7.0, 1),
     ]  # fmt: skip
+    assert [each.amount for each in final] == [size.final, size.front]
     untuned = Plan(SIZES["ci"], "b", "s")
     assert untuned.tuning(method) == []
     assert choose(untuned, method, tmp_path).guidance == SIZES["ci"].guidance
@@ -161,9 +164,10 @@ def smoke(tmp_path_factory):
 def test_a_whole_run_measures_every_method(smoke):
     first, whole, _ = smoke
     names = list(contestants({}, {}))
-    trained = len(names) - 1
-    assert whole.cells == whole.complete == 1 + 1 + 2 * trained + 1 + trained
-    assert first.complete == first.measured == 1 + 1 + 2 * 2 + 1 + 2
+    # Two guidance scales in the tuning and in the end, and real renders.
+    assert whole.cells == whole.complete == 4 * len(names) + 1
+    assert first.complete == first.measured == 4 * 3 + 1
+    assert {len(each.front) for each in whole.lines[1:]} == {2}
     assert not first.bars
     assert whole.measured == whole.complete - first.complete
     assert [each.method for each in whole.lines] == ["real", *names]
@@ -183,7 +187,7 @@ def test_a_run_leaves_rows_figures_and_sheets(smoke):
     _, whole, out = smoke
     rows = pq.read_table(out / "rows.parquet")
     finals = 1 + len(whole.choices)
-    assert rows.num_rows == 2 * finals
+    assert rows.num_rows == 2 * finals + len(whole.choices)
     assert rows.schema.names == [name for name in SCHEMA.names if name != "picture"]
     assert set(rows["set"].to_pylist()) == {"a"}
     with Image.open(out / "sheet-a-photos2.png") as sheet:
@@ -191,7 +195,7 @@ def test_a_run_leaves_rows_figures_and_sheets(smoke):
     with Image.open(out / "front-a-photos2.png") as figure:
         assert len(figure.convert("RGB").getcolors(2**20)) > 8
     assert json.loads((out / "methods.json").read_text()) == json.loads(whole.model_dump_json())
-    assert len((out / "tuning.txt").read_text().splitlines()) == 1 + 2 * (len(whole.choices) - 1)
+    assert len((out / "tuning.txt").read_text().splitlines()) == 2 * len(whole.choices)
 
 
 def test_what_is_complete_is_not_measured_again(smoke, monkeypatch, capsys):
@@ -208,7 +212,7 @@ def test_what_is_complete_is_not_measured_again(smoke, monkeypatch, capsys):
 
 def test_an_interrupted_cell_is_measured_again(smoke, monkeypatch):
     _, _, out = smoke
-    [file] = (out / "cells").glob("a-word-*.parquet")
+    file, _ = (out / "cells").glob("a-word-*.parquet")
     file.unlink()
     assert command.measure(SIZES["smoke"], out, methods=["word"], sets=["a"]).measured == 1
     assert file.is_file()
