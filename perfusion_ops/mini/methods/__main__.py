@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from perfusion_ops.mini import base_folder, metric_file, scorers_folder
-from perfusion_ops.mini.methods.contestants import Studio, contestants
+from perfusion_ops.mini.methods.entrants import Studio, contestants
 from perfusion_ops.mini.methods.measure import Bench, run
 from perfusion_ops.mini.methods.report import Methods, Reporter, table, tuned
 from perfusion_ops.mini.methods.scores import Judges

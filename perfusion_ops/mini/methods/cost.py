@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from perfusion_ops.config import Frozen
-from perfusion_ops.mini.methods.contestants import Contestant
+from perfusion_ops.mini.methods.entrants import Contestant
 
 _WIDTH = 768  # of word embeddings and of text encodings
 

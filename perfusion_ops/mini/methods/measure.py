@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.examples import make_example
 from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, write
-from perfusion_ops.mini.methods.contestants import Contestant, Studio
+from perfusion_ops.mini.methods.entrants import Contestant, Studio
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.methods.sets import Ask, asks, photos, products, real_scene
 from perfusion_ops.mini.quality.prompts import requests

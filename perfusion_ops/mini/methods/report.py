@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.bars import Bar, comparison, stable, working
 from perfusion_ops.mini.methods.cells import SCHEMA, Cell, missing, pictures_of
-from perfusion_ops.mini.methods.contestants import Contestant
 from perfusion_ops.mini.methods.cost import numbers_at_sd15
+from perfusion_ops.mini.methods.entrants import Contestant
 from perfusion_ops.mini.methods.figure import front_figure, picture_grid
 from perfusion_ops.mini.methods.intervals import Interval
 from perfusion_ops.mini.methods.sets import SetName

@@ -11,7 +11,7 @@ from perfusion_ops.mini.embedded import embedded_scorers
 from perfusion_ops.mini.methods import __main__ as command
 from perfusion_ops.mini.methods import measure
 from perfusion_ops.mini.methods.cells import SCHEMA, Cell, Row, missing, pictures_of, read, write
-from perfusion_ops.mini.methods.contestants import Contestant, NoSettings, contestants
+from perfusion_ops.mini.methods.entrants import Contestant, NoSettings, contestants
 from perfusion_ops.mini.methods.measure import real_pictures
 from perfusion_ops.mini.methods.scores import Judges, Score
 from perfusion_ops.mini.methods.sets import asks, products
