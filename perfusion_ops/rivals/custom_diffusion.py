@@ -7,24 +7,21 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from perfusion_ops.rivals.fitting import Fit, Group, Lesson, count, fit
+from perfusion_ops.rivals.fitting import Group, Lesson, count, fit
 from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.rivals.parts import Parts, word_embedding
 from perfusion_ops.rivals.personalised import Tuned
-from perfusion_ops.rivals.prior import class_prior
+from perfusion_ops.rivals.prior import WithPrior, class_prior
 from perfusion_ops.rivals.textual_inversion import told_with
 from perfusion_ops.training import Example
 
 
-class CustomDiffusion(Fit):
+class CustomDiffusion(WithPrior):
     """Settings of Custom Diffusion."""
 
     lr: float = Field(default=7e-5, gt=0, description="rate of keys and values; published: 1e-5 times the batch")
     lr_token: float = Field(default=3e-3, gt=0, description="rate of the token")
     start: str = Field(default="ktn", min_length=1, description="where the token starts; a rare word")
-    prior_rows: int = Field(default=0, ge=0, description="rows of each step that show the class; published: half")
-    prior_weight: float = Field(default=1.0, ge=0)
-    prior_pictures: int = Field(default=16, ge=1, description="drawn by the base model")
 
 
 def train_custom_diffusion(
@@ -49,14 +46,7 @@ def train_custom_diffusion(
         parameter.requires_grad_(True)
     embedding = nn.Parameter(word_embedding(parts, settings.start))
     phrase = f"{{0}} {example.superclass}"
-    prior = class_prior(
-        parts,
-        example.superclass,
-        pictures=settings.prior_pictures,
-        rows=settings.prior_rows,
-        batch=budget.batch,
-        weight=settings.prior_weight,
-    )
+    prior = class_prior(parts, example.superclass, budget.batch, settings)
     told = partial(told_with, parts, phrase, embedding)
     losses = fit(
         Lesson(parts, unet, example, budget, settings, told, prior),

@@ -6,23 +6,20 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from perfusion_ops.rivals.fitting import Fit, Group, Lesson, count, fit
+from perfusion_ops.rivals.fitting import Group, Lesson, count, fit
 from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.rivals.parts import Parts
 from perfusion_ops.rivals.personalised import Tuned
-from perfusion_ops.rivals.prior import class_prior
+from perfusion_ops.rivals.prior import WithPrior, class_prior
 from perfusion_ops.rivals.textual_inversion import told_with
 from perfusion_ops.training import Example
 
 
-class DreamBooth(Fit):
+class DreamBooth(WithPrior):
     """Settings of DreamBooth; the text encoder stays frozen, as in the published method for latent diffusion."""
 
     lr: float = Field(default=1.5e-4, gt=0, description="rate of the denoiser; scripts for SD use 2e-6 to 5e-6")
     identifier: str = Field(default="sks", min_length=1, description="rare word before the superclass")
-    prior_rows: int = Field(default=0, ge=0, description="rows of each step that show the class; published: half")
-    prior_weight: float = Field(default=1.0, ge=0)
-    prior_pictures: int = Field(default=16, ge=1, description="drawn by the base model, once for each class")
 
 
 def train_dreambooth(parts: Parts, example: Example, budget: Budget, settings: DreamBooth | None = None) -> Tuned:
@@ -43,14 +40,7 @@ def train_dreambooth(parts: Parts, example: Example, budget: Budget, settings: D
     phrase = f"{settings.identifier} {example.superclass}"
     with torch.no_grad():
         every = told_with(parts, phrase, None, range(len(parts.folder.settings.templates)))
-    prior = class_prior(
-        parts,
-        example.superclass,
-        pictures=settings.prior_pictures,
-        rows=settings.prior_rows,
-        batch=budget.batch,
-        weight=settings.prior_weight,
-    )
+    prior = class_prior(parts, example.superclass, budget.batch, settings)
     losses = fit(
         Lesson(parts, unet, example, budget, settings, lambda chosen: every[list(chosen)], prior),
         [Group([*unet.parameters()], settings.lr)],

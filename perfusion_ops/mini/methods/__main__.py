@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from perfusion_ops.mini import base_folder, metric_file, scorers_folder
+from perfusion_ops.mini.methods.cells import base_identity
 from perfusion_ops.mini.methods.entrants import Studio, contestants
-from perfusion_ops.mini.methods.measure import Bench, run
-from perfusion_ops.mini.methods.report import Methods, Reporter, table, tuned
+from perfusion_ops.mini.methods.measure import Bench, run, score_again
+from perfusion_ops.mini.methods.report import Methods, Reporter, finals_of, table, tuned
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.methods.sets import SetName
 from perfusion_ops.mini.methods.sizes import SIZES, Size
@@ -36,10 +37,12 @@ def open_bench(size: Size) -> tuple[Bench, Plan, Features]:
     entrants = contestants(folder.settings.training, folder.settings.sampling)
     judges = Judges(scorers.image, scorers.text, scorers.reader, size.strangers)
     features = partial(trunk_features, scorers_folder() / "reader")
-    return Bench(studio, judges, entrants), Plan(size, folder.digest, choice.digest), features
+    return Bench(studio, judges, entrants), Plan(size, base_identity(folder), choice.digest), features
 
 
-def measure(size: Size, out: Path, *, methods: Sequence[str] = (), sets: Sequence[SetName] = ()) -> Methods:
+def measure(
+    size: Size, out: Path, *, methods: Sequence[str] = (), sets: Sequence[SetName] = (), rescore: bool = False
+) -> Methods:
     """Measure what is missing, then report on all that is complete; leaves figures and `methods.json` in `out`.
 
     Args:
@@ -47,6 +50,7 @@ def measure(size: Size, out: Path, *, methods: Sequence[str] = (), sets: Sequenc
         out: made when absent; cells that it holds are not measured again.
         methods: names to measure now; default: all.
         sets: of `tuning`, `a`, `b`, to measure now; default: all of the size.
+        rescore: first judge the pictures of all complete cells of the size again, after the judge has changed.
 
     Raises:
         ImportError: peft is not installed.
@@ -63,10 +67,16 @@ def measure(size: Size, out: Path, *, methods: Sequence[str] = (), sets: Sequenc
     bench, plan, features = open_bench(size)
     entrants = [each for name, each in bench.contestants.items() if not methods or name in methods]
     out.mkdir(parents=True, exist_ok=True)
+    if rescore:
+        everything = list(bench.contestants.values())
+        score_again(bench, [cell for each in everything for cells in plan.tuning(each) for cell in cells], out)
+        score_again(bench, finals_of(plan, everything, out), out)
     measured = 0
     if not sets or "tuning" in sets:
-        for each in entrants:
-            measured += run(bench, [cell for cells in plan.tuning(each) for cell in cells], out)
+        # Breadth first: an early look at the folder sees every method.
+        for place in range(size.settings):
+            for each in entrants:
+                measured += run(bench, [cell for cells in plan.tuning(each)[place : place + 1] for cell in cells], out)
     finals: list[SetName] = [*size.sets] if not sets else [*(each for each in sets if each in size.sets)]
     for photos in size.photos:
         for name in finals:
@@ -87,10 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=list(SIZES), default="ci", help="full takes many hours; ci by default")
     parser.add_argument("--method", action="append", default=[], help="measure this one now; may be repeated")
     parser.add_argument("--set", action="append", default=[], choices=("tuning", "a", "b"), help="the same for sets")
+    parser.add_argument("--rescore", action="store_true", help="judge all pictures again, after the judge has changed")
     parser.add_argument("--json", action="store_true", help="no table before the JSON object")
     given = parser.parse_args(arguments)
     try:
-        report = measure(SIZES[given.size], given.out, methods=given.method, sets=given.set)
+        report = measure(SIZES[given.size], given.out, methods=given.method, sets=given.set, rescore=given.rescore)
     except (ValueError, ImportError) as error:
         parser.exit(2, f"{error}\n")
     if not given.json:

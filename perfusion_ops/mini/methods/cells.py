@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from perfusion_ops.config import Frozen
+from perfusion_ops.base.folder import PARTS, BaseFolder
+from perfusion_ops.config import Frozen, SamplingConfig
 from perfusion_ops.mini.methods.scores import Score
 from perfusion_ops.mini.methods.sets import SetName
 from perfusion_ops.mini.methods.sizes import Amount
@@ -25,6 +26,7 @@ from perfusion_ops.rivals.objective import Budget
 
 REAL = "real"  # real renders in a method's place: the most that the scores can reach
 
+_DIGESTED = {".json", ".safetensors", ".txt"}
 _VERSION = 1  # changes when the same cell would give other rows
 
 
@@ -40,7 +42,7 @@ class Cell(Frozen):
         amount: products, prompts, seeds, steps.
         budget: of each training.
         strangers: products that a picture is compared with.
-        base: digest of the base folder.
+        base: see `base_identity`.
         scorers: digest of the scorers.
     """
 
@@ -67,6 +69,19 @@ class Cell(Frozen):
         return (
             out / "cells" / f"{self.set}-{self.method}-photos{self.photos}-guidance{self.guidance:g}-{digest}.parquet"
         )
+
+
+def base_identity(folder: BaseFolder) -> str:
+    """Hex sha256 over what all methods use of a base: its weights, schedule and templates, not our own defaults."""
+    settings = folder.settings
+    sampling = SamplingConfig.model_validate(settings.sampling)
+    used = [settings.templates, settings.resolution, sampling.scheduler, sampling.negative_prompt]
+    whole = hashlib.sha256(json.dumps(used).encode())
+    for part in PARTS:
+        for file in sorted((folder.path / part).iterdir()):
+            if file.suffix in _DIGESTED:
+                whole.update(f"{part}/{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    return whole.hexdigest()
 
 
 class Row(Frozen):
@@ -147,6 +162,20 @@ def read(cell: Cell, out: Path, columns: Sequence[str] | None = None) -> dict[st
     """
     wanted = list(columns) if columns else [name for name in SCHEMA.names if name != "picture"]
     return pq.read_table(cell.file(out), columns=wanted).to_pydict()
+
+
+def rows_of(cell: Cell, out: Path) -> list[Row]:
+    """The rows of a complete cell, as `write` takes them."""
+    columns = read(cell, out)
+    own = [name for name in Row.model_fields if name not in {"pattern", "score"}]
+    return [
+        Row(
+            pattern=columns["own_pattern"][n],
+            score=Score.model_validate({name: columns[name][n] for name in Score.model_fields}),
+            **{name: columns[name][n] for name in own},
+        )
+        for n in range(len(columns["instance"]))
+    ]
 
 
 def pictures_of(cell: Cell, out: Path) -> NDArray[np.uint8]:

@@ -26,6 +26,8 @@ from perfusion_ops.training import Example
 # A word that the embedded base's tokenizer knows and its captions never use.
 _RARE = "style"
 _EVEN: dict[str, Any] = {"decay": "cosine", "even": True}
+# The prior's pictures, as this base draws well.
+_PRIOR: dict[str, Any] = {"prior_steps": 20, "prior_guidance": 7.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +160,7 @@ def contestants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str,
                 {**_EVEN, "lr": 1.5e-4},
                 {**_EVEN, "lr": 1.5e-4, "lr_token": 6e-3},
                 start=_RARE,
+                **_PRIOR,
             ),
             _on_parts(custom_diffusion.train_custom_diffusion),
             custom_diffusion.numbers_of,
@@ -212,6 +215,7 @@ def contestants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str,
                 {**_EVEN, "prior_rows": 1, "lr": 3e-4},
                 {**_EVEN, "prior_rows": 1, "lr": 3e-4, "prior_weight": 0.3},
                 identifier=_RARE,
+                **_PRIOR,
             ),
             _on_parts(dreambooth.train_dreambooth),
             dreambooth.numbers_of,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.examples import make_example
-from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, write
+from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, pictures_of, rows_of, write
 from perfusion_ops.mini.methods.entrants import Contestant, Studio
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.methods.sets import Ask, asks, photos, products, real_scene
@@ -67,6 +67,21 @@ def run(bench: Bench, cells: Sequence[Cell], out: Path) -> int:
         )
         _run_group(bench, group, out)
     return len(left)
+
+
+def score_again(bench: Bench, cells: Sequence[Cell], out: Path) -> None:
+    """Replace the scores of complete cells by those of the judges as they are now; pictures and costs stay."""
+    for cell in cells:
+        if missing([cell], out):
+            continue
+        rows, pictures = rows_of(cell, out), pictures_of(cell, out)
+        fresh: list[Row] = []
+        for item in products(cell.set, cell.amount.products):
+            places = [n for n, row in enumerate(rows) if row.instance == item.instance]
+            asked = asks(item, cell.amount.prompts)
+            scores = bench.judges.score(item, [asked[rows[n].number] for n in places], pictures[places])
+            fresh += [rows[n].model_copy(update={"score": score}) for n, score in zip(places, scores, strict=True)]
+        write(cell, out, fresh, pictures)
 
 
 def _run_group(bench: Bench, cells: Sequence[Cell], out: Path) -> None:

@@ -81,7 +81,7 @@ class Reporter:
                     self._draw(found, choices, name, photos)
         if size.name == "full":
             bars += self._stable(list(lines.values()))
-        cells = self._cells(choices)
+        cells = self._cells()
         complete = [cell for cell in cells if cell.file(self.out).is_file()]
         self._write_rows([cell for cell in complete if cell.set != "tuning"])
         expected = self._expected()
@@ -149,16 +149,10 @@ class Reporter:
         both = [name for name in first if name in second]
         return stable([first[name] for name in both], [second[name] for name in both]) if len(both) > 1 else []
 
-    def _cells(self, choices: dict[str, Choice]) -> list[Cell]:
+    def _cells(self) -> list[Cell]:
         """All cells that are known so far, each once."""
-        cells = [self.plan.real(name) for name in self.plan.size.sets]
-        for each in self.entrants:
-            cells += [cell for tried in self.plan.tuning(each) for cell in tried]
-            if each.name in choices:
-                for name in self.plan.size.sets:
-                    for photos in self.plan.size.photos:
-                        cells += self.plan.final(choices[each.name], each, name, photos)
-        return list({cell.file(self.out): cell for cell in cells}.values())
+        tried = [cell for each in self.entrants for cells in self.plan.tuning(each) for cell in cells]
+        return [*tried, *finals_of(self.plan, self.entrants, self.out)]
 
     def _expected(self) -> int:
         """How many cells there will be; what is not trained has one for all numbers of photos."""
@@ -185,6 +179,17 @@ class Reporter:
         picture_grid(np.stack(rows), [each.method for each in found]).save(
             self.out / f"sheet-{name}-photos{photos}.png"
         )
+
+
+def finals_of(plan: Plan, entrants: Sequence[Contestant], out: Path) -> list[Cell]:
+    """All final cells that are known so far, each once."""
+    cells = [plan.real(name) for name in plan.size.sets]
+    for each in tuned(plan, entrants, out):
+        choice = choose(plan, each, out)
+        cells += [
+            cell for name in plan.size.sets for n in plan.size.photos for cell in plan.final(choice, each, name, n)
+        ]
+    return list({cell.file(out): cell for cell in cells}.values())
 
 
 def tuned(plan: Plan, entrants: Sequence[Contestant], out: Path) -> list[Contestant]:

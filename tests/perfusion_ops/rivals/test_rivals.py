@@ -55,7 +55,7 @@ METHODS = {
     "dreambooth with prior": (
         dreambooth,
         dreambooth.train_dreambooth,
-        DreamBooth(lr=0.001, identifier=RARE, prior_rows=1, prior_pictures=3),
+        DreamBooth(lr=0.001, identifier=RARE, prior_rows=1, prior_pictures=3, prior_steps=2),
         {"lr": STILL},
     ),
 }
@@ -172,10 +172,10 @@ def test_the_pivot_rests_after_its_share(parts):
 
 
 def test_the_prior_s_pictures_are_the_base_s_own(parts):
-    latents, told = class_pictures(parts, "mug", 3)
+    latents, told = class_pictures(parts, "mug", 3, steps=2, guidance=2.0)
     assert latents.shape == (3, 4, 8, 8)
     torch.testing.assert_close(told, encodings(parts, ["a photo of a mug"])[0])
-    again, _ = class_pictures(parts, "mug", 3)
+    again, _ = class_pictures(parts, "mug", 3, steps=2, guidance=2.0)
     assert again is latents
     drawn = unchanged(parts, "mug").draw(["a photo of a {}"], [2], guidance=2.0, steps=2)
     decoded = parts.vae.decode(latents[2:] / parts.vae.config.scaling_factor).sample

@@ -1,16 +1,30 @@
 """Scores of real renders, cells that are measured once, the choice of settings, and one whole run."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from perfusion_ops.base.folder import describe
+from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.embedded import embedded_scorers
 from perfusion_ops.mini.methods import __main__ as command
 from perfusion_ops.mini.methods import measure
-from perfusion_ops.mini.methods.cells import SCHEMA, Cell, Row, missing, pictures_of, read, write
+from perfusion_ops.mini.methods.cells import (
+    SCHEMA,
+    Cell,
+    Row,
+    base_identity,
+    missing,
+    pictures_of,
+    read,
+    rows_of,
+    write,
+)
 from perfusion_ops.mini.methods.entrants import Contestant, NoSettings, contestants
 from perfusion_ops.mini.methods.measure import real_pictures
 from perfusion_ops.mini.methods.scores import Judges, Score
@@ -82,6 +96,9 @@ def test_a_cell_is_read_as_it_was_written(tmp_path):
     write(one, tmp_path, [row(1, overall=None), row(2)], shown)
     assert missing([one], tmp_path) == []
     np.testing.assert_array_equal(pictures_of(one, tmp_path), shown)
+    stored, meant = rows_of(one, tmp_path)[1].model_dump(), row(2).model_dump()
+    assert stored.pop("score") == pytest.approx(meant.pop("score"))
+    assert stored == pytest.approx(meant)
     columns = read(one, tmp_path)
     assert columns["instance"] == [1, 2]
     assert columns["own_pattern"] == ["star", "star"]
@@ -216,6 +233,33 @@ def test_an_interrupted_cell_is_measured_again(smoke, monkeypatch):
     file.unlink()
     assert command.measure(SIZES["smoke"], out, methods=["word"], sets=["a"]).measured == 1
     assert file.is_file()
+
+
+def test_pictures_are_judged_again_without_being_drawn_again(smoke, monkeypatch):
+    _, whole, out = smoke
+    monkeypatch.setattr(measure, "_run_group", lambda *_: pytest.fail("a cell was measured again"))
+    [file] = (out / "cells").glob("a-real-*.parquet")
+    before = pq.read_table(file)
+    columns = [name for name in before.schema.names if name not in Score.model_fields]
+    place = before.schema.get_field_index("overall")
+    zeros = pa.array([0.0] * before.num_rows, pa.float32())
+    spoilt = before.set_column(place, before.schema.field("overall"), zeros)
+    pq.write_table(spoilt, file)
+    again = command.measure(SIZES["smoke"], out, rescore=True)
+    after = pq.read_table(file)
+    assert after.select(columns) == before.select(columns)
+    assert after["overall"].to_pylist() == before["overall"].to_pylist()
+    assert [each.figures for each in again.lines] == [each.figures for each in whole.lines]
+
+
+def test_our_own_defaults_do_not_make_the_base_another_one():
+    folder = describe(base_folder())
+    changed = {"training": {"steps": 7}, "sampling": {"guidance": 3.0}, "name": "other"}
+    other = replace(folder, settings=folder.settings.model_copy(update=changed))
+    assert base_identity(other) == base_identity(folder)
+    for change in ({"templates": ("a {}",)}, {"sampling": {"scheduler": "euler"}}):
+        moved = replace(folder, settings=folder.settings.model_copy(update=change))
+        assert base_identity(moved) != base_identity(folder)
 
 
 def test_unknown_methods_and_a_missing_package_end_with_a_message(tmp_path, capsys, monkeypatch):
