@@ -54,11 +54,17 @@ ROOMS = {
         "training": {"errors", "", "base", "config"},
         "scoring": {"errors", "", "base", "config"},
         "mini.world": set(),
+        "rivals": {"", "base", "config"},
         "mini": {"errors", "mini.world", "scoring"},
         "api": {"errors", "", "base", "config", "training", "mini", "mini.world"},
         "mini.build": {"", "api", "base", "config", "mini", "mini.world", "scoring"},
         "mini.oracle": {"config", "mini.world"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
+        "mini.oracle": {"config", "mini.world"},
+        "mini.methods": {
+            *("", "base", "config", "scoring", "rivals"),
+            *("mini", "mini.world", "mini.quality", "mini.oracle"),
+        },
     },
     "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }
