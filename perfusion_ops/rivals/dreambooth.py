@@ -12,7 +12,7 @@ from perfusion_ops.rivals.parts import Parts
 from perfusion_ops.rivals.personalised import Tuned
 from perfusion_ops.rivals.prior import WithPrior, class_prior
 from perfusion_ops.rivals.textual_inversion import told_with
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 
 
 class DreamBooth(WithPrior):

@@ -13,7 +13,8 @@ from torch import Tensor
 from perfusion_ops.config import Frozen, TrainingConfig
 from perfusion_ops.rivals.objective import Budget, draw, row_losses, wanted
 from perfusion_ops.rivals.parts import Parts
-from perfusion_ops.training import Example, TrainingDivergedError
+from perfusion_ops.training.state import Example
+from perfusion_ops.training.trainer import TrainingDivergedError
 
 
 class Fit(Frozen):

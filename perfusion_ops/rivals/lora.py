@@ -17,7 +17,7 @@ from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.rivals.parts import Parts, word_embedding
 from perfusion_ops.rivals.personalised import Tuned
 from perfusion_ops.rivals.textual_inversion import told_with
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 

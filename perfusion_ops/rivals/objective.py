@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perfusion_ops.config import Frozen
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 
 
 class Budget(Frozen):

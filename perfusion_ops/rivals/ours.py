@@ -14,7 +14,8 @@ from perfusion_ops.config import SamplingConfig, TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.rivals.parts import Parts, spoken
-from perfusion_ops.training import Example, Trainer, TrainingDivergedError
+from perfusion_ops.training.state import Example
+from perfusion_ops.training.trainer import Trainer, TrainingDivergedError
 
 _ROWS = 8  # rendered at once
 
@@ -37,10 +38,9 @@ class Ours:
 
     @property
     def numbers(self) -> int:
-        """See `Personalised`: the embedding and the targets that were trained."""
-        concept = self.concept
-        learned = (concept.embedding, concept.value_target, concept.key_target)
-        return sum(tensor.numel() for tensor in learned if tensor is not None)
+        """See `Personalised`: of what is stored, all but the two running means of the text encoder."""
+        means = ("target_input", "superclass_input")
+        return sum(tensor.numel() for name, tensor in self.concept.tensors().items() if name not in means)
 
     @property
     def size(self) -> int:

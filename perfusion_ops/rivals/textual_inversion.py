@@ -11,7 +11,7 @@ from perfusion_ops.rivals.fitting import Fit, Group, Lesson, fit
 from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.rivals.parts import Parts, encodings, spoken, word_embedding
 from perfusion_ops.rivals.personalised import Tuned
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 
 
 class TextualInversion(Fit):

@@ -7,7 +7,7 @@ import torch
 from perfusion_ops.base.folder import BaseFolder, BaseSettings
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.rivals.parts import Parts
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 from tests.support.tiny_base import TEMPLATES, small_parts
 
 

@@ -21,7 +21,7 @@ from perfusion_ops.rivals.ours import train_ours
 from perfusion_ops.rivals.parts import Parts
 from perfusion_ops.rivals.personalised import Personalised, unchanged
 from perfusion_ops.rivals.textual_inversion import TextualInversion
-from perfusion_ops.training import Example
+from perfusion_ops.training.state import Example
 
 # A word that the embedded base's tokenizer knows and its captions never use.
 _RARE = "style"
@@ -105,7 +105,7 @@ def _ours_each(training: dict[str, Any], sampling: dict[str, Any], *changes: dic
     """Settings of our method: the base's own defaults, each time with some of the training's changed."""
     drawn = SamplingConfig.model_validate(sampling)
     return tuple(
-        OursSettings(training=TrainingConfig.model_validate({**training, **change}), sampling=drawn)
+        OursSettings(training=TrainingConfig.model_validate(training).overridden(change), sampling=drawn)
         for change in changes
     )
 
@@ -131,6 +131,21 @@ def contestants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str,
                 {"lr_value": 0.05},
                 {"lr_value": 0.05, "lr_embedding": 0.001},
                 {"lr_value": 0.01, "lr_embedding": 0.003},
+            ),
+            _ours,
+            _ours_numbers,
+        ),
+        Contestant(
+            "ours-offset",
+            _ours_each(
+                training,
+                sampling,
+                {"recipe": "offset"},
+                {"recipe": "offset", "lr_value": 0.006},
+                {"recipe": "offset", "lr_value": 0.02},
+                {"recipe": "offset", "lr_embedding": 0.003},
+                {"recipe": "offset", "lr_embedding": 0.012},
+                {"recipe": "offset", "lr_value": 0.006, "lr_embedding": 0.01},
             ),
             _ours,
             _ours_numbers,

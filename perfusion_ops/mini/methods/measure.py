@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion_ops.config import TrainingConfig
-from perfusion_ops.examples import make_example
 from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, pictures_of, rows_of, write
 from perfusion_ops.mini.methods.entrants import Contestant, Studio
 from perfusion_ops.mini.methods.scores import Judges
@@ -21,6 +20,7 @@ from perfusion_ops.mini.world.products import Product
 from perfusion_ops.mini.world.scene import render
 from perfusion_ops.mini.world.vocabulary import superclass
 from perfusion_ops.rivals.personalised import Personalised, unchanged
+from perfusion_ops.training.examples import make_example
 
 Pictures = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.sets import PHOTOS, Ask, photos, strangers
 from perfusion_ops.mini.oracle.judge import judge
-from perfusion_ops.mini.oracle.search import Templates
+from perfusion_ops.mini.oracle.search import ALONE, ANY, PAIR, Templates
 from perfusion_ops.mini.world.products import Product
 from perfusion_ops.mini.world.vocabulary import superclass
 from perfusion_ops.scoring.protocols import DualEmbedder, ImageEmbedder, Reader
@@ -80,7 +80,7 @@ class Judges:
         labels = {head: _named(self.reader, read, head) for head in ("context", "class", "angle", "color")}
         scores = []
         for n, ask in enumerate(asks):
-            judged = judge(_templates(item), pictures[n]) if ask.same_look else None
+            judged = judge(_templates(item, _scales(ask)), pictures[n]) if ask.same_look else None
             likely = {name: float(p) for name, p in zip(self.reader.heads["class"], read["class"][n], strict=True)}
             category = item.look.category
             right = labels["class"][n] == category if ask.other is None else likely[category] > 0.5
@@ -122,8 +122,15 @@ def _stranger_embeddings(judges: Judges, category: str) -> Floats:
 
 
 @lru_cache(maxsize=4)
-def _templates(item: Product) -> Templates:
-    return Templates(item)
+def _templates(item: Product, scales: tuple[float, ...]) -> Templates:
+    return Templates(item, scales)
+
+
+def _scales(ask: Ask) -> tuple[float, ...]:
+    """The sizes that the judge looks for; a product that should be small must be allowed not to be."""
+    if ask.other is not None:
+        return PAIR
+    return ANY if ask.framing == "small" else ALONE
 
 
 def photographs(item: Product) -> Pictures:

@@ -27,10 +27,11 @@ _COARSE = 32  # side of the first search in pixels
 _PAD = 64
 _COARSE_BLUR = 1.5  # standard deviation in pixels of the first search
 _REACH = 15  # of the first search: a product's centre is in the picture
-# Half the product's height in pixels, by what the prompt asks for: the size of a product alone, of a small one, and of
-# one of two. A drawing much smaller than the product suits a plain corner of it.
+# Half the product's height in pixels, by what the prompt asks for: the size of a product alone, of a small one, of
+# any size, and of one of two. A drawing much smaller than the product suits a plain corner of it.
 ALONE = (14.0, 15.5, 17.0, 19.5, 22.5, 26.0, 30.5, 34.0)
 SMALL = (9.5, 10.8, 12.0, 13.5, 15.5, 17.5)
+ANY = (10.8, 12.0, 13.5, 15.5, 17.5, 20.0, 22.5, 26.0, 30.5, 34.0)
 PAIR = (10.0, 11.2, 12.5, 14.5, 17.0, 19.5, 22.5)
 _POSES = (
     View(32, 32, 1.0),
@@ -98,7 +99,7 @@ class Templates:
 
         Args:
             product: what is searched for.
-            scales: ALONE, SMALL or PAIR.
+            scales: ALONE, SMALL, ANY or PAIR.
         """
         self.product = product
         self.scales = (min(scales), max(scales))

@@ -11,7 +11,8 @@ from perfusion_ops.config import TrainingConfig
 from perfusion_ops.rivals.fitting import Fit, Group, Lesson, Prior, fit
 from perfusion_ops.rivals.objective import Budget, draw, row_losses, wanted
 from perfusion_ops.rivals.textual_inversion import told_with
-from perfusion_ops.training import Example, Trainer, TrainingDivergedError
+from perfusion_ops.training.state import Example
+from perfusion_ops.training.trainer import Trainer, TrainingDivergedError
 from tests.support.rivals import example, small_rival_parts
 from tests.support.tiny_base import TEMPLATES, random_metric, small_base
 

@@ -18,7 +18,7 @@ from perfusion_ops.rivals.parts import encodings, spoken, word_embedding
 from perfusion_ops.rivals.personalised import Tuned, unchanged
 from perfusion_ops.rivals.prior import class_pictures
 from perfusion_ops.rivals.textual_inversion import TextualInversion
-from perfusion_ops.training import Trainer
+from perfusion_ops.training.trainer import Trainer
 from tests.support.rivals import example, small_rival_parts
 from tests.support.tiny_base import random_metric
 
