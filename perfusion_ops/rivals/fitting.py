@@ -1,8 +1,7 @@
 """The optimiser's loop of all rivals: what is learned differs between methods, nothing else does."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from perfusion_ops.config import Frozen, TrainingConfig
 from perfusion_ops.rivals.objective import Budget, draw, row_losses, wanted
 from perfusion_ops.rivals.parts import Parts
+from perfusion_ops.training.attention import attention_for_training
 from perfusion_ops.training.state import Example
 from perfusion_ops.training.trainer import TrainingDivergedError
 
@@ -157,22 +157,6 @@ def _loss(lesson: Lesson, schedule: Any, generator: torch.Generator) -> Tensor:
     losses = row_losses(predicted, wanted(schedule, latents, noise, timesteps), masks)
     own = len(rows.images)
     return losses.mean() if prior is None else losses[:own].mean() + prior.weight * losses[own:].mean()
-
-
-@contextlib.contextmanager
-def attention_for_training(unet: Any, device: torch.device) -> Iterator[None]:
-    """Use matrix products on a CPU, where the backward pass of fused attention takes twice as long."""
-    if device.type != "cpu":
-        yield
-        return
-    from diffusers.models.attention_processor import AttnProcessor
-
-    processors = unet.attn_processors
-    unet.set_attn_processor(AttnProcessor())
-    try:
-        yield
-    finally:
-        unet.set_attn_processor(processors)
 
 
 def count(parameters: Iterable[Tensor]) -> int:

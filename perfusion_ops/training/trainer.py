@@ -9,9 +9,8 @@ Concepts share only the denoiser's batch. Each has its own random stream, Adam m
 together equals G separate trainings, and a concept that diverges does not affect the others.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
 from perfusion_ops.errors import PerfusionError
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import encode, tokenize
+from perfusion_ops.training.attention import attention_for_training
 from perfusion_ops.training.draws import Draw, draw_rows
 from perfusion_ops.training.state import ConceptState, Example, start
 
@@ -49,22 +49,6 @@ def _rate(config: TrainingConfig, name: str, step: int) -> float:
     if config.decay == "none":
         return rate
     return rate * (_LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * step / config.steps)) / 2)
-
-
-@contextlib.contextmanager
-def _attention_for_training(base: Base) -> Iterator[None]:
-    """Use matrix products on a CPU, where the backward pass of fused attention takes twice as long."""
-    if base.device.type != "cpu":
-        yield
-        return
-    from diffusers.models.attention_processor import AttnProcessor
-
-    processors = base.unet.attn_processors
-    base.unet.set_attn_processor(AttnProcessor())
-    try:
-        yield
-    finally:
-        base.unet.set_attn_processor(processors)
 
 
 class Trainer:
@@ -120,7 +104,7 @@ class Trainer:
 
     def advance(self, steps: int | None, on_step: Callable[["Trainer"], None] | None = None) -> None:
         """Train for `steps` optimiser steps, or all that are left if None; stop earlier if no concept is active."""
-        with _attention_for_training(self.base):
+        with attention_for_training(self.base.unet, self.base.device):
             while self.active() and steps != 0:
                 self.step()
                 steps = None if steps is None else steps - 1
