@@ -33,3 +33,14 @@ def pytest_collection_modifyitems(items):
             max_examples=given.max_examples * max(1, FRESH),
             suppress_health_check={*given.suppress_health_check, HealthCheck.too_slow},
         )
+
+
+@pytest.fixture
+def one_thread():
+    """Equal sums in equal order: with several threads, repeated results differ in the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -94,6 +94,11 @@ def check_same_weights(one, other):
         torch.testing.assert_close(ours[name].float(), tensor.float(), rtol=0, atol=apart)
 
 
+def check_alike(one, other):
+    """Two tensors are those of one training that was repeated, perhaps with several threads."""
+    torch.testing.assert_close(one, other, rtol=0, atol=WEIGHTS_APART * float(other.abs().max()))
+
+
 def check_same_picture(one, other):
     """Two files hold the same render within the stated tolerance."""
     ours, theirs = (np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (one, other))

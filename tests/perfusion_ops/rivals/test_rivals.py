@@ -20,6 +20,7 @@ from perfusion_ops.rivals.prior import class_pictures
 from perfusion_ops.rivals.textual_inversion import TextualInversion
 from perfusion_ops.training.trainer import Trainer
 from tests.support.rivals import example, small_rival_parts
+from tests.support.runs import PIXELS_APART, check_alike
 from tests.support.tiny_base import random_metric
 
 RARE = "style"  # one token of the toy base
@@ -156,16 +157,17 @@ def test_the_loss_goes_down(parts, name):
 def test_the_same_seed_trains_the_same(parts, name):
     _, train, settings, _ = METHODS[name]
     one, other, third = (train(parts, example(), Budget(steps=2, batch=3, seed=seed), settings) for seed in (4, 4, 5))
-    assert one.losses == other.losses != third.losses
-    pictures = [each.draw(PROMPTS[:1], [1], guidance=2.0, steps=2) for each in (one, other)]
-    np.testing.assert_array_equal(*pictures)
+    assert one.losses == pytest.approx(other.losses, rel=1e-4)
+    assert third.losses != pytest.approx(other.losses, rel=1e-4)
+    pictures = [each.draw(PROMPTS[:1], [1], guidance=2.0, steps=2).astype(int) for each in (one, other)]
+    assert abs(pictures[0] - pictures[1]).max() <= PIXELS_APART
 
 
 def test_the_pivot_rests_after_its_share(parts):
     settings = PivotalTuning(lr=0.01, lr_token=0.02, identifier=RARE, token_share=0.25)
     after_one = lora.train_pivotal_tuning(parts, example(), Budget(steps=1, batch=3), settings)
     after_four = lora.train_pivotal_tuning(parts, example(), Budget(steps=4, batch=3), settings)
-    assert torch.equal(after_one.embedding, after_four.embedding)
+    check_alike(after_one.embedding, after_four.embedding)
     always = settings.model_copy(update={"token_share": 1.0})
     moved = lora.train_pivotal_tuning(parts, example(), Budget(steps=4, batch=3), always)
     assert not torch.equal(after_one.embedding, moved.embedding)
@@ -207,8 +209,8 @@ def test_ours_is_the_trainer_s_concept(parts):
     ours = train_ours(base, metric, own, training, SamplingConfig(bias=0.6))
     trainer = Trainer(base, metric, [example(config=training)])
     trainer.run()
-    torch.testing.assert_close(ours.concept.embedding, trainer.states[0].embedding.detach(), rtol=0, atol=0)
-    torch.testing.assert_close(ours.concept.value_target, trainer.states[0].value_target.detach(), rtol=0, atol=0)
+    check_alike(ours.concept.embedding, trainer.states[0].embedding.detach())
+    check_alike(ours.concept.value_target, trainer.states[0].value_target.detach())
     assert ours.numbers == 24 + base.stack.key_rows
     assert 2 * ours.numbers < ours.size < 2 * ours.numbers + 2000
     assert ours.apart
