@@ -186,7 +186,7 @@ class _Run:
         yield attention.to_k.register_forward_hook(look)
 
     def _side(self, places: int) -> tuple[int, int]:
-        """Height and width of a layer that has so many positions."""
+        """Height and width of a layer with this number of positions."""
         height, width = self._size
         reduced = max(1, round(math.sqrt(height * width / places)))
         return -(-height // reduced), -(-width // reduced)

@@ -61,7 +61,7 @@ class Contestant:
     """One method.
 
     Attributes:
-        name: as it stands in the table.
+        name: in the table.
         settings: what the tuning tries, the first without tuning.
         train: from the photos of one product to a `Personalised`.
         numbers: how many numbers it learns of a denoiser, given also the width of word embeddings.

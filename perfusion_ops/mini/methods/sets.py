@@ -16,7 +16,7 @@ from perfusion_ops.mini.world.vocabulary import CATEGORIES, COLORS, CONTEXTS, An
 SetName = Literal["tuning", "a", "b"]
 Kind = Literal["context", "angle", "color", "framing", "other"]
 
-PHOTOS = 4  # a picture is judged against so many photographs, however many a method has seen
+PHOTOS = 4  # photographs that a picture is judged against, however many a method has seen
 
 _FIRST = {"tuning": 500_000, "a": 510_000, "b": 520_000}
 _STRANGERS, _COMPANIONS = 530_000, 540_000

@@ -120,7 +120,7 @@ class Templates:
 
         Args:
             picture: (64, 64, 3) in 0..1.
-            count: at most so many, no two of them at almost the same place and of almost the same size.
+            count: the maximum; no two candidates have almost the same place and size.
         """
         small = picture.reshape(_COARSE, 2, _COARSE, 2, 3).mean((1, 3))
         sharp, area = self._sharp.explained(small)

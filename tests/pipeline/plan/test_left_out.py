@@ -15,19 +15,8 @@ from pipeline.plan.selection import Keys, Selection
 from pipeline.prepare import check, make_plan
 from pipeline.run import execute
 from pipeline.storage.objects import Storage
-from tests.support.runs import Engines, Silent, keep_metric, photo, run_settings
-from tests.support.shop import CONCEPTS, PROMPTS, PhotosVanish, away, go, open_shop, stock, tables
-
-
-@pytest.fixture
-def shop(tmp_path):
-    return open_shop(tmp_path)
-
-
-@pytest.fixture
-def root(tmp_path):
-    keep_metric(Storage(str(tmp_path / "root")))
-    return str(tmp_path / "root")
+from tests.support.runs import Engines, Silent, photo, run_settings
+from tests.support.shop import CONCEPTS, PROMPTS, PhotosVanish, away, go, stock, tables
 
 
 def failing(shop, root, *names):
