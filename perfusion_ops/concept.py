@@ -120,6 +120,18 @@ class OffsetConcept:
         return {"embedding": self.embedding, "value_offset": self.value_offset}
 
 
+@dataclass(frozen=True)
+class Spelled:
+    """No concept: the plain words of a superclass in a concept's place in a prompt."""
+
+    superclass: str
+
+    @property
+    def noun(self) -> str:
+        """The words, which are all there is."""
+        return self.superclass
+
+
 Concept = GatedConcept | OffsetConcept
 
 

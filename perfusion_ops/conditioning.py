@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept, GatedConcept
-from perfusion_ops.config import Lock
+from perfusion_ops.concept import Concept, GatedConcept, Spelled
+from perfusion_ops.config import Combine, Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import Tokens, encode, pieces, renumber, substitute, tokenize
@@ -28,13 +28,15 @@ class PromptRow:
         bias: the paper's beta, per concept of the row.
         temperature: the paper's tau, per concept of the row.
         lock: local or global key-locking; `trained` uses the keys that a concept has learned.
+        combine: how several concepts act together; see `perfusion_ops.regions`. `condition` is always Eq. 4.
     """
 
     prompt: str
-    concepts: tuple[Concept, ...] = ()
+    concepts: tuple[Concept | Spelled, ...] = ()
     bias: tuple[float, ...] = ()
     temperature: tuple[float, ...] = ()
     lock: Lock = "local"
+    combine: Combine = "paper"
 
 
 def prompt_row(
@@ -44,6 +46,7 @@ def prompt_row(
     bias: float,
     temperature: float,
     lock: Lock,
+    combine: Combine = "paper",
     everywhere: Sequence[Concept] = (),
 ) -> PromptRow:
     """The row of a text with the concepts that it names by number; other concepts do not act in it.
@@ -54,6 +57,7 @@ def prompt_row(
         bias: of every concept of the row; see `PromptRow`.
         temperature: of every concept.
         lock: see `PromptRow`.
+        combine: see `PromptRow`.
         everywhere: concepts that act in the row whether the text names them or not.
 
     Raises:
@@ -64,7 +68,7 @@ def prompt_row(
         raise ValueError(f"{text!r} names the concept {{{max(numbers)}}}, but there are {len(concepts)} concepts")
     named = [concepts[number] for number in numbers]
     acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
-    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock)
+    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock, combine)
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
             row.prompt,
             [concept.superclass for concept in row.concepts],
             [concept.noun for concept in row.concepts],
+            _spelled(row),
         )
         for index, row in enumerate(rows)
-        if row.lock == "global" and row.concepts
+        if row.lock == "global" and len(_spelled(row)) < len(row.concepts)
     }
     return _Plan(tuple(prompt_tokens(base, row) for row in rows), plain)
 
@@ -96,7 +101,11 @@ def prompt_tokens(base: Base, row: PromptRow) -> Tokens:
     Raises:
         PromptTooLongError: they do not fit the text encoder.
     """
-    return tokenize(base.tokenizer, row.prompt, [concept.noun for concept in row.concepts])
+    return tokenize(base.tokenizer, row.prompt, [concept.noun for concept in row.concepts], _spelled(row))
+
+
+def _spelled(row: PromptRow) -> frozenset[int]:
+    return frozenset(number for number, concept in enumerate(row.concepts) if isinstance(concept, Spelled))
 
 
 def check_prompt(base: Base, row: PromptRow) -> None:
@@ -138,7 +147,10 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
             bias[b, j], temperature[b, j] = row.bias[j], row.temperature[j]
     index, used, bias, temperature = index.to(device), used.to(device), bias.to(device), temperature.to(device)
     concepts = list(distinct.values())
-    embeddings = torch.stack([concept.embedding for concept in concepts]).to(device)[index]
+    wordless = torch.zeros(base.embedding_width)
+    embeddings = torch.stack(
+        [wordless if isinstance(concept, Spelled) else concept.embedding for concept in concepts]
+    ).to(device)[index]
     unedited = torch.zeros(base.text_width), torch.zeros(len(base.stack.weight), device=device)
     inputs = torch.stack(
         [concept.target_input if isinstance(concept, GatedConcept) else unedited[0] for concept in concepts]

@@ -13,6 +13,7 @@ Bias = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 Lock = Literal["local", "global", "trained"]
 Recipe = Literal["paper", "offset"]
+Combine = Literal["paper", "regional"]
 Scheduler = Literal["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"]
 
 
@@ -110,3 +111,8 @@ class SamplingConfig(Frozen):
     lock: Lock = "local"
     negative_prompt: str = ""
     edit_unconditional: bool = Field(default=False, description="apply the concepts to the unconditional rows as well")
+    combine: Combine = Field(
+        default="paper",
+        description="several concepts in one prompt: paper: all act on its encodings (Eq. 4); regional: each acts "
+        "where its product is, from a prompt of its own",
+    )

@@ -13,7 +13,7 @@ from perfusion_ops.base_model import Base
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.config import Scheduler
 from perfusion_ops.metric import Metric
-from perfusion_ops.offset import acting, has_offsets, row_offsets
+from perfusion_ops.regions import acting, condition_regions, has_offsets, is_regional
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     Args:
         base: the base model.
         metric: its metric.
-        rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset` are
-            denoised apart from the others, whose attention is that of the unmodified model.
+        rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset`
+            and rows that are regional are denoised apart from the others, whose attention is that of the unmodified
+            model.
         sampler: settings that all rows share.
 
     Returns:
@@ -88,23 +89,23 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     Raises:
         PromptTooLongError, ValueError: as `condition`.
     """
-    offset = [has_offsets(row.positive) for row in rows]
-    if any(offset) and not all(offset):
+    kinds = [(has_offsets(row.positive), is_regional(row.positive)) for row in rows]
+    if len(set(kinds)) > 1:
         parts = {
             kind: iter(
-                render(
-                    base, metric, [row for row, is_kind in zip(rows, offset, strict=True) if is_kind is kind], sampler
-                )
+                render(base, metric, [row for row, its in zip(rows, kinds, strict=True) if its == kind], sampler)
             )
-            for kind in (False, True)
+            for kind in dict.fromkeys(kinds)
         }
-        return [next(parts[kind]) for kind in offset]
+        return [next(parts[kind]) for kind in kinds]
     guided = sampler.guidance > 1.0
-    positive = condition(base, metric, [row.positive for row in rows])
+    texts = [row.positive for row in rows]
+    positive, regions = (
+        condition_regions(base, metric, texts) if any(kinds[0]) else (condition(base, metric, texts), None)
+    )
     negative = _unconditional(base, metric, [row.negative for row in rows]) if guided else None
     pipe = make_pipeline(base, sampler.scheduler)
-    offsets = row_offsets(base, [row.positive for row in rows]) if any(offset) else None
-    with acting(base, offsets, sampler.steps) if offsets else contextlib.nullcontext():
+    with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
         images = pipe(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,

@@ -5,7 +5,7 @@ looked-up one, so the tokenizer and the encoder's vocabulary are unchanged. Unde
 superclass follow that position. Positions are found while tokenising, never by counting spaces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,14 @@ class Tokens:
     nouns: tuple[int, ...] = ()
 
 
-def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = ()) -> Tokens:
+def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = ()) -> Tokens:
     """Tokenise a prompt; each concept becomes one token.
 
     Args:
         tokenizer: a CLIPTokenizer.
         prompt: see the module.
         nouns: by concept number the words that follow its token; "" for none, which is also the default.
+        spelled: numbers of concepts that have no token, only their words.
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
@@ -75,16 +76,21 @@ def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = ()) -> Tokens:
         if index < len(numbers):
             # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
             noun = words(tokenizer, nouns[numbers[index]]) if nouns else []
-            ids += [tokenizer.bos_token_id, *noun]
-            slots += [numbers[index], *([-1] * len(noun))]
-            ends += [*([-1] * len(noun)), numbers[index] if noun else -1]
+            own = [] if numbers[index] in spelled else [numbers[index]]
+            ids += [*([tokenizer.bos_token_id] * len(own)), *noun]
+            slots += [*own, *([-1] * len(noun))]
+            ends += [*([-1] * (len(own) + len(noun) - 1)), numbers[index] if noun else -1]
     return _padded(tokenizer, ids, slots, ends if any(nouns) else [])
 
 
 def substitute(
-    tokenizer: Any, prompt: str, superclasses: Sequence[str], nouns: Sequence[str] = ()
+    tokenizer: Any,
+    prompt: str,
+    superclasses: Sequence[str],
+    nouns: Sequence[str] = (),
+    spelled: Collection[int] = (),
 ) -> tuple[Tokens, tuple[int, ...]]:
-    """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt, nouns)`.
+    """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt, nouns, spelled)`.
 
     Returns:
         The tokens, and for each of the N positions of the concept prompt the position here that corresponds to it: a
@@ -103,7 +109,7 @@ def substitute(
         if index < len(numbers):
             start = len(ids)
             ids += words(tokenizer, superclasses[numbers[index]])
-            align.append(len(ids) - 1)
+            align += [] if numbers[index] in spelled else [len(ids) - 1]
             align += range(start, len(ids)) if nouns and nouns[numbers[index]] else ()
     tokens = _padded(tokenizer, ids, [-1] * len(ids), [])
     maximum = len(tokens.ids)

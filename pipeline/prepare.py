@@ -150,6 +150,7 @@ def check(
         micro_batch=settings.engine.micro_batch,
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
+        combine=sampling.combine,
     )
     # The columns of renders include those of concepts.
     _, columns = carried_columns(db, storage, RENDERS)

@@ -11,7 +11,7 @@ from perfusion_ops.concept import Concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.metric import Metric
-from perfusion_ops.offset import everywhere, has_offsets
+from perfusion_ops.regions import everywhere, has_offsets
 from perfusion_ops.rendering import RenderRow, Sampler
 from perfusion_ops.rendering import render as render_rows
 
@@ -118,6 +118,7 @@ def _row(
         bias=config.bias,
         temperature=config.temperature,
         lock=config.lock,
+        combine=config.combine,
         everywhere=everywhere,
     )
 

@@ -3,8 +3,9 @@
 Rendering tokenises the texts between placeholders separately, so a prompt's count is a sum: start and end, the tokens
 of its texts, and one token per placeholder; a concept of recipe `offset` adds the tokens of its superclass. Under lock
 'global' a second text is encoded, in which each placeholder is replaced by its concept's superclass; there, a
-placeholder counts as the tokens of the superclass. Python counts each text and each superclass once, and SQL adds the
-counts up for each render.
+placeholder counts as the tokens of the superclass. Where several concepts are combined `regional`, each is encoded in
+such a text, with its own token before each of its superclasses if its recipe is `offset`. Python counts each text and each
+superclass once, and SQL adds the counts up for each render.
 
 A prompt that is too long with every concept is a problem of its row (`LONG_TEXTS`). A prompt that is too long for some
 concepts is a flaw of those renders (`FLAW`, `FLAWED`).
@@ -29,7 +30,8 @@ def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounte
     Args:
         connection: of a PlanDB with `concept_keys` filled.
         counter: of the base model; None leaves the tokens null.
-        wanted: whether superclasses must be counted: a prompt has lock 'global', or a concept the recipe 'offset'.
+        wanted: whether superclasses must be counted: a prompt has lock 'global', a concept has the recipe
+            'offset', or concepts are combined 'regional'.
     """
     connection.execute("CREATE OR REPLACE TEMP TABLE superclass_lengths (superclass VARCHAR, tokens INTEGER)")
     if counter and wanted:
@@ -116,23 +118,28 @@ WHERE count > $limit
 
 # What is wrong with a render, as a number. Columns: lock, untrained (the first concept without trained keys),
 # prompt_count and negative_count (tokens with superclasses instead of placeholders), own_count and negative_own_count
-# (tokens with what each concept's recipe writes in its placeholder's place).
+# (tokens with what each concept's recipe writes in its placeholder's place), regional and apart_count (whether each
+# concept is encoded in a text of its own, and the tokens of the longest of them).
 FLAW = """
 CASE WHEN lock = 'trained' AND untrained IS NOT NULL THEN 1
     WHEN lock = 'global' AND prompt_count > $limit THEN 2
-    WHEN own_count > $limit THEN 3
+    WHEN own_count > $limit AND NOT regional THEN 3
+    WHEN regional AND apart_count > $limit THEN 6
     WHEN lock = 'global' AND negative_count > $limit THEN 4
     WHEN negative_own_count > $limit THEN 5 END
 """
 
 
-def _too_long(column: str, count: str, *, own: bool = False) -> str:
-    reason = (
-        "recipe ''offset'' writes the superclass after each placeholder"
-        if own
-        else "lock ''global'' reads superclasses instead of placeholders"
-    )
-    remedy = "" if own else ", or use lock ''local''"
+_GLOBAL = "lock ''global'' reads superclasses instead of placeholders", ", or use lock ''local''"
+_OWN = "recipe ''offset'' writes the superclass after each placeholder", ""
+_REGIONAL = (
+    "render.combine ''regional'' reads superclasses instead of placeholders",
+    ", or set render.combine to ''paper''",
+)
+
+
+def _too_long(column: str, count: str, why: tuple[str, str]) -> str:
+    reason, remedy = why
     return f"""'{column} has ' || {count} || ' tokens with start and end for '
         || CASE len(named) WHEN 1 THEN 'concept ' ELSE 'concepts ' END
         || array_to_string(list_transform(named, lambda id: '''' || id || ''''), ', ')
@@ -143,12 +150,14 @@ def _too_long(column: str, count: str, *, own: bool = False) -> str:
 # The verdict on a render by its `flaw`; `named` are the ids of its concepts.
 FLAWED = f"""
 CASE WHEN flaw = 1 THEN '{Code.OUT_OF_RANGE}' WHEN flaw > 1 THEN '{Code.PROMPT_TOO_LONG}' END AS error_code,
-CASE WHEN flaw = 1 THEN 'lock' WHEN flaw <= 3 THEN 'prompt' WHEN flaw <= 5 THEN 'negative_prompt' END AS error_column,
+CASE WHEN flaw = 1 THEN 'lock' WHEN flaw IN (2, 3, 6) THEN 'prompt' WHEN flaw IN (4, 5) THEN 'negative_prompt' END
+    AS error_column,
 CASE flaw
     WHEN 1 THEN 'lock is ''trained'', but concept ''' || untrained || ''' learns no keys of its own: '
         || 'train it with train.lock ''trained'', or use lock ''local'''
-    WHEN 2 THEN {_too_long("prompt", "prompt_count")}
-    WHEN 3 THEN {_too_long("prompt", "own_count", own=True)}
-    WHEN 4 THEN {_too_long("negative_prompt", "negative_count")}
-    WHEN 5 THEN {_too_long("negative_prompt", "negative_own_count", own=True)} END AS error_message
+    WHEN 2 THEN {_too_long("prompt", "prompt_count", _GLOBAL)}
+    WHEN 3 THEN {_too_long("prompt", "own_count", _OWN)}
+    WHEN 4 THEN {_too_long("negative_prompt", "negative_count", _GLOBAL)}
+    WHEN 5 THEN {_too_long("negative_prompt", "negative_own_count", _OWN)}
+    WHEN 6 THEN {_too_long("prompt", "apart_count", _REGIONAL)} END AS error_message
 """

@@ -123,14 +123,14 @@ def plan_requests(
     _match_where(db)
     [(first, last)] = connection.execute("SELECT coalesce(min(row), 1), coalesce(max(row), 0) FROM prompts").fetchall()
     defaults = sampling.model_dump(mode="json")
-    edit_unconditional = defaults.pop("edit_unconditional")
+    edit_unconditional, combine = defaults.pop("edit_unconditional"), defaults.pop("combine")
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
     ).fetchall()
     [(spelt_out,)] = connection.execute(
         "SELECT EXISTS (FROM concept_keys WHERE training ->> '$.recipe' = 'offset')"
     ).fetchall()
-    measure_concepts(connection, counter, wanted=locked or spelt_out)
+    measure_concepts(connection, counter, wanted=locked or spelt_out or combine == "regional")
     _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
@@ -150,7 +150,7 @@ def plan_requests(
             "limit": limit,
         }
         connection.execute(REQUESTS_ALONE.replace("#CROSSED#", slices), values)
-        connection.execute(REQUESTS, values)
+        connection.execute(REQUESTS, {**values, "combine": combine})
     for table in _SCRATCH:
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     [(lost,)] = connection.execute(

@@ -140,8 +140,9 @@ pictures AS (
         tokens + slots * superclass_tokens AS prompt_count,
         negative_tokens + negative_slots * superclass_tokens AS negative_count,
         tokens + slots * own_tokens AS own_count,
-        negative_tokens + negative_slots * own_tokens AS negative_own_count, {FLAW} AS flaw
-    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key]) || material AS material) FROM crossed)
+        negative_tokens + negative_slots * own_tokens AS negative_own_count,
+        false AS regional, 0 AS apart_count, {FLAW} AS flaw
+    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key], false) || material AS material) FROM crossed)
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
     CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
@@ -199,6 +200,7 @@ filled AS (
 ),
 numbered AS (
     SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
+        $combine = 'regional' AND list_unique(keys[:slots]) > 1 AS regional,
         list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
     FROM filled
 ),
@@ -210,8 +212,8 @@ written AS (
             || CASE WHEN i < len(negative_texts) THEN numbers[len(texts) - 1 + i] ELSE '' END), '')
             AS task_negative_prompt,
         render_material(
-            $base_digest, distinct_keys, task_prompt, task_negative_prompt, steps, guidance, scheduler, width, height,
-            bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
+            $base_digest, distinct_keys, regional, task_prompt, task_negative_prompt, steps, guidance, scheduler,
+            width, height, bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
     FROM numbered
 ),
 pictures AS (
@@ -224,7 +226,10 @@ judged AS (
         tokens + coalesce(list_sum(sizes[:slots]), 0) AS prompt_count,
         negative_tokens + coalesce(list_sum(sizes[slots + 1:]), 0) AS negative_count,
         tokens + coalesce(list_sum(owns[:slots]), 0) AS own_count,
-        negative_tokens + coalesce(list_sum(owns[slots + 1:]), 0) AS negative_own_count, {FLAW} AS flaw
+        negative_tokens + coalesce(list_sum(owns[slots + 1:]), 0) AS negative_own_count,
+        prompt_count + coalesce(list_max(list_transform(keys[:slots], lambda key, i: CASE WHEN owns[i] > 1
+            THEN len(list_filter(keys[:slots], lambda other: other = key)) ELSE 0 END)), 0) AS apart_count,
+        {FLAW} AS flaw
     FROM pictures
 )
 SELECT row AS prompt_row, image_index, named AS concept_ids,

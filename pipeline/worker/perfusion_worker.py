@@ -72,7 +72,11 @@ class PerfusionWorker:
             show=self._show,
         )
         self.rendering = Rendering(
-            self.models, self._storage, self.files, edit_unconditional=settings.edit_unconditional
+            self.models,
+            self._storage,
+            self.files,
+            edit_unconditional=settings.edit_unconditional,
+            combine=settings.combine,
         )
 
     def _show(self, activity: Activity | None) -> None:

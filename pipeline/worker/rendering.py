@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from perfusion_ops.concept import Concept, GatedConcept
 from perfusion_ops.conditioning import check_prompt, prompt_row
+from perfusion_ops.config import Combine
 from perfusion_ops.edit import solve_targets
+from perfusion_ops.regions import prompts_of
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError
 from pipeline.contract.errors import Code, RowError, Status
@@ -30,10 +32,20 @@ from pipeline.worker.provenance import answers, encode_render
 class Rendering:
     """Renders units on one worker."""
 
-    def __init__(self, models: Models, storage: Storage, files: ConceptFiles, *, edit_unconditional: bool) -> None:
-        """Start without any unit; `edit_unconditional`: concepts act on unconditional rows as well."""
+    def __init__(
+        self, models: Models, storage: Storage, files: ConceptFiles, *, edit_unconditional: bool, combine: Combine
+    ) -> None:
+        """Start without any unit.
+
+        Args:
+            models: base model and metric.
+            storage: of the root.
+            files: of concepts.
+            edit_unconditional: concepts act on unconditional rows as well.
+            combine: how several concepts of a prompt act together.
+        """
         self._models, self._storage, self._files = models, storage, files
-        self._edit_unconditional = edit_unconditional
+        self._edit_unconditional, self._combine = edit_unconditional, combine
 
     def run(self, tasks: Sequence[RenderTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
         """Outcomes by key: of adopted files, and of all other tasks.
@@ -79,7 +91,7 @@ class Rendering:
             )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
         acting = partial(prompt_row, concepts=concepts, bias=task.bias, temperature=task.temperature, lock=task.lock)
-        positive = acting(task.prompt)
+        positive = acting(task.prompt, combine=self._combine)
         everywhere = positive.concepts if self._edit_unconditional else ()
         negative = acting(task.negative_prompt, everywhere=everywhere)
         for column, row, text in (
@@ -87,7 +99,8 @@ class Rendering:
             ("negative_prompt", negative, task.negative_prompt),
         ):
             try:
-                check_prompt(self._models.base, row)
+                for each in prompts_of(row):
+                    check_prompt(self._models.base, each)
             except PromptTooLongError as error:
                 message = f"{column}: {error} ({task.written(text)!r})"
                 raise RowError(Code.PROMPT_TOO_LONG, message, column=column) from error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from perfusion_ops.config import MetricConfig
+from perfusion_ops.config import Combine, MetricConfig
 from pipeline.inputs.pictures import InputLimits
 
 
@@ -24,6 +24,7 @@ class WorkerSettings:
         micro_batch: training samples in the denoiser at once; a worker halves it when it runs out of memory.
         checkpoint_s: seconds between training checkpoints.
         edit_unconditional: whether concepts act on unconditional rows as well.
+        combine: how several concepts of a prompt act together.
     """
 
     root: str
@@ -38,3 +39,4 @@ class WorkerSettings:
     micro_batch: int = 128
     checkpoint_s: float = 60.0
     edit_unconditional: bool = False
+    combine: Combine = "paper"

@@ -4,20 +4,21 @@ import math
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.concept import ConceptFileError, GatedConcept, OffsetConcept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import RECIPE_DEFAULTS, TrainingConfig
-from perfusion_ops.offset import Offsets, acting, density, everywhere, has_offsets, masks, row_offsets
+from perfusion_ops.masks import density, masks
+from perfusion_ops.regions import Regions, acting, everywhere, has_offsets, row_regions
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import encode, substitute, tokenize
 from perfusion_ops.training.checkpoint import read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.training.draws import draw_rows
 from perfusion_ops.training.state import Example, start
 from perfusion_ops.training.trainer import Trainer
+from tests.support.naive_regions import naive_steps
 from tests.support.tiny_base import random_metric, small_base
 
 SAMPLER = Sampler(16, 16, 4, 4.0, "ddim")
@@ -107,46 +108,13 @@ def test_density_has_a_mean_of_one_whatever_the_layers_scale(seed, scale):
 # Hooks
 
 
-class Naive:
-    """Attention in loops that adds M o and records the nouns' attention: what the hooks must amount to."""
-
-    def __init__(self, offsets, key_rows):
-        self.offsets, self.key_rows, self.masks, self.maps = offsets, key_rows, None, []
-
-    def processor(self, looks):
-        def call(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **_):
-            q, k = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
-            v = attn.to_v(encoder_hidden_states)
-            rows, size = len(self.offsets.values), q.shape[-1] // attn.heads
-            out, seen = torch.zeros_like(q), torch.zeros(len(q), q.shape[1], k.shape[1], dtype=q.dtype)
-            for head in range(attn.heads):
-                part = slice(head * size, (head + 1) * size)
-                weights = (q[..., part] @ k[..., part].mT / math.sqrt(size)).softmax(-1)
-                out[..., part] = weights @ v[..., part]
-                seen += weights / attn.heads
-            side = int(math.sqrt(q.shape[1]))
-            if looks:
-                nouns = torch.einsum("bqn,bjn->bjq", seen[-rows:], self.offsets.nouns.to(seen))
-                self.maps.append(nouns.reshape(rows, -1, side, side))
-            if self.masks is not None:
-                small = torch.nn.functional.adaptive_avg_pool2d(self.masks, side)
-                part = slice(attn.to_v.start - self.key_rows, attn.to_v.stop - self.key_rows)
-                for b in range(rows):
-                    for j in range(small.shape[1]):
-                        values = self.offsets.values[b, j, part].to(out.dtype)
-                        out[len(out) - rows + b] += small[b, j].reshape(-1, 1).to(out.dtype) * values
-            return attn.to_out[1](attn.to_out[0](out))
-
-        return call
-
-
 def test_hooks_equal_a_naive_attention(base, metric):
     one, two = offset_concept(base, metric, 1), offset_concept(base, metric, 2, "teddy bear")
     rows = [
         PromptRow("a {0} next to a {1}", (one, two), (0.5,) * 2, (0.1,) * 2),
         PromptRow("a {0}", (two,), (0.5,), (0.1,)),
     ]
-    offsets = row_offsets(base, rows)
+    offsets = row_regions(base, rows)
     conditioning = torch.cat(
         [condition(base, metric, [PromptRow("")]).expand(2, -1, -1), condition(base, metric, rows)]
     )
@@ -154,26 +122,7 @@ def test_hooks_equal_a_naive_attention(base, metric):
     with torch.no_grad(), acting(base, offsets, 20):
         found = [base.unet(sample, 7, conditioning).sample for sample in latents]
 
-    naive = Naive(offsets, base.stack.key_rows)
-    before = base.unet.attn_processors
-    base.unet.set_attn_processor(
-        {
-            name: naive.processor("up_blocks" in name) if "attn2" in name else AttnProcessor()
-            for name in base.unet.attn_processors
-        }
-    )
-    try:
-        seen, expected = None, []
-        with torch.no_grad():
-            for number, sample in enumerate(latents):
-                if naive.maps:
-                    new = density(naive.maps, (8, 8))
-                    seen = new if seen is None else seen**0.7 * new**0.3
-                naive.maps = []
-                naive.masks = masks(seen, offsets.used) if number else None
-                expected.append(base.unet(sample, 7, conditioning).sample)
-    finally:
-        base.unet.set_attn_processor(before)
+    expected = naive_steps(base, offsets, conditioning, latents)
     for one_found, one_expected in zip(found, expected, strict=True):
         torch.testing.assert_close(one_found, one_expected, rtol=1e-6, atol=1e-8)
     plain = base.unet(latents[2], 7, conditioning).sample
@@ -194,9 +143,9 @@ def test_an_offset_everywhere_is_an_offset_of_the_values(base, metric):
         moved[..., split:] - conditioning[..., split:], row.concepts[0].value_offset.double().expand(1, 32, -1)
     )
     sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-    offsets = row_offsets(base, [row])
+    offsets = row_regions(base, [row])
     # Without a noun, D is one everywhere, so M is one half.
-    doubled = Offsets(offsets.values * 2, offsets.nouns * 0, offsets.used)
+    doubled = Regions(offsets.values * 2, offsets.nouns * 0, offsets.used)
     with torch.no_grad():
         with acting(base, doubled, 20):
             base.unet(sample, 7, conditioning)
@@ -209,7 +158,7 @@ def test_a_concept_that_the_prompt_does_not_name_adds_nothing(base, metric):
         "a mug", (), bias=0.5, temperature=0.1, lock="local", everywhere=(offset_concept(base, metric, 1),)
     )
     assert has_offsets(row)
-    assert not row_offsets(base, [row]).used.any()
+    assert not row_regions(base, [row]).used.any()
 
 
 # Rendering

@@ -15,7 +15,8 @@ import torch
 from perfusion_ops.mini.build import autoencoder, denoiser, dual, identity, reader, text
 from perfusion_ops.mini.build.export import export_base, export_metric
 from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
-from perfusion_ops.mini.build.recipe import FULL, TINY, Recipe
+from perfusion_ops.mini.build.recipe import FULL, FURTHER, TINY, Recipe
+from perfusion_ops.mini.build.start import start_from
 from perfusion_ops.mini.build.training.loop import steps_done
 from perfusion_ops.mini.build.training.machine import on_machines
 from perfusion_ops.mini.build.words import write_tokenizer
@@ -30,12 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of pictures and checkpoints: 2 GB for full")
     parser.add_argument("--out", type=Path, required=True, help="folder of base/, metric.safetensors and scorers/")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny only shows that it works")
+    parser.add_argument("--start", type=Path, help="a finished base whose denoiser is trained on, instead of a new one")
     parser.add_argument("--only", choices=("base", "metric", "scorers"), help="one part of the build")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="CPU processes of one thread each")
     parser.add_argument("--minutes", type=float, help="stop with a checkpoint after this time")
     given = parser.parse_args(arguments)
-    recipe = FULL if given.size == "full" else TINY
+    recipe = TINY if given.size == "tiny" else FULL if given.start is None else FURTHER
+    if given.start is not None:
+        start_from(given.start, recipe, given.work)
     until = None if given.minutes is None else time.time() + 60 * given.minutes
     finished = build(
         recipe, given.work, given.out, only=given.only, device=given.device, processes=given.processes, until=until

@@ -12,20 +12,22 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from perfusion_ops.mini.build import autoencoder, text
+from perfusion_ops.mini.build.owners import altered, owners, split
 from perfusion_ops.mini.build.pictures import captioned, described
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.training.machine import Machine
-from perfusion_ops.mini.build.words import load_tokenizer
+from perfusion_ops.mini.build.words import CONTEXT, load_tokenizer
 from perfusion_ops.mini.world.products import BASE_INSTANCES
 from perfusion_ops.mini.world.scene import SIZE
 from perfusion_ops.mini.world.vocabulary import Description
 
 NAME = "denoiser"
 _CHUNK = 1000
+_CAPTIONS = 3  # that a row is read from: of no product, of the first, of the second
 _TOWARDS_NOISE = 0.77  # power of a uniform number: one step in six is in the least noisy quarter
 
 
@@ -67,9 +69,43 @@ class Conditioned(nn.Module):
         self.unet = unet
         self.encoder = encoder
 
-    def forward(self, noisy: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
-        """Predict v for latents (B, C, 16, 16) at diffusion steps (B,) from token ids (B, CONTEXT)."""
-        return self.unet(noisy, steps, self.encoder(ids).last_hidden_state, return_dict=False)[0]
+    def forward(self, noisy: Tensor, steps: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+        """Predict v for latents (B, C, 16, 16) at diffusion steps (B,).
+
+        Args:
+            noisy: latents.
+            steps: diffusion steps.
+            ids: token ids of K captions a row, (B, K, CONTEXT).
+            owner: (B, CONTEXT): the caption, 0 to K - 1, that each position's encoding is taken from.
+        """
+        captions = ids.shape[1]
+        encoded = self.encoder(ids.flatten(0, 1)).last_hidden_state.unflatten(0, (-1, captions))
+        picked = owner[:, None, :, None].expand(-1, 1, -1, encoded.shape[-1])
+        return self.unet(noisy, steps, encoded.gather(1, picked)[:, 0], return_dict=False)[0]
+
+
+def conditioned(tokenizer: CLIPTokenizer, lines: list[str], owned: list[bool], rng: Random) -> tuple[Tensor, Tensor]:
+    """The captions and the owner of every position, as `Conditioned` takes them.
+
+    Args:
+        tokenizer: the base's.
+        lines: a caption a row, B in all.
+        owned: whether only a product's own words tell its looks; see `owners`.
+        rng: draws the other captions.
+
+    Returns:
+        Ids (B, 3, CONTEXT) and owners (B, CONTEXT). A row that is not owned takes all from its own caption, number 0.
+    """
+    captions, owner = [], torch.zeros(len(lines), CONTEXT, dtype=torch.long)
+    for row, (line, apart) in enumerate(zip(lines, owned, strict=True)):
+        if not apart:
+            captions += [line] * _CAPTIONS
+            continue
+        words = split(line)
+        whose = owners(words)
+        owner[row, 1 : 1 + len(words)] = torch.tensor(whose)
+        captions += [" ".join(altered(words, whose, but, rng)) for but in range(_CAPTIONS)]
+    return text.tokens(tokenizer, captions).unflatten(0, (-1, _CAPTIONS)), owner
 
 
 def untrained(recipe: Recipe, folder: Path) -> Conditioned:
@@ -160,7 +196,8 @@ def _loss(  # noqa: PLR0917 - all that a step reads
             "" if without else captioned(number, BASE_INSTANCES, random)
             for number, without in zip(chosen.tolist(), empty.tolist(), strict=True)
         ]
-        ids = text.tokens(tokenizer, lines).to(machine.device)
+        owned = torch.rand(share, generator=generator) < recipe.denoiser.owned
+        ids, owner = (each.to(machine.device) for each in conditioned(tokenizer, lines, owned.tolist(), random))
         clean = torch.from_numpy(latents[chosen.numpy()]).float().to(machine.device)
         noise = torch.randn(clean.shape, generator=generator).to(machine.device)
         # Each batch covers the whole schedule with a random shift, more thinly at low noise: what
@@ -170,7 +207,7 @@ def _loss(  # noqa: PLR0917 - all that a step reads
         signal = kept[steps].sqrt()[:, None, None, None]
         loud = (1 - kept[steps]).sqrt()[:, None, None, None]
         with machine.autocast():
-            made = through(signal * clean + loud * noise, steps, ids)
+            made = through(signal * clean + loud * noise, steps, ids, owner)
         return nn.functional.mse_loss(made.float(), signal * noise - loud * clean)
 
     return loss

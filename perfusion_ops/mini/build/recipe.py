@@ -50,6 +50,7 @@ class Denoiser(Frozen):
     heads: int = 4
     groups: int = 16
     unconditional: float = Field(default=0.1, description="share of samples with an empty caption")
+    owned: float = Field(default=0.0, description="share of samples in which only its own words tell a product's looks")
     text_rate: float = Field(default=0.3, description="the text encoder's learning rate as a share of the denoiser's")
     fit: Fit
 
@@ -90,6 +91,17 @@ FULL = Recipe(
     reader=Scorer(fit=Fit(samples=200_000, batch=64, rate=2e-3, decay=0.5)),
     identity=Scorer(fit=Fit(samples=160_000, batch=128, rate=2e-3, decay=0.5)),
     dual=Scorer(fit=Fit(samples=160_000, batch=128, rate=1e-3, decay=0.5)),
+)
+
+# What `--start` trains a finished base by.
+FURTHER = FULL.model_copy(
+    update={
+        "seed": 2027,
+        "denoiser": Denoiser(
+            owned=0.5,
+            fit=Fit(samples=160_000, batch=64, rate=6e-4, inner_rate=1.5e-3, decay=0.8, average=0.998),
+        ),
+    }
 )
 
 TINY = Recipe(

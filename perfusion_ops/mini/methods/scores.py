@@ -111,11 +111,11 @@ class Judges:
         return scores
 
     def _strangers(self, category: str) -> Floats:
-        return _stranger_embeddings(self, category)
+        return stranger_photographs(self, category)
 
 
 @lru_cache(maxsize=64)
-def _stranger_embeddings(judges: Judges, category: str) -> Floats:
+def stranger_photographs(judges: Judges, category: str) -> Floats:
     """The mean photograph of each stranger of a class as a unit vector: (strangers, D)."""
     pictures = np.concatenate([photographs(item) for item in strangers(category, judges.strangers)])
     return _unit(_embedded(judges.image, pictures).reshape(judges.strangers, PHOTOS, -1).mean(1))

@@ -27,6 +27,7 @@ class Judgement(Frozen):
         overall: the geometric mean of the three.
         legible: the pattern or emblem can be read: the true one fits better than every other one, and well.
         scale: half the product's height in pixels, as found.
+        x, y: of its middle in pixels, as found.
     """
 
     color: float
@@ -35,6 +36,8 @@ class Judgement(Frozen):
     overall: float
     legible: bool
     scale: float
+    x: float
+    y: float
 
 
 def judge(templates: Templates, picture: NDArray[np.uint8]) -> Judgement:
@@ -91,6 +94,8 @@ def _judge(product: Product, fit: Fit, image: NDArray[np.float32]) -> Judgement:
         overall=mean_score((color, pattern, edges)),
         legible=pattern >= _LEGIBLE and pattern > others,
         scale=fit.view.scale,
+        x=fit.view.x,
+        y=fit.view.y,
     )
 
 

@@ -135,8 +135,8 @@ ROWS = st.lists(
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
 @settings(deadline=None, max_examples=15)
-@given(ROWS, st.sampled_from([" ", ""]))
-def test_the_plan_refuses_what_the_renderer_would(name, rows, glue):
+@given(ROWS, st.sampled_from([" ", ""]), st.sampled_from(["paper", "regional"]))
+def test_the_plan_refuses_what_the_renderer_would(name, rows, glue, combine):
     prompts = [
         {
             "prompt": glue.join([*row["prompt"], "{product}"]),
@@ -145,10 +145,10 @@ def test_the_plan_refuses_what_the_renderer_would(name, rows, glue):
         }
         for row in rows
     ]
-    with plan(prompts, TokenCounter(TOKENIZERS[name]), [*CONCEPTS, OFFSET]) as db:
+    with plan(prompts, TokenCounter(TOKENIZERS[name]), [*CONCEPTS, OFFSET], combine=combine) as db:
         found = requests(db, "prompt_row", "concept_ids", "error_code", "error_column", "lock", "error_message")
     expected = [
-        (number, *_verdict(name, row, product))
+        (number, *_verdict(name, row, product, combine))
         for number, row in enumerate(prompts, 1)
         for product in ([None] if _too_long_alone(name, row) else [*SUPERCLASS, "lamp-1"])
     ]
@@ -174,7 +174,7 @@ def _numbered(text, product="mug-1"):
     return parts[0] + "".join(f"{{{number}}}{after}" for number, after in enumerate(rest)), names
 
 
-def _verdict(name, row, product):
+def _verdict(name, row, product, combine):
     """What becomes of a picture when it is asked of the code that renders it."""
     both = [(column, *_numbered(row[column], product or "mug-1")) for column in ("prompt", "negative_prompt")]
     for column, text, _ in both:
@@ -184,14 +184,46 @@ def _verdict(name, row, product):
         return Code.OUT_OF_RANGE, "lock"
     for column, text, names in both:
         nouns = [OFFSET["superclass"] if each == "lamp-1" else "" for each in names]
+        superclasses = [{**SUPERCLASS, "lamp-1": OFFSET["superclass"]}[each] for each in names]
         try:
             if row["lock"] == "global":
-                superclasses = [{**SUPERCLASS, "lamp-1": OFFSET["superclass"]}[each] for each in names]
                 substitute(TOKENIZERS[name], text, superclasses, nouns)
-            tokenize(TOKENIZERS[name], text, nouns)
+            if column == "prompt" and combine == "regional" and len(_contents(names)) > 1:
+                _tokenize_apart(name, text, names, nouns, superclasses)
+            else:
+                tokenize(TOKENIZERS[name], text, nouns)
         except PromptTooLongError:
             return Code.PROMPT_TOO_LONG, column
     return "", ""
+
+
+def _contents(names):
+    """The distinct concepts behind ids: the twin has the mug's content."""
+    return {"mug-1" if each == "twin-1" else each for each in names}
+
+
+def _tokenize_apart(name, text, names, nouns, superclasses):
+    """Tokenise what each concept of a regional row is encoded in."""
+    contents = ["mug-1" if each == "twin-1" else each for each in names]
+    for own in (None, *set(contents)):
+        spelled = [number for number, each in enumerate(contents) if each != own]
+        written = [superclasses[n] if n in spelled else nouns[n] for n in range(len(names))]
+        tokenize(TOKENIZERS[name], text, written, spelled)
+
+
+def test_combining_by_region_counts_superclasses():
+    edge = "{mug-1} on a {hat-1} " + "a " * 26  # 32 tokens with a token for each concept
+    prompts = [{"prompt": edge}, {"prompt": "{mug-1} on a {mug-1} " + "a " * 26}, {"prompt": "a {mug-1} and a {hat-1}"}]
+    with plan(prompts, combine="regional") as db:
+        found = requests(db, "prompt_row", "error_code", "error_column", "error_message")
+    assert [row[1] for row in found] == [Code.PROMPT_TOO_LONG, None, None]
+    assert found[0][2] == "prompt"
+    assert found[0][3].startswith(
+        "prompt has 41 tokens with start and end for concepts 'mug-1', 'hat-1': render.combine"
+    )
+    assert found[0][3].endswith("or set render.combine to 'paper'")
+    with plan(prompts) as db:
+        assert [code for (code,) in requests(db, "error_code")] == [None] * 3
 
 
 def test_a_negative_prompt_of_the_spec_is_named_as_such():

@@ -97,6 +97,25 @@ def test_render_keys_are_those_of_the_reference():
         assert concepts[-1] == own["mug-1"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "negative", "regional"),
+    [
+        ("a {mug-2} by {mug-1}", "", True),
+        ("a {mug-2} by {mug-2}", "", False),
+        ("a {mug-2}", "no {mug-1}", False),
+        ("a lamp", "no {mug-1} and no {mug-2}", False),
+    ],
+)
+def test_only_prompts_with_several_concepts_have_a_key_that_says_regional(prompt, negative, regional):
+    """Rows with one concept or none keep the keys that they had before there was `combine`."""
+    prompts = [{"prompt": prompt, "negative_prompt": negative, "seed": 1}]
+    found = []
+    for combine in ("paper", "regional"):
+        with planned(CONCEPTS, prompts, combine=combine) as db:
+            found += requests(db, "render_key")
+    assert (found[0] != found[1]) == regional
+
+
 TEXTS = st.text(alphabet="ab ü,'\"\\$%", max_size=8)
 
 

@@ -125,6 +125,12 @@ def load_mean(path: Path, model: nn.Module) -> int:
         return int(file.metadata()["step"])
 
 
+def begin_with(path: Path, state: dict[str, Tensor], step: int) -> None:
+    """Write a checkpoint whose weights and running mean are `state`, for a training that resumes at `step`."""
+    parts = {f"{kind}.{key}": value.float() for kind in ("state", "mean") for key, value in state.items()}
+    save_file({key: value.contiguous().clone() for key, value in parts.items()}, path, metadata={"step": str(step)})
+
+
 def _optimizers(
     parameters: dict[str, nn.Parameter],
     rates: dict[str, float],
@@ -214,8 +220,8 @@ def _restore(
         for key, parameter in parameters.items():
             # In the parameter's memory layout: the fused optimiser ignores strides.
             moments = kept_of[parameter]
-            moments["step"] = torch.tensor(float(step), device=parameter.device)
             for name, kept in _KEPT.items():
                 if f"{name}.{key}" in file.keys():  # noqa: SIM118 - no mapping
+                    moments["step"] = torch.tensor(float(step), device=parameter.device)
                     moments[kept] = torch.empty_like(parameter).copy_(file.get_tensor(f"{name}.{key}"))
     return step

@@ -1,0 +1,1 @@
+"""Two and three products in one picture: how often each keeps its class and its identity."""

@@ -1,0 +1,120 @@
+"""How each way of putting several products into one picture is trained and drawn."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfusion_ops.concept import Concept, read_concept, write_concept
+from perfusion_ops.conditioning import PromptRow, prompt_row
+from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.mini.methods.entrants import Studio
+from perfusion_ops.mini.methods.sets import photos
+from perfusion_ops.mini.pairs.measure import Pictures
+from perfusion_ops.mini.pairs.sets import Group, real_scene
+from perfusion_ops.mini.world.products import Product
+from perfusion_ops.mini.world.scene import render as render_scene
+from perfusion_ops.mini.world.vocabulary import superclass
+from perfusion_ops.rendering import RenderRow, Sampler, render
+from perfusion_ops.rivals.ours import train_ours
+from perfusion_ops.training.examples import make_example
+
+PHOTOS = 4
+_ROWS = 8  # rendered at once
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of drawing several products.
+
+    Attributes:
+        training: settings that differ from the base's own; None draws the superclasses alone.
+        sampling: the same for renders.
+    """
+
+    training: dict[str, Any] | None
+    sampling: dict[str, Any]
+
+
+WAYS: dict[str, Way] = {
+    "word": Way(None, {}),
+    "ours-paper": Way({}, {}),
+    "ours-paper-regional": Way({}, {"combine": "regional", "bias": 0.2}),
+    "ours-offset": Way({"recipe": "offset"}, {}),
+    "ours-offset-regional": Way({"recipe": "offset"}, {"combine": "regional"}),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Draws groups of products in one way; concepts are trained once and kept in files.
+
+    Attributes:
+        studio: the base model.
+        way: how.
+        guidance: classifier-free guidance scale.
+        steps: denoising steps.
+        training_steps: of each concept.
+        folder: of concept files.
+    """
+
+    studio: Studio
+    way: Way
+    guidance: float
+    steps: int
+    training_steps: int
+    folder: Path
+
+    def __call__(self, group: Group, seeds: Sequence[int]) -> Pictures:
+        """Pictures (B, H, W, 3) of a group.
+
+        Raises:
+            RuntimeError: a picture has values that are not finite.
+        """
+        base = self.studio.base
+        sampling = SamplingConfig.model_validate({**base.folder.settings.sampling, **self.way.sampling})
+        if self.way.training is None:
+            row = PromptRow(group.words)
+        else:
+            concepts = [self._concept(item) for item in group.items]
+            how = {name: getattr(sampling, name) for name in ("bias", "temperature", "lock", "combine")}
+            row = prompt_row(group.prompt, concepts, **how)
+        rows = [RenderRow(row, PromptRow(sampling.negative_prompt), seed) for seed in seeds]
+        sampler = Sampler(base.resolution, base.resolution, self.steps, self.guidance, sampling.scheduler)
+        drawn = []
+        for start in range(0, len(rows), _ROWS):
+            drawn += render(base, self.studio.metric, rows[start : start + _ROWS], sampler)
+        if any(picture is None for picture in drawn):
+            raise RuntimeError("a picture has values that are not finite")
+        return np.stack(drawn)
+
+    def _concept(self, item: Product) -> Concept:
+        base, metric = self.studio.base, self.studio.metric
+        assert self.way.training is not None
+        training = TrainingConfig.model_validate(base.folder.settings.training).overridden(
+            {**self.way.training, "steps": self.training_steps}
+        )
+        told = f"{base.folder.digest} {metric.digest} {training.model_dump_json()} {PHOTOS}"
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        file = self.folder / f"{item.look.category}-{item.instance}-{digest}.safetensors"
+        if not file.exists():
+            example = make_example(base, superclass(item.look.category), photos(item, PHOTOS), training)
+            trained = train_ours(base, metric, example, training, SamplingConfig())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(write_concept(trained.concept))
+        return read_concept(
+            file.read_bytes(),
+            base_digest=base.folder.digest,
+            metric_digest=metric.digest,
+            embedding_width=base.embedding_width,
+            text_width=base.text_width,
+            value_width=base.stack.key_rows,
+        )
+
+
+def real(group: Group, seeds: Sequence[int]) -> Pictures:
+    """Real renders of two products."""
+    return np.stack([render_scene(real_scene(group, seed)).pixels for seed in seeds])

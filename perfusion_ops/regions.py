@@ -1,0 +1,247 @@
+"""Concepts that act where their product is: offsets, and several concepts in one picture. Not in the paper.
+
+The weights of an attention add up to one. So an offset o of the values at every position of a prompt adds a constant
+to the layer's output, and a mask M per concept and pixel (`masks`) restricts it to the product:
+
+    out(x) = A(x) V + sum_j M_j(x) o_j                                     recipe `offset`, all words in one prompt
+
+Several concepts in one prompt share its encodings, and their looks blend. Under `combine: regional` each concept has a
+prompt of its own, in which the other concepts are spelt as their superclasses. With A_P V_P the attention to the prompt
+in which all are spelt as superclasses, and A_j V_j that to concept j's own prompt,
+
+    out(x) = A_P(x) V_P + sum_j M_j(x) (A_j(x) V_j + o_j - A_P(x) V_P)     `combine: regional`
+
+with o_j = 0 for a concept of recipe `paper`, whose edit is in V_j. In the first steps M is zero: the prompt alone
+decides the layout.
+
+The denoiser is unmodified: hooks on the modules of its cross-attention read and add what is needed.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perfusion_ops.base_model import Base
+from perfusion_ops.concept import OffsetConcept, Spelled
+from perfusion_ops.conditioning import PromptRow, condition, prompt_tokens
+from perfusion_ops.masks import density, masks
+from perfusion_ops.metric import Metric
+
+_WITHOUT = 0.05  # share of the steps, at least one, in which M is zero
+_KEPT = 0.7  # of log D, from one of 20 steps to the next
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What the up to J concepts of B rows do where their products are.
+
+    Attributes:
+        values: o_j of all layers, (B, J, R / 2); zero in unused slots.
+        nouns: (B, J, N): how much each position of the prompt counts as the noun of concept j; adds up to one.
+        used: which slots hold a concept, (B, J) bool.
+        own: keys and values of each concept's own prompt, (B, J, N, R); None if concepts share the prompt.
+    """
+
+    values: Tensor
+    nouns: Tensor
+    used: Tensor
+    own: Tensor | None = None
+
+
+def is_regional(row: PromptRow) -> bool:
+    """Whether each concept of the row acts from a prompt of its own."""
+    return row.combine == "regional" and len(row.concepts) > 1
+
+
+def has_offsets(row: PromptRow) -> bool:
+    """Whether a concept of the row is of recipe `offset`."""
+    return any(isinstance(concept, OffsetConcept) for concept in row.concepts)
+
+
+def spelled(row: PromptRow, but: int | None = None) -> PromptRow:
+    """The row with all its concepts spelt as their superclasses, except number `but`."""
+    concepts = (
+        concept if number == but else Spelled(concept.superclass) for number, concept in enumerate(row.concepts)
+    )
+    return replace(row, concepts=tuple(concepts))
+
+
+def prompts_of(row: PromptRow) -> list[PromptRow]:
+    """The prompts that are encoded for a row: itself, or the ones of a regional row."""
+    if not is_regional(row):
+        return [row]
+    return [spelled(row), *(spelled(row, number) for number in range(len(row.concepts)))]
+
+
+def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> tuple[Tensor, Regions]:
+    """Conditioning (B, N, R) of B rows that are all regional or all are not, and what acts in their regions.
+
+    Raises:
+        PromptTooLongError, ValueError: as `conditioning.condition`.
+    """
+    if not is_regional(rows[0]):
+        return condition(base, metric, rows), row_regions(base, rows)
+    plain = [spelled(row) for row in rows]
+    regions = row_regions(base, rows, plain)
+    singles = [(b, j, spelled(row, j)) for b, row in enumerate(rows) for j in range(len(row.concepts))]
+    prompts = condition(base, metric, plain)
+    own = prompts[:, None].repeat(1, regions.used.shape[1], 1, 1)
+    places = torch.tensor([(b, j) for b, j, _ in singles], device=own.device)
+    own[places[:, 0], places[:, 1]] = condition(base, metric, [single for _, _, single in singles])
+    return prompts, replace(regions, own=own)
+
+
+def row_regions(base: Base, rows: Sequence[PromptRow], plain: Sequence[PromptRow] | None = None) -> Regions:
+    """The offsets of B rows and where their nouns stand.
+
+    Args:
+        base: the base model.
+        rows: B rows.
+        plain: the prompts whose attention gives the masks, with every concept a slot; by default the rows themselves,
+            with a slot for each concept of recipe `offset`.
+
+    Raises:
+        PromptTooLongError: a prompt does not fit the text encoder.
+    """
+    acting = [
+        [(j, c) for j, c in enumerate(row.concepts) if plain is not None or isinstance(c, OffsetConcept)]
+        for row in rows
+    ]
+    tokens = [prompt_tokens(base, row) for row in plain or rows]
+    slots, width = max(map(len, acting)), base.stack.key_rows
+    values = torch.zeros(len(rows), slots, width)
+    nouns = torch.zeros(len(rows), slots, len(tokens[0].ids))
+    used = torch.zeros(len(rows), slots, dtype=torch.bool)
+    for b, concepts in enumerate(acting):
+        for slot, (number, concept) in enumerate(concepts):
+            places = [place for place, noun in enumerate(tokens[b].nouns) if noun == number]
+            if places:  # otherwise the concept acts in the row, but its prompt does not name it
+                used[b, slot] = True
+                nouns[b, slot, places] = 1 / len(places)
+                if isinstance(concept, OffsetConcept):
+                    values[b, slot] = concept.value_offset
+    return Regions(values.to(base.device), nouns.to(base.device), used.to(base.device))
+
+
+def everywhere(base: Base, rows: Sequence[PromptRow], conditioning: Tensor) -> Tensor:
+    """Conditioning (B, N, R) in which the offsets of B rows act at every pixel, without masks and hooks."""
+    added = row_regions(base, rows).values.sum(1)
+    moved = conditioning.clone()
+    moved[..., base.stack.key_rows :] += added[:, None].to(moved.dtype)
+    return moved
+
+
+@contextlib.contextmanager
+def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
+    """Let the regions act while `base.unet` denoises a batch whose last B rows are theirs.
+
+    Args:
+        base: the base model.
+        regions: of B rows; rows before them, the unconditional ones, stay as they are.
+        steps: of the sampler; the denoiser is called once for each.
+    """
+    run = _Run(regions, steps)
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(_removed(base.unet.register_forward_pre_hook(run.begin, with_kwargs=True)))
+        for name, module in base.unet.named_modules():
+            if name.rsplit(".", 1)[-1] == "attn2":
+                for hook in run.watch(module, looks="up_blocks" in name.split("."), key_rows=base.stack.key_rows):
+                    hooks.enter_context(_removed(hook))
+        yield
+
+
+class _Run:
+    """The state of one sampling: D so far, the masks of this step, and the maps that it collects for the next."""
+
+    def __init__(self, regions: Regions, steps: int) -> None:
+        self._regions = regions
+        self._kept = _KEPT ** (20 / steps)
+        self._without = max(1, round(_WITHOUT * steps))
+        self._step = -1
+        self._size = (0, 0)
+        self._maps: list[Tensor] = []  # (B, J, h, w) of each layer that looks
+        self._seen: Tensor | None = None
+        self._masks: Tensor | None = None
+
+    def begin(self, _unet: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Before each call of the denoiser."""
+        sample = named["sample"] if "sample" in named else arguments[0]
+        self._size = (int(sample.shape[-2]), int(sample.shape[-1]))
+        if self._maps:
+            # The layers at half the latent's side tell nouns apart; coarser ones mix them.
+            halved = [each for each in self._maps if each.shape[2] * 2 == self._size[0]]
+            new = density(halved or self._maps, self._size)
+            old = new if self._seen is None else self._seen
+            self._seen = old**self._kept * new ** (1 - self._kept)
+        self._maps, self._step = [], self._step + 1
+        acts = self._seen is not None and self._step >= self._without
+        self._masks = masks(self._seen, self._regions.used) if acts and self._seen is not None else None
+
+    def watch(self, attention: Any, *, looks: bool, key_rows: int) -> Iterator[Any]:
+        """Hooks on a cross-attention: change its output in the regions, and where it `looks`, collect the maps."""
+        start, stop = attention.to_v.start, attention.to_v.stop
+        offsets = self._regions.values[..., start - key_rows : stop - key_rows]
+        own = self._regions.own
+        queries: list[Tensor] = []
+
+        def remember(_module: nn.Module, _arguments: tuple[Tensor, ...], query: Tensor) -> None:
+            queries[:] = [query]
+
+        def look(_module: nn.Module, _arguments: tuple[Tensor, ...], key: Tensor) -> None:
+            found = _weights(queries[0], key, self._regions.nouns, attention.heads, attention.scale)
+            self._maps.append(found.unflatten(2, self._side(queries[0].shape[1])))
+
+        def act(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if self._masks is None:
+                return None
+            hidden = arguments[0]
+            rows, places = len(offsets), hidden.shape[1]
+            covered = nn.functional.adaptive_avg_pool2d(self._masks, self._side(places)).flatten(2).to(hidden.dtype)
+            there = hidden[-rows:]
+            added = covered.mT @ offsets.to(hidden.dtype)
+            if own is not None:
+                keys = own[..., attention.to_k.start : attention.to_k.stop]
+                outputs = _outputs(queries[0][-rows:], keys, own[..., start:stop], attention.heads, attention.scale)
+                added = added + (covered[..., None] * (outputs - there[:, None])).sum(1)
+            return (torch.cat([hidden[:-rows], there + added]), *arguments[1:])
+
+        if looks or own is not None:
+            yield attention.to_q.register_forward_hook(remember)
+        if looks:
+            yield attention.to_k.register_forward_hook(look)
+        yield attention.to_out[0].register_forward_pre_hook(act)
+
+    def _side(self, places: int) -> tuple[int, int]:
+        """Height and width of a layer with this number of positions."""
+        height, width = self._size
+        reduced = max(1, round(math.sqrt(height * width / places)))
+        return -(-height // reduced), -(-width // reduced)
+
+
+def _weights(query: Tensor, key: Tensor, nouns: Tensor, heads: int, scale: float) -> Tensor:
+    """The attention (B, J, Q) that the last B rows of a query (., Q, C) give to J nouns (B, J, N), mean over heads."""
+    rows = len(nouns)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    q, k = (each[-rows:].to(exact).unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key))
+    weights = (q @ k.mT * scale).softmax(-1).mean(1)
+    return nouns.to(exact) @ weights.mT
+
+
+def _outputs(query: Tensor, keys: Tensor, values: Tensor, heads: int, scale: float) -> Tensor:
+    """Attention (B, J, Q, C) of a query (B, Q, C) to the J prompts with these keys and values, (B, J, N, C)."""
+    q = query.unflatten(2, (heads, -1)).transpose(1, 2)[:, None].expand(-1, keys.shape[1], -1, -1, -1)
+    k, v = (each.unflatten(3, (heads, -1)).transpose(2, 3) for each in (keys, values))
+    return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(2, 3).flatten(3)
+
+
+@contextlib.contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
