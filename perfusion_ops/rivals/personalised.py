@@ -13,7 +13,7 @@ from perfusion_ops.config import SamplingConfig
 from perfusion_ops.rendering import make_scheduler
 from perfusion_ops.rivals.parts import Parts, encodings, spoken
 
-_ROWS = 8  # rendered at once
+ROWS = 8  # rendered at once
 
 
 class Personalised(Protocol):
@@ -87,13 +87,18 @@ class Tuned:
         """See `Personalised`."""
         texts = [spoken(prompt, self.phrase) for prompt in prompts]
         drawn = []
-        for start in range(0, len(texts), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(texts), ROWS):
+            rows = slice(start, start + ROWS)
             with torch.no_grad():
                 told = encodings(self.parts, texts[rows], self.embedding)
             images = draw_rows(self.parts, self.unet, told, seeds[rows], guidance=guidance, steps=steps)
-            drawn.append((images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+            drawn.append(pixels_of(images))
         return np.concatenate(drawn)
+
+
+def pixels_of(images: Tensor) -> NDArray[np.uint8]:
+    """Pictures (B, 3, H, W) in 0..1 as (B, H, W, 3)."""
+    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def unchanged(parts: Parts, phrase: str) -> Tuned:

@@ -4,8 +4,8 @@ Rendering tokenises the texts between placeholders separately, so a prompt's cou
 of its texts, and one token per placeholder; a concept of recipe `offset` adds the tokens of its superclass. Under lock
 'global' a second text is encoded, in which each placeholder is replaced by its concept's superclass; there, a
 placeholder counts as the tokens of the superclass. Where several concepts are combined `regional`, each is encoded in
-such a text, with its own token before each of its superclasses if its recipe is `offset`. Python counts each text and each
-superclass once, and SQL adds the counts up for each render.
+such a text; if its recipe is `offset`, its own token precedes each of its superclasses. Python counts each text and
+each superclass once, and SQL adds the counts up for each render.
 
 A prompt that is too long with every concept is a problem of its row (`LONG_TEXTS`). A prompt that is too long for some
 concepts is a flaw of those renders (`FLAW`, `FLAWED`).

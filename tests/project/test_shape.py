@@ -64,6 +64,10 @@ ROOMS = {
             *("", "base", "config", "training", "scoring", "rivals"),
             *("mini", "mini.world", "mini.quality", "mini.oracle"),
         },
+        "mini.pairs": {
+            *("", "api", "base", "config", "training", "scoring", "rivals"),
+            *("mini", "mini.world", "mini.quality", "mini.oracle", "mini.methods"),
+        },
     },
     "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }

@@ -13,13 +13,15 @@ from perfusion_ops.mini import base_folder, metric_file
 from perfusion_ops.mini.methods.entrants import Studio
 from perfusion_ops.mini.methods.intervals import bootstrap
 from perfusion_ops.mini.methods.scores import Judges
-from perfusion_ops.mini.pairs.entrants import WAYS, Drawing, Way, real
+from perfusion_ops.mini.pairs.entrants import RIVALS, WAYS, Drawing, Rivals, real
 from perfusion_ops.mini.pairs.measure import Row, measure
 from perfusion_ops.mini.pairs.sets import KINDS, SetName, groups
 from perfusion_ops.mini.quality.sheet import contact_sheet
+from perfusion_ops.rivals.objective import Budget
 
 _STRANGERS = 50
 _RESAMPLES = 4000
+METHODS = ("real", *WAYS, *RIVALS)
 
 
 def open_studio(base: Path | None) -> tuple[Studio, Judges]:
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, help="another base model of the same world; default: the embedded one")
     parser.add_argument("--set", choices=get_args(SetName), default="final")
     parser.add_argument("--kind", action="append", choices=KINDS, default=[], help="default: two products")
-    parser.add_argument("--method", action="append", choices=("real", *WAYS), default=[], help="default: all")
+    parser.add_argument("--method", action="append", choices=METHODS, default=[], help="default: all")
     parser.add_argument("--groups", type=int, default=20, help="prompts of each kind")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
     parser.add_argument("--guidance", type=float, default=4.5)
@@ -96,14 +98,21 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     studio, judges = open_studio(given.base)
     lines = []
-    for name in given.method or ("real", *WAYS):
-        way = WAYS.get(name, Way(None, {}))
-        draw = Drawing(studio, way, given.guidance, given.steps, given.training_steps, given.out / "concepts")
+    budget = Budget(steps=given.training_steps, batch=4)
+    for name in given.method or METHODS:
+        if name == "real":
+            draw = real
+        elif name in WAYS:
+            draw = Drawing(
+                studio, WAYS[name], given.guidance, given.steps, given.training_steps, given.out / "concepts"
+            )
+        else:
+            draw = Rivals(studio, *RIVALS[name], given.guidance, given.steps, budget)
         for kind in given.kind or ("two",):
             if name == "real" and kind != "two":
                 continue  # the world draws at most two products
             asked = groups(given.set, kind, given.groups)
-            rows, pictures = measure(judges, name, real if name == "real" else draw, asked, given.seeds)
+            rows, pictures = measure(judges, name, draw, asked, given.seeds)
             lines.append(figures(rows))
             sys.stdout.write(_line(lines[-1]) + "\n")
             sys.stdout.flush()

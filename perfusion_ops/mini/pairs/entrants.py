@@ -1,9 +1,10 @@
 """How each way of putting several products into one picture is trained and drawn."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,15 @@ from perfusion_ops.mini.world.products import Product
 from perfusion_ops.mini.world.scene import render as render_scene
 from perfusion_ops.mini.world.vocabulary import superclass
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from perfusion_ops.rivals.lora import Lora, train_lora
+from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.rivals.ours import train_ours
+from perfusion_ops.rivals.parts import Parts
+from perfusion_ops.rivals.personalised import Tuned
+from perfusion_ops.rivals.textual_inversion import TextualInversion, train_textual_inversion
+from perfusion_ops.rivals.together import Together, joined, merged
 from perfusion_ops.training.examples import make_example
+from perfusion_ops.training.state import Example
 
 PHOTOS = 4
 _ROWS = 8  # rendered at once
@@ -118,3 +126,55 @@ class Drawing:
 def real(group: Group, seeds: Sequence[int]) -> Pictures:
     """Real renders of two products."""
     return np.stack([render_scene(real_scene(group, seed)).pixels for seed in seeds])
+
+
+@dataclass(frozen=True, eq=False)
+class Rivals:
+    """Draws groups of products with a rival; each product is learned once and kept in memory.
+
+    Attributes:
+        studio: the base model.
+        together: joins or merges what was learned.
+        train: learns one product, given the rare word that stands for it.
+        guidance: classifier-free guidance scale.
+        steps: denoising steps.
+        budget: of each training.
+    """
+
+    studio: Studio
+    together: Callable[[Sequence[Tuned]], Together]
+    train: Callable[[Parts, Example, Budget, str], Tuned]
+    guidance: float
+    steps: int
+    budget: Budget
+    _learned: dict[Product, Tuned] = field(default_factory=dict)
+
+    def __call__(self, group: Group, seeds: Sequence[int]) -> Pictures:
+        """Pictures (B, H, W, 3) of a group.
+
+        Raises:
+            TrainingDivergedError: a loss is not finite.
+            RuntimeError: a picture has values that are not finite.
+        """
+        every = self.together([self._tuned(item) for item in group.items])
+        return every.draw(group.prompt, seeds, guidance=self.guidance, steps=self.steps)
+
+    def _tuned(self, item: Product) -> Tuned:
+        if item not in self._learned:
+            noun = superclass(item.look.category)
+            example = make_example(self.studio.base, noun, photos(item, PHOTOS), TrainingConfig())
+            # Letters are tokens of their own that no caption uses; a set has fewer products than there are letters.
+            word = ascii_lowercase[1 + item.instance % 1000]
+            self._learned[item] = self.train(self.studio.parts, example, self.budget, word)
+        return self._learned[item]
+
+
+def _tokens(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:  # noqa: ARG001 - learns its own
+    return train_textual_inversion(parts, example, budget, TextualInversion())
+
+
+def _lora(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:
+    return train_lora(parts, example, budget, Lora(rank=4, identifier=word))
+
+
+RIVALS = {"tokens": (joined, _tokens), "loras": (merged, _lora)}
