@@ -89,8 +89,8 @@ FULL = Recipe(
     autoencoder=Autoencoder(fit=Fit(samples=104_000, batch=16, rate=2e-3, decay=0.25)),
     denoiser=Denoiser(fit=Fit(samples=540_000, batch=64, rate=8e-4, decay=0.6, average=0.998)),
     reader=Scorer(fit=Fit(samples=200_000, batch=64, rate=2e-3, decay=0.5)),
-    identity=Scorer(fit=Fit(samples=120_000, batch=128, rate=2e-3, decay=0.5)),
-    dual=Scorer(fit=Fit(samples=120_000, batch=128, rate=1e-3, decay=0.5)),
+    identity=Scorer(fit=Fit(samples=160_000, batch=128, rate=2e-3, decay=0.5)),
+    dual=Scorer(fit=Fit(samples=160_000, batch=128, rate=1e-3, decay=0.5)),
 )
 
 # What `--start` trains a finished base by.
