@@ -18,8 +18,10 @@ with start_local() as cluster:
     @ray.remote(num_cpus=0)
     class Worker:
         def pid(self): return os.getpid()
+        def niceness(self): return os.nice(0)
     worker = Worker.remote()
     pid = ray.get(worker.pid.remote())
+    print(ray.get(worker.niceness.remote()) == os.nice(0))
     os.killpg(0, signal.SIGINT)  # what a terminal sends: to every process of the group
     print(cluster.stop(), ray.get(worker.pid.remote()) == pid, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -49,7 +51,7 @@ def test_starts_quietly_survives_signals_and_shuts_down():
     cores = len(os.sched_getaffinity(0))
     assert done.stderr == ""
     assert done.returncode == 0
-    assert done.stdout.splitlines() == [f"1 0.0 {cores} False", "True True", "still here", "False True"]
+    assert done.stdout.splitlines() == [f"1 0.0 {cores} False", "True", "True True", "still here", "False True"]
 
 
 def test_a_second_start_in_one_process_and_a_failed_start_are_errors_with_a_remedy(monkeypatch, tmp_path):
