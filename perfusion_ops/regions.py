@@ -193,7 +193,7 @@ class _Run:
             queries[:] = [query]
 
         def look(_module: nn.Module, _arguments: tuple[Tensor, ...], key: Tensor) -> None:
-            found = _weights(queries[0], key, self._regions.nouns, attention.heads, attention.scale)
+            found = attention_to(queries[0], key, self._regions.nouns, attention.heads, attention.scale)
             self._maps.append(found.unflatten(2, self._side(queries[0].shape[1])))
 
         def act(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -223,8 +223,19 @@ class _Run:
         return -(-height // reduced), -(-width // reduced)
 
 
-def _weights(query: Tensor, key: Tensor, nouns: Tensor, heads: int, scale: float) -> Tensor:
-    """The attention (B, J, Q) that the last B rows of a query (., Q, C) give to J nouns (B, J, N), mean over heads."""
+def attention_to(query: Tensor, key: Tensor, nouns: Tensor, heads: int, scale: float) -> Tensor:
+    """The attention that queries give to groups of positions, mean over heads.
+
+    Args:
+        query: (., Q, C); its last B rows are taken.
+        key: (., N, C), the same.
+        nouns: (B, J, N): the weight of each position in each of J groups.
+        heads: of the attention.
+        scale: of the products.
+
+    Returns:
+        (B, J, Q), float32 or float64.
+    """
     rows = len(nouns)
     exact = torch.promote_types(query.dtype, torch.float32)
     q, k = (each[-rows:].to(exact).unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key))

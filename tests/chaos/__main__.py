@@ -224,7 +224,11 @@ def scene_in(folder: Path, seed: int):
         road = Road(refused=0.05, broken=0.02, lost=0.02, late=0.01, seed=seed)
         endpoint = stack.enter_context(storage_proxy(server.endpoint, road))
         environment = {**os.environ, **server.environment, "AWS_ENDPOINT_URL": endpoint, "OMP_NUM_THREADS": "1"}
-        environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else drivers look for the nodes off the loopback
         os.environ.update(environment)  # the nodes' processes are started from this one
         cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "_system_config": _FAST_DEATHS})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini import base_folder
+from perfusion_ops.mini.quality.attention import NounAttention, noun_attention
 from perfusion_ops.mini.quality.measure import BaseQuality, ScorerQuality, measure_base, measure_scorers, show
 from perfusion_ops.mini.quality.prompts import requests
 from perfusion_ops.mini.quality.sheet import contact_sheet
@@ -27,6 +28,7 @@ class Quality(Frozen):
     scorers_digest: str
     scorer: ScorerQuality
     model: BaseQuality
+    attention: NounAttention
     at_least: dict[str, float] = AT_LEAST
     at_most: dict[str, float] = AT_MOST
     ok: bool
@@ -67,12 +69,14 @@ def measure(base: Path, scorers: Path, out: Path, *, prompts: int, scenes: int =
     scorer = measure_scorers(loaded, scenes)
     show(f"drawing {prompts} prompts with {folder.name}")
     model, drawn = measure_base(load_base(folder), loaded.reader, scorers / "reader", asked)
+    attention = noun_attention(load_base(folder), max(prompts // 20, 2))
     quality = Quality(
         base=folder.name,
         base_digest=folder.digest,
         scorers_digest=choice.digest,
         scorer=scorer,
         model=model,
+        attention=attention,
         ok=met(scorer, model),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -95,6 +99,9 @@ def table(quality: Quality) -> str:
         f"(bar {AT_MOST['identity_equal_error_rate']}), "
         f"within a category {quality.scorer.identity_equal_error_rate_within_category:.4f}",
         f"dual: recall at 1 of 200 {quality.scorer.dual_recall_at_1_of_200:.4f}",
+        f"attention at a product's pixels: its noun {quality.attention.noun:.3f}, words before "
+        f"{quality.attention.before:.3f}, after {quality.attention.after:.3f}, start {quality.attention.start:.3f}, "
+        f"end and padding {quality.attention.end:.3f}; two products told apart {quality.attention.told_apart:.3f}",
     ]
     return "\n".join(lines)
 
