@@ -38,9 +38,11 @@ stores: .venv/ready  ## storage on the emulators of Azure and Google, beside the
 	@npm install --silent --prefix .venv/azurite azurite@3.37.0
 	@$(BIN)/python -m pytest tests/behaviour/test_object_stores.py
 
-quality: .venv/ready  ## make quality [NAME=methods]: the embedded models against their targets, or our method beside its rivals
+quality: .venv/ready  ## make quality [NAME=methods|pairs]: the embedded models against their targets, our method beside its rivals
 ifeq ($(NAME),methods)
 	@$(BIN)/python -m perfusion_ops.mini.methods --out .bench/methods $(ARGS)
+else ifeq ($(NAME),pairs)
+	@$(BIN)/python -m perfusion_ops.mini.pairs --out .bench/pairs $(ARGS)
 else
 	@$(BIN)/python -m perfusion_ops.mini.quality --out .bench/quality $(ARGS)
 endif

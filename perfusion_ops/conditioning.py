@@ -47,7 +47,7 @@ def prompt_row(
     temperature: float,
     lock: Lock,
     combine: Combine = "paper",
-    everywhere: Sequence[Concept] = (),
+    everywhere: Sequence[Concept | Spelled] = (),
 ) -> PromptRow:
     """The row of a text with the concepts that it names by number; other concepts do not act in it.
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept
+from perfusion_ops.concept import Concept, Spelled
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.metric import Metric
@@ -110,7 +110,7 @@ def prompt_embeds(
 
 
 def _row(
-    text: str, concepts: Sequence[Concept], config: SamplingConfig, everywhere: Sequence[Concept] = ()
+    text: str, concepts: Sequence[Concept], config: SamplingConfig, everywhere: Sequence[Concept | Spelled] = ()
 ) -> PromptRow:
     return prompt_row(
         text,

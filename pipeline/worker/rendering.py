@@ -45,7 +45,8 @@ class Rendering:
             combine: how several concepts of a prompt act together.
         """
         self._models, self._storage, self._files = models, storage, files
-        self._edit_unconditional, self._combine = edit_unconditional, combine
+        self._edit_unconditional = edit_unconditional
+        self._combine: Combine = combine
 
     def run(self, tasks: Sequence[RenderTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
         """Outcomes by key: of adopted files, and of all other tasks.

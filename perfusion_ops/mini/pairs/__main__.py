@@ -96,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--training-steps", type=int, default=200)
     given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
     studio, judges = open_studio(given.base)
     lines = []
     budget = Budget(steps=given.training_steps, batch=4)

@@ -63,6 +63,7 @@ class Group:
 
 def groups(name: SetName, kind: Kind, count: int) -> list[Group]:
     """The first `count` prompts of a kind: at most 20 of two products, 10 of the others."""
+    asked: list[tuple[Relation, tuple[str, ...]]]
     if kind == "two":
         asked = [(relation, (first, second)) for relation, first, second in _PAIRS]
     elif kind == "three":

@@ -71,7 +71,7 @@ def _shares(base: Base, number: int) -> list[float]:
     found: list[Tensor] = []
     for mask, maps in _seen(base, scene, tokens, groups):
         for each in maps:
-            small = nn.functional.adaptive_avg_pool2d(mask[:1], each.shape[-2:])[0]
+            small = nn.functional.adaptive_avg_pool2d(mask[:1], _size(each))[0]
             found.append((each[0] * small).sum((1, 2)) / small.sum())
     return torch.stack(found).mean(0).tolist()
 
@@ -92,7 +92,7 @@ def _told_apart(base: Base, number: int) -> float:
             if each.shape[-1] * 2 != masks.shape[-1]:
                 continue
             relative = each[0] / each[0].mean((1, 2), keepdim=True)
-            small = nn.functional.adaptive_avg_pool2d(masks, each.shape[-2:])
+            small = nn.functional.adaptive_avg_pool2d(masks, _size(each))
             mine = torch.stack([relative[0] > relative[1], relative[1] > relative[0]]).float()
             right.append(float((mine * small).sum() / small.sum()))
     return float(np.mean(right))
@@ -109,7 +109,7 @@ def _seen(
     picture = render(scene)
     pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     latents = encode_pictures(base, pixels)
-    masks = nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture.masks), latents.shape[-2:]).to(base.device)
+    masks = nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture.masks), _size(latents)).to(base.device)
     conditioning = encode(base.text_encoder, [tokens]).to(base.dtype) @ base.stack.weight.mT
     for step in _TIMESTEPS:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)).to(latents)
@@ -117,6 +117,10 @@ def _seen(
         with _watching(base.unet, groups, only) as maps:
             base.unet(noisy.to(base.dtype), step, conditioning)
         yield masks, [each.unflatten(2, _sides(each.shape[2])) for each in maps]
+
+
+def _size(map_: Tensor) -> tuple[int, int]:
+    return map_.shape[-2], map_.shape[-1]
 
 
 def _sides(places: int) -> tuple[int, int]:

@@ -88,11 +88,12 @@ def test_real_renders_succeed_and_those_of_other_products_do_not(judges):
 
 @pytest.mark.timeout(300)
 def test_the_command_prints_lines_and_leaves_rows_and_sheets(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--set", "tuning", "--groups", "1", "--seeds", "1"]
+    out = tmp_path / "new"
+    arguments = ["--out", str(out), "--set", "tuning", "--groups", "1", "--seeds", "1"]
     assert pairs.main([*arguments, "--steps", "1", "--training-steps", "1"]) == 0
     lines = json.loads(capsys.readouterr().out.splitlines()[-1])["lines"]
     assert [line["method"] for line in lines] == list(pairs.METHODS)
     assert lines[0]["success"]["mean"] == 1.0
     for name in pairs.METHODS:
-        assert (tmp_path / f"tuning-two-{name}.png").stat().st_size > 0
-        assert len((tmp_path / f"tuning-two-{name}.jsonl").read_text().splitlines()) == 1
+        assert (out / f"tuning-two-{name}.png").stat().st_size > 0
+        assert len((out / f"tuning-two-{name}.jsonl").read_text().splitlines()) == 1
