@@ -111,7 +111,7 @@ TINY = Recipe(
     metric=MetricConfig(captions=2_000),
     text=Text(width=32, layers=1, heads=2, fit=Fit(samples=64, batch=16, rate=1e-3)),
     autoencoder=Autoencoder(channels=(8, 8, 8), latent=4, fit=Fit(samples=32, batch=8, rate=1e-3)),
-    denoiser=Denoiser(channels=(16, 16, 16), heads=2, groups=8, fit=Fit(samples=32, batch=8, rate=1e-3)),
+    denoiser=Denoiser(channels=(16, 16, 16), heads=2, groups=8, owned=0.5, fit=Fit(samples=32, batch=8, rate=1e-3)),
     reader=Scorer(channels=(8, 8, 8), fit=Fit(samples=32, batch=8, rate=1e-3)),
     identity=Scorer(channels=(8, 8, 8), fit=Fit(samples=32, batch=8, rate=1e-3)),
     dual=Scorer(width=32, layers=1, fit=Fit(samples=32, batch=8, rate=1e-3)),

@@ -19,7 +19,8 @@ from perfusion_ops.mini.build import __main__ as build
 from perfusion_ops.mini.build import autoencoder, denoiser, text, words
 from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
 from perfusion_ops.mini.build.recipe import TINY, Fit
-from perfusion_ops.mini.build.training.loop import rate_at, train
+from perfusion_ops.mini.build.start import start_from
+from perfusion_ops.mini.build.training.loop import rate_at, steps_done, train
 from perfusion_ops.mini.build.training.machine import Machine, on_machines
 from perfusion_ops.mini.build.training.muon import orthogonal
 from perfusion_ops.mini.world.grammar import captions
@@ -53,6 +54,32 @@ def test_the_whole_chain_ends_in_folders_that_load_and_draw(built):
     assert np.asarray(picture).std() > 0
     latents = autoencoder.encode(base.vae, np.load(built / "work" / "pictures.npy"))
     assert float(latents.std() * base.vae.config.scaling_factor) == pytest.approx(1, abs=0.05)
+
+
+def test_a_build_that_starts_from_a_base_trains_its_denoiser_on(built, tmp_path):
+    start = ["--start", str(built / "out" / "base"), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    build.main([*start, "--size", "tiny", "--processes", "1", "--only", "base"])
+    before, after = (load_base(describe(home / "out" / "base")) for home in (built, tmp_path))
+    assert before.tokenizer.get_vocab() == after.tokenizer.get_vocab()
+    for name, kept in (("vae", True), ("unet", False), ("text_encoder", False)):
+        pairs = zip(getattr(before, name).parameters(), getattr(after, name).parameters(), strict=True)
+        moved = [not torch.equal(one, other) for one, other in pairs]
+        assert not any(moved) if kept else sum(moved) > len(moved) / 2, name
+    # What it learns starts at the base's weights: four steps cannot move it far.
+    for one, other in zip(before.unet.parameters(), after.unet.parameters(), strict=True):
+        assert (one - other).abs().max() < 0.05
+    lines = [json.loads(line) for line in (tmp_path / "out" / "base" / "log.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"begin", "denoiser"}
+
+
+def test_starting_again_keeps_the_checkpoint_that_is_there(built, tmp_path):
+    start_from(built / "out" / "base", TINY, tmp_path)
+    first = (tmp_path / "denoiser.safetensors").read_bytes()
+    assert steps_done(tmp_path, "denoiser") == 0
+    assert steps_done(tmp_path, "text") == TINY.text.fit.steps
+    (tmp_path / "denoiser.safetensors").write_bytes(first + b" ")
+    start_from(built / "out" / "base", TINY, tmp_path)
+    assert (tmp_path / "denoiser.safetensors").read_bytes() == first + b" "
 
 
 def test_the_log_records_recipe_machine_loss_and_throughput(built):
