@@ -12,7 +12,7 @@ from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.layout import image_path, weights_path
 from tests.support.runs import TRAINING, concept, key, picture, ready_worker, renders, trainings
-from tests.support.shop import CONCEPTS, check_accounts, go, open_shop, stock
+from tests.support.shop import CONCEPTS, check_accounts, go, open_shop, stock, tables
 
 OFFSET = TRAINING.overridden({"recipe": "offset", "steps": 12, "lr_value": 0.2})
 
@@ -85,3 +85,21 @@ def test_a_run_takes_the_recipe_from_a_row(tmp_path):
     [offset] = [each for each in trained if each.recipe == "offset"]
     assert offset == TrainingConfig(steps=2, batch=1, recipe="offset", lr_value=0.01, decay="cosine", stratified=True)
     assert go(root, shop)[0].repeated
+
+
+def test_a_run_that_combines_by_region_renders_only_prompts_with_several_concepts_again(tmp_path):
+    shop = open_shop(tmp_path)
+    root = tmp_path / "root"
+    paper, _ = go(str(root), shop, render={"steps": 4})
+    regional, engines = go(str(root), shop, render={"steps": 4, "combine": "regional"})
+    check_accounts(str(root), regional, concepts=3, prompts=2, pictures=4)
+    [task] = [task for unit in engines.units for task in unit.tasks]
+    assert task.prompt == "a {0} next to a {1}"
+    before, after = (tables(str(root), result.run_id)["renders"] for result in (paper, regional))
+    for old, new in zip(before, after, strict=True):
+        assert (old["uri"] == new["uri"]) == (new["manifest_row"] == 1)
+    one, other = (
+        np.asarray(Image.open(rows[-1]["uri"].removeprefix("file://"))).astype(int) for rows in (before, after)
+    )
+    assert abs(one - other).max() > 0
+    assert go(str(root), shop, render={"steps": 4, "combine": "regional"})[0].repeated
