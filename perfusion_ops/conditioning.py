@@ -29,6 +29,7 @@ class PromptRow:
         temperature: the paper's tau, per concept of the row.
         lock: local or global key-locking; `trained` uses the keys that a concept has learned.
         combine: how several concepts act together; see `perfusion_ops.regions`. `condition` is always Eq. 4.
+        strength: factor of the offsets of recipe `offset`.
     """
 
     prompt: str
@@ -37,6 +38,7 @@ class PromptRow:
     temperature: tuple[float, ...] = ()
     lock: Lock = "local"
     combine: Combine = "paper"
+    strength: float = 1.0
 
 
 def prompt_row(
@@ -47,6 +49,7 @@ def prompt_row(
     temperature: float,
     lock: Lock,
     combine: Combine = "paper",
+    strength: float = 1.0,
     everywhere: Sequence[Concept | Spelled] = (),
 ) -> PromptRow:
     """The row of a text with the concepts that it names by number; other concepts do not act in it.
@@ -58,6 +61,7 @@ def prompt_row(
         temperature: of every concept.
         lock: see `PromptRow`.
         combine: see `PromptRow`.
+        strength: see `PromptRow`.
         everywhere: concepts that act in the row whether the text names them or not.
 
     Raises:
@@ -68,7 +72,7 @@ def prompt_row(
         raise ValueError(f"{text!r} names the concept {{{max(numbers)}}}, but there are {len(concepts)} concepts")
     named = [concepts[number] for number in numbers]
     acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
-    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock, combine)
+    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock, combine, strength)
 
 
 @dataclass(frozen=True)

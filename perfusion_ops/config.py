@@ -111,6 +111,13 @@ class SamplingConfig(Frozen):
     lock: Lock = "local"
     negative_prompt: str = ""
     edit_unconditional: bool = Field(default=False, description="apply the concepts to the unconditional rows as well")
+    strength: float = Field(
+        default=1.0,
+        ge=0,
+        le=5,
+        allow_inf_nan=False,
+        description="factor of the offsets of recipe offset: less obeys prompts better, more keeps the product better",
+    )
     combine: Combine = Field(
         default="paper",
         description="several concepts in one prompt: paper: all act on its encodings (Eq. 4); regional: each acts "

@@ -124,7 +124,7 @@ def row_regions(base: Base, rows: Sequence[PromptRow], plain: Sequence[PromptRow
                 used[b, slot] = True
                 nouns[b, slot, places] = 1 / len(places)
                 if isinstance(concept, OffsetConcept):
-                    values[b, slot] = concept.value_offset
+                    values[b, slot] = rows[b].strength * concept.value_offset
     return Regions(values.to(base.device), nouns.to(base.device), used.to(base.device))
 
 

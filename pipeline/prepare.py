@@ -151,6 +151,7 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
+        strength=sampling.strength,
     )
     # The columns of renders include those of concepts.
     _, columns = carried_columns(db, storage, RENDERS)

@@ -119,6 +119,7 @@ def _row(
         temperature=config.temperature,
         lock=config.lock,
         combine=config.combine,
+        strength=config.strength,
         everywhere=everywhere,
     )
 

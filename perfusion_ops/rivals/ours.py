@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +57,13 @@ class Ours:
         """See `Personalised`."""
         side, how = self.base.resolution, self.sampling
         sampler = Sampler(how.width or side, how.height or side, steps, guidance, how.scheduler)
-        acting = {"bias": how.bias, "temperature": how.temperature, "lock": how.lock}
+        acting: dict[str, Any] = {"bias": how.bias, "temperature": how.temperature, "lock": how.lock}
         everywhere = (self.concept,) if how.edit_unconditional else ()
         negative = prompt_row(how.negative_prompt, (), **acting, everywhere=everywhere)
         rows = [
-            RenderRow(prompt_row(spoken(prompt, "{0}"), (self.concept,), **acting), negative, seed)
+            RenderRow(
+                prompt_row(spoken(prompt, "{0}"), (self.concept,), **acting, strength=how.strength), negative, seed
+            )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         drawn = []

@@ -63,9 +63,10 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     - `key_picture(sha256, reading)`: the field of one photo or mask: its digest, and after a colon how its pixels are
       read, if that is not the plain way (`pipeline.inputs.headers.Reading`).
     - `render_material(...)`: canonical text of everything that determines a render except its seed. It is
-      `render_concepts`, followed by `render_text`, which does not depend on the concepts. `regional` is whether the
-      prompt has several concepts that are combined so. Prompts have `{0}`, `{1}`, ... where the concepts are; width
-      and height are null for the base model's own size.
+      `render_concepts`, followed by `render_text`, which does not depend on the concepts. `modes` are
+      `render_modes(regional, strength)`: whether the prompt has several concepts that are combined so, and the
+      strength of offsets, 1 if the prompt has none. Prompts have `{0}`, `{1}`, ... where the concepts are; width and
+      height are null for the base model's own size.
     - `render_key(material, seed)`: 64 hex digits.
     - `default_seed(material, base_seed, image_index)`: seed of a render that asks for none, in [0, 2^31).
     """
@@ -94,8 +95,12 @@ CREATE OR REPLACE TEMP MACRO concept_key(base_digest, metric_key, settings, supe
     || key_text(normalise_superclass(superclass))
     || key_texts(list_sort(list_transform(images, lambda image, i: key_text(image) || key_text(masks[i]))))
 );
-CREATE OR REPLACE TEMP MACRO render_concepts(base_digest, concepts, regional) AS
-    key_text(base_digest) || key_texts(concepts) || CASE WHEN regional THEN key_text('regional') ELSE '' END;
+CREATE OR REPLACE TEMP MACRO render_concepts(base_digest, concepts, modes) AS
+    key_text(base_digest) || key_texts(concepts)
+    || array_to_string(list_transform(modes, lambda mode: key_text(mode)), '');
+CREATE OR REPLACE TEMP MACRO render_modes(regional, strength) AS
+    CASE WHEN regional THEN ['regional'] ELSE [] END
+    || CASE WHEN strength <> 1 THEN ['strength ' || CAST(CAST(strength AS DOUBLE) AS VARCHAR)] ELSE [] END;
 CREATE OR REPLACE TEMP MACRO render_text(
     prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional
 ) AS
@@ -103,9 +108,9 @@ CREATE OR REPLACE TEMP MACRO render_text(
     || key_integer(steps) || key_number(guidance) || key_text(scheduler) || key_integer(width) || key_integer(height)
     || key_number(bias) || key_number(temperature) || key_text(lock) || key_text(CAST(edit_unconditional AS VARCHAR));
 CREATE OR REPLACE TEMP MACRO render_material(
-    base_digest, concepts, regional, prompt, negative_prompt, steps, guidance, scheduler, width, height,
+    base_digest, concepts, modes, prompt, negative_prompt, steps, guidance, scheduler, width, height,
     bias, temperature, lock, edit_unconditional
-) AS render_concepts(base_digest, concepts, regional) || render_text(
+) AS render_concepts(base_digest, concepts, modes) || render_text(
     prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional);
 CREATE OR REPLACE TEMP MACRO render_key(material, seed) AS sha256('{_RENDER}' || material || key_integer(seed));
 CREATE OR REPLACE TEMP MACRO default_seed(material, base_seed, image_index) AS

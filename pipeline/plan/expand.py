@@ -123,7 +123,9 @@ def plan_requests(
     _match_where(db)
     [(first, last)] = connection.execute("SELECT coalesce(min(row), 1), coalesce(max(row), 0) FROM prompts").fetchall()
     defaults = sampling.model_dump(mode="json")
-    edit_unconditional, combine = defaults.pop("edit_unconditional"), defaults.pop("combine")
+    edit_unconditional, combine, strength = (
+        defaults.pop(name) for name in ("edit_unconditional", "combine", "strength")
+    )
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
     ).fetchall()
@@ -147,6 +149,7 @@ def plan_requests(
             "base_digest": base_digest,
             "base_seed": seed,
             "edit_unconditional": edit_unconditional,
+            "strength": strength,
             "limit": limit,
         }
         connection.execute(REQUESTS_ALONE.replace("#CROSSED#", slices), values)

@@ -47,7 +47,8 @@ FROM (
 # One row per placeholder; those of {product} have no key yet.
 NAMES = """
 CREATE OR REPLACE TEMP TABLE names AS
-SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained,
+SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset,
+    k.trained,
     b.row AS bad_row, b.error_message AS bad_message
 FROM (
     SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
@@ -142,7 +143,9 @@ pictures AS (
         tokens + slots * own_tokens AS own_count,
         negative_tokens + negative_slots * own_tokens AS negative_own_count,
         false AS regional, 0 AS apart_count, {FLAW} AS flaw
-    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key], false) || material AS material) FROM crossed)
+    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key],
+        render_modes(false, CASE WHEN is_offset AND slots > 0 THEN $strength ELSE 1 END)) || material AS material)
+        FROM crossed)
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
     CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
@@ -154,10 +157,10 @@ FROM pictures
 
 # DuckDB gives each thread 122,880 rows of a scan: most catalogues would be planned by a single thread.
 SLICE = """
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
     FROM good g CROSS JOIN keyed k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id)
     WHERE k.row % {slices} = {slice}
 """
@@ -168,11 +171,11 @@ REQUESTS = f"""
 INSERT INTO requests BY NAME
 WITH good AS (
     SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, coalesce(n.keys, []) AS keys, n.sizes, n.owns,
-        n.trains
+        n.offsets, n.trains
     FROM chunk c JOIN lengths l USING (row)
     LEFT JOIN (
         SELECT row, list(concept_key ORDER BY position) AS keys, list(superclass_tokens ORDER BY position) AS sizes,
-            list(own_tokens ORDER BY position) AS owns,
+            list(own_tokens ORDER BY position) AS owns, list(is_offset ORDER BY position) AS offsets,
             list(trained ORDER BY position) AS trains
         FROM names GROUP BY row
     ) n USING (row)
@@ -180,19 +183,21 @@ WITH good AS (
     WHERE NOT c.alone
 ),
 crossed AS (
-    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.own_tokens, k.trained
+    SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.own_tokens,
+        k.is_offset, k.trained
     FROM good g CROSS JOIN keyed k WHERE g.crossed AND g.where_expr IS NULL
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE g.crossed
     UNION ALL
-    SELECT g.*, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
+    SELECT g.*, NULL, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
 ),
 filled AS (
     SELECT * REPLACE (
             list_transform(keys, lambda key: coalesce(key, product_key)) AS keys,
             list_transform(sizes, lambda size: coalesce(size, superclass_tokens)) AS sizes,
             list_transform(owns, lambda own: coalesce(own, own_tokens)) AS owns,
+            list_transform(offsets, lambda one: coalesce(one, is_offset)) AS offsets,
             list_transform(trains, lambda learns: coalesce(learns, trained)) AS trains
         ),
         list_transform(names, lambda name: CASE name WHEN 'product' THEN product_id ELSE name END) AS ids
@@ -201,6 +206,7 @@ filled AS (
 numbered AS (
     SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
         $combine = 'regional' AND list_unique(keys[:slots]) > 1 AS regional,
+        render_modes(regional, CASE WHEN list_contains(offsets[:slots], true) THEN $strength ELSE 1 END) AS modes,
         list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
     FROM filled
 ),
@@ -212,7 +218,7 @@ written AS (
             || CASE WHEN i < len(negative_texts) THEN numbers[len(texts) - 1 + i] ELSE '' END), '')
             AS task_negative_prompt,
         render_material(
-            $base_digest, distinct_keys, regional, task_prompt, task_negative_prompt, steps, guidance, scheduler,
+            $base_digest, distinct_keys, modes, task_prompt, task_negative_prompt, steps, guidance, scheduler,
             width, height, bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
     FROM numbered
 ),

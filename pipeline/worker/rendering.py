@@ -33,7 +33,14 @@ class Rendering:
     """Renders units on one worker."""
 
     def __init__(
-        self, models: Models, storage: Storage, files: ConceptFiles, *, edit_unconditional: bool, combine: Combine
+        self,
+        models: Models,
+        storage: Storage,
+        files: ConceptFiles,
+        *,
+        edit_unconditional: bool,
+        combine: Combine,
+        strength: float,
     ) -> None:
         """Start without any unit.
 
@@ -43,10 +50,12 @@ class Rendering:
             files: of concepts.
             edit_unconditional: concepts act on unconditional rows as well.
             combine: how several concepts of a prompt act together.
+            strength: factor of the offsets of recipe `offset`.
         """
         self._models, self._storage, self._files = models, storage, files
         self._edit_unconditional = edit_unconditional
         self._combine: Combine = combine
+        self._strength = strength
 
     def run(self, tasks: Sequence[RenderTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
         """Outcomes by key: of adopted files, and of all other tasks.
@@ -92,7 +101,7 @@ class Rendering:
             )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
         acting = partial(prompt_row, concepts=concepts, bias=task.bias, temperature=task.temperature, lock=task.lock)
-        positive = acting(task.prompt, combine=self._combine)
+        positive = acting(task.prompt, combine=self._combine, strength=self._strength)
         everywhere = positive.concepts if self._edit_unconditional else ()
         negative = acting(task.negative_prompt, everywhere=everywhere)
         for column, row, text in (

@@ -1,6 +1,7 @@
 """Recipe `offset`: its masks, its hooks against a naive denoiser, its training, and what it leaves alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,6 +152,24 @@ def test_an_offset_everywhere_is_an_offset_of_the_values(base, metric):
             base.unet(sample, 7, conditioning)
             found = base.unet(sample, 7, conditioning).sample
         torch.testing.assert_close(found, base.unet(sample, 7, moved).sample, rtol=1e-6, atol=1e-7)
+
+
+def test_strength_scales_the_offset_and_nothing_else(base, metric):
+    row = PromptRow("a {0}", (offset_concept(base, metric, 3),), (0.5,), (0.1,))
+    half = replace(row, strength=0.5)
+    assert torch.equal(row_regions(base, [half]).values, 0.5 * row_regions(base, [row]).values)
+    assert torch.equal(condition(base, metric, [half]), condition(base, metric, [row]))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_without_strength_a_picture_is_that_of_the_word_alone(metric):
+    base = small_base()
+    row = small_rows(base, metric)[0]
+    concept = OffsetConcept(**{**vars(row.positive.concepts[0]), "value_offset": torch.zeros(base.stack.key_rows)})
+    word = replace(row, positive=replace(row.positive, concepts=(concept,)))
+    still = replace(row, positive=replace(row.positive, strength=0.0))
+    [one], [other] = (render(base, metric, [each], SAMPLER) for each in (word, still))
+    assert (one == other).all()
 
 
 def test_a_concept_that_the_prompt_does_not_name_adds_nothing(base, metric):

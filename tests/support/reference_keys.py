@@ -60,7 +60,7 @@ def concept_key(*, base_digest, metric_key, training, superclass, images):
 
 def render_material(
     *, base_digest, concepts, prompt, negative_prompt, steps, guidance, scheduler, width, height,
-    bias, temperature, lock, edit_unconditional, regional=False):  # fmt: skip
+    bias, temperature, lock, edit_unconditional, modes=()):  # fmt: skip
     """Everything that decides a picture except its seed, as canonical text.
 
     Args:
@@ -77,12 +77,12 @@ def render_material(
         temperature: temperature of the gate.
         lock: what fills the key columns.
         edit_unconditional: whether the unconditional rows are edited too.
-        regional: whether the prompt has several concepts, each of which acts where its product is.
+        modes: `regional`, `strength S`, where they matter.
     """
     return (
         _text(base_digest)
         + _texts(concepts)
-        + (_text("regional") if regional else "")
+        + "".join(map(_text, modes))
         + _text(prompt)
         + _text(negative_prompt)
         + _integer(steps)

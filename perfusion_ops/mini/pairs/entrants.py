@@ -88,7 +88,7 @@ class Drawing:
             row = PromptRow(group.words)
         else:
             concepts = [self._concept(item) for item in group.items]
-            how = {name: getattr(sampling, name) for name in ("bias", "temperature", "lock", "combine")}
+            how = {name: getattr(sampling, name) for name in ("bias", "temperature", "lock", "combine", "strength")}
             row = prompt_row(group.prompt, concepts, **how)
         rows = [RenderRow(row, PromptRow(sampling.negative_prompt), seed) for seed in seeds]
         sampler = Sampler(base.resolution, base.resolution, self.steps, self.guidance, sampling.scheduler)

@@ -33,7 +33,7 @@ RENDER = st.fixed_dictionaries(
         "temperature": FLOAT,
         "lock": st.sampled_from(["local", "global"]),
         "edit_unconditional": st.booleans(),
-        "regional": st.booleans(),
+        "modes": st.sampled_from([[], ["regional"], ["strength 0.5"], ["regional", "strength 2.0"]]),
     }
 )
 
@@ -94,10 +94,10 @@ def test_readings_of_the_same_bytes_are_different_concepts():
 def test_render_key_and_seed_are_the_same_in_sql(sql, fields, seed, base_seed, index):
     material = reference_keys.render_material(**fields)
     order = list(inspect.signature(reference_keys.render_material).parameters)
-    order.insert(2, order.pop(order.index("regional")))
+    order.insert(2, order.pop(order.index("modes")))
     assert (
         sql(
-            "render_material(?, ?::VARCHAR[], ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "render_material(?, ?::VARCHAR[], ?::VARCHAR[], ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(fields[name] for name in order),
         )
         == material
@@ -186,7 +186,7 @@ def test_a_key_never_changes_by_accident():
     regional = reference_keys.render_material(
         base_digest="b", concepts=["k", "l"], prompt="a {0} on a {1}", negative_prompt="", steps=50, guidance=6.0,
         scheduler="ddim", width=None, height=512, bias=0.6, temperature=0.15, lock="local", edit_unconditional=False,
-        regional=True,
+        modes=["regional"],
     )  # fmt: skip
     assert regional == "1:b2[1:k1:l]8:regional14:a {0} on a {1}0:2:503:6.04:ddim-3:5123:0.64:0.155:local5:false"
     assert reference_keys.render_key(material, 3) == "7e02461e482c7753b95a8f0649e226e2b2877c75d85d2bd22e7448acb33cc515"

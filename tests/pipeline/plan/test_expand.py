@@ -116,6 +116,28 @@ def test_only_prompts_with_several_concepts_have_a_key_that_says_regional(prompt
     assert (found[0] != found[1]) == regional
 
 
+@pytest.mark.parametrize(
+    ("prompt", "negative", "changes"),
+    [
+        ("a {lamp-1}", "", True),
+        ("a {product}", "", True),
+        ("a {mug-1} by {lamp-1}", "", True),
+        ("a {mug-1}", "no {lamp-1}", False),
+        ("a {mug-1}", "", False),
+        ("a lamp", "", False),
+    ],
+)
+def test_only_prompts_with_an_offset_have_a_key_that_says_its_strength(prompt, negative, changes):
+    prompts = [{"prompt": prompt, "negative_prompt": negative, "seed": 1}]
+    found = {}
+    for strength in (1.0, 0.5, 2.0):
+        with planned([*CONCEPTS, concept("lamp-1", train='{"recipe": "offset"}')], prompts, strength=strength) as db:
+            found[strength] = {str(ids): key for ids, key in requests(db, "concept_ids", "render_key")}
+    for ids, key in found[1.0].items():
+        others = {found[strength][ids] for strength in (0.5, 2.0)}
+        assert len({key, *others}) == (3 if changes and "lamp-1" in ids else 1), ids
+
+
 TEXTS = st.text(alphabet="ab ü,'\"\\$%", max_size=8)
 
 

@@ -85,6 +85,10 @@ def test_a_run_takes_the_recipe_from_a_row(tmp_path):
     [offset] = [each for each in trained if each.recipe == "offset"]
     assert offset == TrainingConfig(steps=2, batch=1, recipe="offset", lr_value=0.01, decay="cosine", stratified=True)
     assert go(root, shop)[0].repeated
+    weaker, engines = go(root, shop, render={"steps": 2, "strength": 0.5})
+    check_accounts(root, weaker, concepts=3, prompts=2, pictures=4)
+    again = [task for unit in engines.units for task in unit.tasks]
+    assert [task.concept_ids[0] for task in again] == ["mug-1", "mug-1"], "only prompts with an offset depend on it"
 
 
 def test_a_run_that_combines_by_region_renders_only_prompts_with_several_concepts_again(tmp_path):
