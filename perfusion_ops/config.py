@@ -123,3 +123,5 @@ class SamplingConfig(Frozen):
         description="several concepts in one prompt: paper: all act on its encodings (Eq. 4); regional: each acts "
         "where its product is, from a prompt of its own",
     )
+
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"strength", "combine"})

@@ -130,14 +130,10 @@ def keys_of(file, key):
 
 
 def file_names(root):
-    """Paths of files below the root, without the day on which it was made and without the run's id.
-
-    The id of a run with bad rows depends on their messages, which may be reworded.
-    """
+    """Paths of files below the root, without the day on which the root was made."""
     for file in root.rglob("*"):
         if file.is_file():
-            name = re.sub(r"run_date=2\d{3}-\d\d-\d\d", "run_date=DATE", file.relative_to(root).as_posix())
-            yield re.sub(r"run-[0-9a-f]{12}-", "run-ID-", name)
+            yield re.sub(r"run_date=2\d{3}-\d\d-\d\d", "run_date=DATE", file.relative_to(root).as_posix())
 
 
 def schema_of(file):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops.config import MetricConfig, TrainingConfig
+from perfusion_ops.config import MetricConfig, SamplingConfig, TrainingConfig
 from pipeline.contract import keys
 from tests.support import reference_keys
 
@@ -164,6 +164,16 @@ def test_settings_that_came_later_are_in_a_key_only_if_they_are_used():
     assert len(texts) == 1 + len(changes)
     for change in changes:
         assert json.loads(keys.settings_json(TrainingConfig(**change))).items() >= change.items()
+
+
+def test_sampling_settings_that_came_later_are_in_a_run_s_identity_only_if_they_are_used():
+    """Otherwise the first run after an upgrade would not know that it is finished."""
+    old = json.loads(keys.settings_json(SamplingConfig()))
+    changes = [{"strength": 0.5}, {"combine": "regional"}]
+    assert {name for change in changes for name in change} == set(SamplingConfig.not_in_old_keys)
+    assert not old.keys() & SamplingConfig.not_in_old_keys
+    for change in changes:
+        assert json.loads(keys.settings_json(SamplingConfig(**change))) == {**old, **change}
 
 
 def test_metric_key_follows_base_settings_and_captions():
