@@ -104,7 +104,7 @@ def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterato
     # Ray reads these when it starts: no prompt about usage reports, and an actor without a GPU share still sees GPUs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray gives its workers a niceness of 15: beside another busy program they would get a thirtieth of the processor.
+    # Ray starts its workers at a niceness of 15: beside another busy program they get a thirtieth of the processor.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 

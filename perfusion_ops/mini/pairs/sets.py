@@ -1,4 +1,4 @@
-"""Which products stand in one picture, and what the prompts ask for.
+"""Which products one picture shows, and what the prompts ask for.
 
 A set has one product of each class. The tuning set and the final set are different instances, and no other measurement
 uses them.
