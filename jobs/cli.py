@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status
+from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status, sweep
 from jobs.output import INTERRUPTED, OK, complain, say
 from perfusion_ops.errors import PerfusionError
 
@@ -46,6 +46,7 @@ app.command("retry")(retry.command)
 app.command("status")(status.command)
 app.command("query")(query.command)
 app.command("score")(score.command)
+app.command("sweep")(sweep.command)
 app.command("report")(report.command)
 app.command("schema")(schema.command)
 

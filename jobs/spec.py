@@ -18,7 +18,7 @@ from jobs.spec_file import SpecError, parse_yaml, read_spec_file
 from pipeline.settings import RunSettings, old_names
 from pipeline.storage.objects import mistyped_uri
 
-_PATHS = ("root", "concepts", "prompts")
+_PATHS = ("root", "concepts", "prompts", "points")
 
 
 def load_spec(path: str, overrides: Sequence[str] = ()) -> RunSettings:

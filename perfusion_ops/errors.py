@@ -29,7 +29,8 @@
         ├── ManifestError           2
         ├── NoFinishedRunError      2
         ├── ScorerError             2
-        └── SpecError               2
+        ├── SpecError               2
+        └── SweepError              2
 
 A message says what is wrong and what to do. It may have several lines, each a problem of its own.
 """

@@ -21,6 +21,7 @@ from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
+from pipeline.manifest.points import PointsSummary, load_points
 from pipeline.plan.changes import Changes, find_changes
 from pipeline.plan.done import load_done
 from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
@@ -65,6 +66,7 @@ class Checked:
         counter: counts its tokens.
         concepts: the concepts manifest.
         prompts: the prompts manifest.
+        points: the file of points, if the settings name one.
         worker: what every worker gets.
         digest: hex sha256 of manifests, base model and settings; part of the run id.
         content: hex sha256 of `digest` and of the key or the error of every concepts row.
@@ -79,11 +81,13 @@ class Checked:
     digest: str
     content: str
     columns: tuple[str, ...] = ()
+    points: PointsSummary | None = None
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What was skipped or assumed in the manifests, and which of their columns the tables carry differently."""
-        return (*self.concepts.notices, *self.prompts.notices, *self.columns)
+        points = self.points.notices if self.points else ()
+        return (*self.concepts.notices, *self.prompts.notices, *points, *self.columns)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ def check(
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(db, settings.prompts, storage_options=options)
+    points = None
+    if settings.points is not None:
+        observer.stage("validate", settings.points)
+        points = load_points(db, settings.points, storage_options=options)
     key = metric_key(
         base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
     )
@@ -134,6 +142,7 @@ def check(
         settings_json(training),
         settings_json(sampling),
         str(settings.seed),
+        *([f"points {points.digest}"] if points else []),
         *([selection.name] if selection else []),
     ]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -151,7 +160,6 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
-        strength=sampling.strength,
     )
     # The columns of renders include those of concepts.
     _, columns = carried_columns(db, storage, RENDERS)
@@ -164,6 +172,7 @@ def check(
         digest=digest,
         content=content_digest(db, digest),
         columns=columns,
+        points=points,
     )
 
 

@@ -121,15 +121,20 @@ class RunSettings(Frozen):
     metric: MetricConfig = MetricConfig()
     train: _Training = Field(default_factory=dict, description="overrides of the base model's training settings")
     render: _Sampling = Field(default_factory=dict, description="overrides of the base model's sampling settings")
+    points: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file of sampling settings of single concepts, as `perfusion sweep` writes it",
+    )
     inputs: InputLimits = InputLimits()
     engine: EngineSettings = EngineSettings()
     policy: Policy = Policy()
     storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
 
-    @field_validator("root", "concepts", "prompts", "base")
+    @field_validator("root", "concepts", "prompts", "base", "points")
     @classmethod
-    def _usable_locations(cls, value: str) -> str:
-        return _refuse_mistyped(_refuse_credentials(value))
+    def _usable_locations(cls, value: str | None) -> str | None:
+        return None if value is None else _refuse_mistyped(_refuse_credentials(value))
 
     @field_validator("metric")
     @classmethod

@@ -19,8 +19,8 @@ def command(target: Target, sql: Sql = _DEFAULT, json: Json = False, csv: Csv = 
     """Run SQL over the published tables. Views: concepts, renders, scores (all runs), current (latest renders)."""
     import duckdb
 
-    from jobs.result_csv import write_csv
-    from jobs.result_values import result_rows
+    from jobs.results.csv_file import write_csv
+    from jobs.results.values import result_rows
     from jobs.target import storage_of
     from pipeline.tables.views import connect
 

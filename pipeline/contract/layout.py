@@ -122,3 +122,13 @@ def is_part(path: str) -> bool:
 def staged_table_path(run_id: str, sha256: str) -> str:
     """File of a table before it is published, named by the digest of its bytes."""
     return run_path(run_id, f"publish/{sha256}.parquet")
+
+
+def sweeps_root(root: str) -> str:
+    """The root of a root's sweeps: their runs have tables of their own, so that no query on the root sees them."""
+    return f"{root}/sweeps"
+
+
+def sweep_path(sweep_id: str, name: str) -> str:
+    """A file of a finished sweep, under `sweeps_root`."""
+    return f"{sweep_id}/{name}"

@@ -54,6 +54,7 @@ class RenderTask:
 
     `prompt` has `{0}`, `{1}`, ... in the place of concept number 0, 1, ... of `concepts` (concept keys); the same
     numbers may appear in `negative_prompt`. `concept_ids` are the manifests' ids of the same concepts, for messages.
+    `strength` is the factor of the offsets of recipe `offset`.
     """
 
     key: str
@@ -66,6 +67,7 @@ class RenderTask:
     lock: Lock
     shape: RenderShape
     concept_ids: tuple[str, ...] = ()
+    strength: float = 1.0
 
     def written(self, text: str) -> str:
         """A prompt of the task with `{id}` in the place of each concept's number."""

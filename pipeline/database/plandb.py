@@ -5,6 +5,7 @@ Tables in the order in which they are filled:
 - `concepts`, `prompts` (`pipeline.manifest.load`): one row per checked manifest row. `row` counts from 1 in the order
   read. A bad row has `error_code`, `error_column` and `error_message`; in a good row they are null.
 - `concepts_extra`, `prompts_extra` (the same): `EXTRA_ROW` and the manifest's extra columns with their names and types.
+- `points` (`pipeline.manifest.points`): settings of single concepts; empty unless the spec names a file of points.
 - `concept_keys` (`pipeline.plan.expand.plan_concepts`), `requests` (`plan_requests` there).
 - `objects` (`pipeline.plan.done.list_objects`), `done` (`load_done` there).
 - `outcomes` (`pipeline.runs.parts.read_parts`).
@@ -73,6 +74,9 @@ CREATE TABLE prompts (
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
+CREATE TABLE points (
+    concept_id VARCHAR, guidance DOUBLE, strength DOUBLE, bias DOUBLE, temperature DOUBLE, lock VARCHAR
+);
 -- one row per concepts row that is good: its key and its complete training settings
 CREATE TABLE concept_keys (row BIGINT NOT NULL, concept_id VARCHAR, concept_key VARCHAR, training VARCHAR);
 -- one row per render, and one per bad prompts row
@@ -89,6 +93,7 @@ CREATE TABLE requests (
     seed BIGINT,
     bias DOUBLE, temperature DOUBLE, lock VARCHAR,
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
+    strength DOUBLE,            -- of the offsets of its concepts; 1 if it has none
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 -- objects that storage lists: concepts and renders with their sizes

@@ -28,6 +28,8 @@ from pipeline.plan.request_sql import (
     CHUNK,
     HINTS,
     NAMES,
+    POINT_OF,
+    POINTS,
     PROBLEM_REQUESTS,
     PROBLEMS,
     REQUESTS,
@@ -41,7 +43,7 @@ _HINT_PAIRS = 2_000_000  # unknown names x concepts to compare for a suggestion:
 _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
 _SCRATCH = (
     *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
-    *("keyed", "lengths", "superclass_lengths", "bad_samplers"),
+    *("keyed", "lengths", "superclass_lengths", "bad_samplers", "numbered_points"),
 )
 
 
@@ -103,9 +105,9 @@ def plan_requests(
     """Fill `requests` from `prompts`.
 
     Args:
-        db: with `concept_keys` filled.
+        db: with `concept_keys` filled; `points` may have settings of single concepts.
         base_digest: digest of the base model.
-        sampling: defaults for empty cells.
+        sampling: defaults for empty cells without a point.
         seed: base seed, for rows that set none.
         counter: counts the base model's tokens; if None, no prompt is too long.
         schedule: the base model's scheduler_config.json; if None, every sampler is allowed.
@@ -127,12 +129,16 @@ def plan_requests(
         defaults.pop(name) for name in ("edit_unconditional", "combine", "strength")
     )
     [(locked,)] = connection.execute(
-        "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global')", [sampling.lock]
+        "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global') "
+        "OR EXISTS (FROM points WHERE lock = 'global')",
+        [sampling.lock],
     ).fetchall()
     [(spelt_out,)] = connection.execute(
         "SELECT EXISTS (FROM concept_keys WHERE training ->> '$.recipe' = 'offset')"
     ).fetchall()
     measure_concepts(connection, counter, wanted=locked or spelt_out or combine == "regional")
+    connection.execute(POINTS)
+    connection.execute(POINT_OF)
     _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()

@@ -22,11 +22,38 @@ SELECT row AS prompt_row, 0 AS image_index, prompt, negative_prompt, seed, bias,
 FROM prompts WHERE error_code IS NOT NULL
 """
 
+# The distinct settings of the file of points, numbered from 1. Number 0 sets nothing: concepts without a point have it.
+POINTS = """
+CREATE OR REPLACE TEMP TABLE numbered_points AS
+SELECT 0 AS point, NULL::DOUBLE AS guidance, NULL::DOUBLE AS strength, NULL::DOUBLE AS bias,
+    NULL::DOUBLE AS temperature, NULL::VARCHAR AS lock
+UNION ALL
+SELECT row_number() OVER (ORDER BY guidance, strength, bias, temperature, lock), *
+FROM (SELECT DISTINCT guidance, strength, bias, temperature, lock FROM points)
+"""
+
+# The point of each concept, in the table `keyed`.
+POINT_OF = """
+ALTER TABLE keyed ADD COLUMN point INTEGER DEFAULT 0;
+UPDATE keyed SET point = n.point
+FROM points p JOIN numbered_points n
+    ON n.point > 0 AND n.guidance IS NOT DISTINCT FROM p.guidance AND n.strength IS NOT DISTINCT FROM p.strength
+    AND n.bias IS NOT DISTINCT FROM p.bias AND n.temperature IS NOT DISTINCT FROM p.temperature
+    AND n.lock IS NOT DISTINCT FROM p.lock
+WHERE keyed.concept_id = p.concept_id
+"""
+
+# What a row says comes first, then the point of its concept, then the spec. `strength` has no column in a manifest.
+_DIALS = """
+    coalesce(own_guidance, n.guidance, c.guidance) AS guidance, coalesce(own_bias, n.bias, c.bias) AS bias,
+    coalesce(own_temperature, n.temperature, c.temperature) AS temperature, coalesce(own_lock, n.lock, c.lock) AS lock
+"""
+
 # The good prompts of a chunk: the text between placeholders, and their names, those of `prompt` first.
 CHUNK = f"""
 CREATE OR REPLACE TEMP TABLE chunk AS
 SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
-    steps, guidance, scheduler,
+    steps, guidance, scheduler, own_guidance, own_bias, own_temperature, own_lock,
     string_split_regex(prompt, '{PLACEHOLDER}') AS texts,
     string_split_regex(negative_prompt, '{PLACEHOLDER}') AS negative_texts,
     regexp_extract_all(prompt, '{PLACEHOLDER}', 1)
@@ -39,7 +66,7 @@ FROM (
         coalesce(temperature, $temperature::DOUBLE) AS temperature, coalesce(lock, $lock) AS lock,
         coalesce(width, $width) AS width, coalesce(height, $height) AS height, coalesce(steps, $steps) AS steps,
         coalesce(guidance, $guidance::DOUBLE) AS guidance, coalesce(scheduler, $scheduler) AS scheduler
-    )
+    ), guidance AS own_guidance, bias AS own_bias, temperature AS own_temperature, lock AS own_lock
     FROM prompts WHERE row >= $start AND row < $stop AND error_code IS NULL
 )
 """
@@ -48,7 +75,7 @@ FROM (
 NAMES = """
 CREATE OR REPLACE TEMP TABLE names AS
 SELECT n.row, n.position, n.name, n.in_prompt, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset,
-    k.trained,
+    k.trained, k.point,
     b.row AS bad_row, b.error_message AS bad_message
 FROM (
     SELECT row, unnest(names) AS name, generate_subscripts(names, 1) AS position,
@@ -131,8 +158,10 @@ WITH good AS (
         array_to_string(negative_texts, '{{0}}') AS task_negative_prompt, render_text(
             task_prompt, task_negative_prompt, steps, guidance, scheduler, width, height,
             bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
-    FROM chunk c JOIN lengths l USING (row) ANTI JOIN problems p ON p.row = c.row
-    WHERE c.alone
+    FROM (
+        SELECT c.* REPLACE ({_DIALS}), coalesce(n.strength, $strength) AS strength, n.point
+        FROM chunk c CROSS JOIN numbered_points n WHERE c.alone
+    ) c JOIN lengths l USING (row) ANTI JOIN problems p ON p.row = c.row
 ),
 crossed AS (#CROSSED#),
 pictures AS (
@@ -143,26 +172,28 @@ pictures AS (
         tokens + slots * own_tokens AS own_count,
         negative_tokens + negative_slots * own_tokens AS negative_own_count,
         false AS regional, 0 AS apart_count, {FLAW} AS flaw
-    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key],
-        render_modes(false, CASE WHEN is_offset AND slots > 0 THEN $strength ELSE 1 END)) || material AS material)
-        FROM crossed)
+    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key], render_modes(false, strength)) || material
+        AS material) FROM (SELECT * REPLACE (CASE WHEN is_offset AND slots > 0 THEN strength ELSE 1 END AS strength)
+            FROM crossed))
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
     CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
     replace(prompt, '{{product}}', '{{' || concept_id || '}}') AS prompt, task_prompt,
     replace(negative_prompt, '{{product}}', '{{' || concept_id || '}}') AS negative_prompt,
-    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, {FLAWED}
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, strength,
+    {FLAWED}
 FROM pictures
 """
 
 # DuckDB gives each thread 122,880 rows of a scan: most catalogues would be planned by a single thread.
 SLICE = """
     SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
-    FROM good g CROSS JOIN keyed k WHERE g.where_expr IS NULL AND k.row % {slices} = {slice}
+    FROM good g CROSS JOIN keyed k
+    WHERE g.where_expr IS NULL AND k.point = g.point AND k.row % {slices} = {slice}
     UNION ALL
     SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id)
-    WHERE k.row % {slices} = {slice}
+    WHERE k.point = g.point AND k.row % {slices} = {slice}
 """
 
 # `ids` and `keys` are in the order of the placeholders. A concept's number is the position of its key among the
@@ -171,12 +202,12 @@ REQUESTS = f"""
 INSERT INTO requests BY NAME
 WITH good AS (
     SELECT c.*, l.tokens, l.negative_tokens, len(texts) - 1 AS slots, coalesce(n.keys, []) AS keys, n.sizes, n.owns,
-        n.offsets, n.trains
+        n.offsets, n.trains, n.points
     FROM chunk c JOIN lengths l USING (row)
     LEFT JOIN (
         SELECT row, list(concept_key ORDER BY position) AS keys, list(superclass_tokens ORDER BY position) AS sizes,
             list(own_tokens ORDER BY position) AS owns, list(is_offset ORDER BY position) AS offsets,
-            list(trained ORDER BY position) AS trains
+            list(trained ORDER BY position) AS trains, list(point ORDER BY position) AS points
         FROM names GROUP BY row
     ) n USING (row)
     ANTI JOIN problems p ON p.row = c.row
@@ -184,13 +215,13 @@ WITH good AS (
 ),
 crossed AS (
     SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.own_tokens,
-        k.is_offset, k.trained
+        k.is_offset, k.trained, k.point
     FROM good g CROSS JOIN keyed k WHERE g.crossed AND g.where_expr IS NULL
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained, k.point
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE g.crossed
     UNION ALL
-    SELECT g.*, NULL, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
+    SELECT g.*, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
 ),
 filled AS (
     SELECT * REPLACE (
@@ -198,17 +229,25 @@ filled AS (
             list_transform(sizes, lambda size: coalesce(size, superclass_tokens)) AS sizes,
             list_transform(owns, lambda own: coalesce(own, own_tokens)) AS owns,
             list_transform(offsets, lambda one: coalesce(one, is_offset)) AS offsets,
-            list_transform(trains, lambda learns: coalesce(learns, trained)) AS trains
+            list_transform(trains, lambda learns: coalesce(learns, trained)) AS trains,
+            list_transform(points, lambda one: coalesce(one, point)) AS points
         ),
         list_transform(names, lambda name: CASE name WHEN 'product' THEN product_id ELSE name END) AS ids
     FROM crossed
 ),
+-- The point of a concept holds for prompts with this concept alone.
+dialled AS (
+    SELECT c.* EXCLUDE (points, point) REPLACE ({_DIALS}),
+        CASE WHEN list_contains(offsets[:slots], true) THEN coalesce(n.strength, $strength) ELSE 1 END AS strength
+    FROM filled c JOIN numbered_points n
+        ON n.point = CASE WHEN list_unique(c.keys) = 1 AND list_unique(c.points) = 1 THEN c.points[1] ELSE 0 END
+),
 numbered AS (
     SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
         $combine = 'regional' AND list_unique(keys[:slots]) > 1 AS regional,
-        render_modes(regional, CASE WHEN list_contains(offsets[:slots], true) THEN $strength ELSE 1 END) AS modes,
+        render_modes(regional, strength) AS modes,
         list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
-    FROM filled
+    FROM dialled
 ),
 written AS (
     SELECT *,
@@ -243,6 +282,7 @@ SELECT row AS prompt_row, image_index, named AS concept_ids,
     CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
     coalesce(replace(prompt, '{{product}}', '{{' || product_id || '}}'), prompt) AS prompt, task_prompt,
     coalesce(replace(negative_prompt, '{{product}}', '{{' || product_id || '}}'), negative_prompt) AS negative_prompt,
-    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, {FLAWED}
+    task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, strength,
+    {FLAWED}
 FROM judged
 """

@@ -199,9 +199,19 @@ def _input(picture: dict[str, str]) -> InputImage:
 
 
 def _render_task(*row: Any) -> RenderTask:
-    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, *shape = row
+    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, strength, *shape = row
     return RenderTask(
-        key, prompt, negative_prompt, tuple(concepts), seed, bias, temperature, lock, RenderShape(*shape), tuple(ids)
+        key=key,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        concepts=tuple(concepts),
+        seed=seed,
+        bias=bias,
+        temperature=temperature,
+        lock=lock,
+        shape=RenderShape(*shape),
+        concept_ids=tuple(ids),
+        strength=strength,
     )
 
 
@@ -223,7 +233,7 @@ _TABLES = [
     # not fit into memory.
     f"""
     CREATE OR REPLACE TABLE work_renders AS
-    SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, {_SHAPE},
+    SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, strength, {_SHAPE},
         list_filter(concept_keys, lambda key, i: list_position(concept_keys, key) = i) AS concepts,
         list_filter(concept_ids, lambda id, i: list_position(concept_keys, concept_keys[i]) = i) AS ids,
         row_number() OVER (ORDER BY {_SHAPE}, concept_keys, render_key) - 1 AS seq
@@ -259,7 +269,7 @@ FROM work_concepts WHERE position >= ? AND position < ? ORDER BY position
 """
 
 _READY_RENDERS = f"""
-SELECT render_key, task_prompt, task_negative_prompt, concepts, ids, seed, bias, temperature, lock, {_SHAPE}
+SELECT render_key, task_prompt, task_negative_prompt, concepts, ids, seed, bias, temperature, lock, strength, {_SHAPE}
 FROM work_ready JOIN work_renders USING (seq) WHERE place >= ? AND place < ? ORDER BY place
 """
 

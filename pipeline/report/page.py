@@ -5,16 +5,10 @@ and says how many are left out and how to query them. Ids, prompts, messages and
 they are escaped, shortened and freed of control characters, and the page's security policy forbids scripts and loading.
 """
 
-import base64
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pipeline.contract.layout import table_pattern
@@ -23,6 +17,7 @@ from pipeline.report.figures import count_run
 from pipeline.report.run_tables import RunTables, open_tables
 from pipeline.report.scores import MAX_SCORERS, extremes, scorer_figures
 from pipeline.report.sheets import PictureReader, combined_renders, concept_cards, sample_concepts
+from pipeline.report.templating import environment
 from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import Storage
 
@@ -33,7 +28,6 @@ SETTINGS = 60  # lines of the spec shown
 _COMBINED_SHARE = 0.25  # of the bytes left for images
 _SCORED_SHARE = 0.1  # of the same
 _SLACK = 4096  # the page's texts grow by some digits when the sheets are added
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
 def write_report(
@@ -73,10 +67,10 @@ def write_report(
 
 def _page(storage: Storage, run_id: str, tables: RunTables, max_concepts: int, max_bytes: int) -> bytes:
     """The page as UTF-8, of at most `max_bytes`."""
-    environment = _environment()
-    template = environment.get_template("report.html.j2")
-    tiles: Any = environment.get_template("tiles.html.j2").module
-    scored: Any = environment.get_template("scores.html.j2").module
+    templates = environment()
+    template = templates.get_template("report.html.j2")
+    tiles: Any = templates.get_template("tiles.html.j2").module
+    scored: Any = templates.get_template("scores.html.j2").module
     view = _figures(storage, run_id, tables)
     photos = RunRecord(storage, run_id).photos()
     reader = PictureReader(storage)
@@ -145,47 +139,3 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     elif value not in (None, [], ""):
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    """The templates, compiled once: compiling takes longer than filling them."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "clip": _clip,
-        "csp_hash": lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
-        "grouped": lambda number: f"{number:,}",
-        "literal": lambda text: "'" + str(text).replace("'", "''") + "'",
-        "data_size": _data_size,
-        "duration": _duration,
-        "moment": lambda epoch: datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-    return environment
-
-
-def _clip(value: Any, length: int) -> str:
-    """At most `length` characters of untrusted text, without line breaks, control or direction characters."""
-    text = _UNPRINTABLE.sub(" ", str(value))
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _data_size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -77,7 +77,6 @@ class PerfusionWorker:
             self.files,
             edit_unconditional=settings.edit_unconditional,
             combine=settings.combine,
-            strength=settings.strength,
         )
 
     def _show(self, activity: Activity | None) -> None:

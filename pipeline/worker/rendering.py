@@ -40,7 +40,6 @@ class Rendering:
         *,
         edit_unconditional: bool,
         combine: Combine,
-        strength: float,
     ) -> None:
         """Start without any unit.
 
@@ -50,12 +49,10 @@ class Rendering:
             files: of concepts.
             edit_unconditional: concepts act on unconditional rows as well.
             combine: how several concepts of a prompt act together.
-            strength: factor of the offsets of recipe `offset`.
         """
         self._models, self._storage, self._files = models, storage, files
         self._edit_unconditional = edit_unconditional
         self._combine: Combine = combine
-        self._strength = strength
 
     def run(self, tasks: Sequence[RenderTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
         """Outcomes by key: of adopted files, and of all other tasks.
@@ -101,7 +98,7 @@ class Rendering:
             )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
         acting = partial(prompt_row, concepts=concepts, bias=task.bias, temperature=task.temperature, lock=task.lock)
-        positive = acting(task.prompt, combine=self._combine, strength=self._strength)
+        positive = acting(task.prompt, combine=self._combine, strength=task.strength)
         everywhere = positive.concepts if self._edit_unconditional else ()
         negative = acting(task.negative_prompt, everywhere=everywhere)
         for column, row, text in (

@@ -25,7 +25,6 @@ class WorkerSettings:
         checkpoint_s: seconds between training checkpoints.
         edit_unconditional: whether concepts act on unconditional rows as well.
         combine: how several concepts of a prompt act together.
-        strength: factor of the offsets of recipe `offset`.
     """
 
     root: str
@@ -41,4 +40,3 @@ class WorkerSettings:
     checkpoint_s: float = 60.0
     edit_unconditional: bool = False
     combine: Combine = "paper"
-    strength: float = 1.0

@@ -40,6 +40,7 @@ ROOMS = {
         "worker": {"contract", "clock", "storage", "inputs", "bases"},
         "report": {"contract", "storage", "database", "inputs", "runs"},
         "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables", "runs"},
+        "sweep": {"contract", "storage", "database", "manifest", "tables", "report"},
         "prepare": {
             *("contract", "storage", "database", "inputs", "settings"),
             *("manifest", "bases", "tables", "plan", "worker"),
@@ -69,7 +70,7 @@ ROOMS = {
             *("mini", "mini.world", "mini.quality", "mini.oracle", "mini.methods"),
         },
     },
-    "jobs": {"": set(), "commands": {""}, "cli": {"", "commands"}, "__main__": {"cli"}},
+    "jobs": {"": set(), "results": {""}, "commands": {"", "results"}, "cli": {"", "commands"}, "__main__": {"cli"}},
 }
 FOLDERS = {*MAY_IMPORT, "tests", "benchmarks", "docs"}
 FILES = {

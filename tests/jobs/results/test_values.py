@@ -11,8 +11,8 @@ import pytest
 
 from jobs.commands.query import command
 from jobs.output import json_text
-from jobs.result_csv import write_csv
-from jobs.result_values import result_rows
+from jobs.results.csv_file import write_csv
+from jobs.results.values import result_rows
 
 WITH_TYPES = duckdb.connect()
 ALL = WITH_TYPES.sql("FROM test_all_types()")

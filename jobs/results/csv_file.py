@@ -7,7 +7,7 @@ import numpy as np
 from duckdb.sqltypes import DuckDBPyType
 
 from jobs.output import json_text, plain
-from jobs.result_values import csv_moment, is_moment
+from jobs.results.values import csv_moment, is_moment
 
 _BARE = frozenset(
     {"boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}

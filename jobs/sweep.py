@@ -1,0 +1,190 @@
+"""Executes a sweep: one run per point of the grid, under a root of its own, then scores, fronts and chosen points."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.engine import local_engines
+from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, location, say, say_json, tell_notices
+from jobs.progress import Progress
+from jobs.score import score
+from perfusion_ops.scoring.choice import ScorerChoice
+from pipeline.contract.layout import sweeps_root
+from pipeline.database.plandb import PlanDB
+from pipeline.plan.selection import Selection
+from pipeline.prepare import Checked, check
+from pipeline.run import MakeEngine, RunResult, execute
+from pipeline.settings import RunSettings
+from pipeline.storage.objects import Storage
+from pipeline.sweep.front import Select
+from pipeline.sweep.grid import Grid, SweepError, default_grid
+from pipeline.sweep.measured import measure
+from pipeline.sweep.page import write_page
+from pipeline.sweep.record import Sweep, write_sweep
+from pipeline.sweep.sharing import copy_missing, shared_paths
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How renders are scored: the scorers, the batch, and the device (auto, cpu or cuda)."""
+
+    choice: ScorerChoice
+    batch: int = 16
+    device: str = "auto"
+
+
+def sweep(
+    settings: RunSettings,
+    *,
+    grid: Grid | None,
+    select: Select,
+    selection: Selection | None,
+    scoring: Scoring,
+    json: bool,
+    make_engine: MakeEngine | None = None,
+) -> int:
+    """Render, score and choose; returns the exit code. Resumes where an earlier call stopped.
+
+    Args:
+        settings: the run whose plan is swept. Its file of points is not used.
+        grid: what to sweep; default: by the recipe of its training settings.
+        select: how a concept's point is chosen.
+        selection: a part of the plan; default: all of it.
+        scoring: needs a scorer for texts and one for photos.
+        json: whether to print one JSON object instead of text.
+        make_engine: gives the workers of each run; default: Ray on this machine.
+
+    Raises:
+        PerfusionError: the sweep cannot start or continue.
+    """
+    if scoring.choice.text is None or scoring.choice.image is None:
+        raise SweepError("a sweep needs both scores: give --scorer a CLIP folder, or --text and --image")
+    storage = Storage(settings.root, settings.storage_options or None)
+    swept = Storage(sweeps_root(settings.root), settings.storage_options or None)
+    under = _with(settings, {}, root=swept.root)
+    with redirect_stdout(sys.stderr):
+        with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
+            checked = check(db, swept, under, progress)
+            paths = shared_paths(db, checked.worker.metric_key)
+        if not json:
+            tell_notices(checked.notices)
+        grid = grid or default_grid(settings.training(checked.base).recipe, settings.sampling(checked.base))
+        copy_missing(storage, swept, paths)
+        try:
+            runs = _run_points(under, grid, selection, make_engine)
+        finally:
+            copy_missing(swept, storage, paths)
+        if runs is None:
+            return STOPPED
+        for run in runs:
+            score(swept, run.run_id, scoring.choice, batch=scoring.batch, device=scoring.device)
+    return _conclude(swept, runs, grid, select, scoring.choice, checked, json=json)
+
+
+def _with(settings: RunSettings, render: Mapping[str, Any], root: str) -> RunSettings:
+    """The settings of one point."""
+    values = settings.model_dump(mode="json")
+    return RunSettings.model_validate(
+        {**values, "root": root, "points": None, "render": {**values["render"], **render}}
+    )
+
+
+def _run_points(
+    settings: RunSettings, grid: Grid, selection: Selection | None, make_engine: MakeEngine | None
+) -> list[RunResult] | None:
+    """The run of each point; None if one was stopped."""
+    runs: list[RunResult] = []
+    with nullcontext(make_engine) if make_engine else local_engines(settings) as engines:
+        for number, point in enumerate(grid.points, 1):
+            complain(f"point {number} of {len(grid.points)}: {_shown(point)}")
+            with Progress() as progress:
+                result = execute(
+                    _with(settings, point, settings.root), make_engine=engines, observer=progress, selection=selection
+                )
+            if result.published is None:
+                why = f": {result.summary.stopped}" if result.summary.stopped else ""
+                complain(f"the sweep stopped at point {number}{why}; run the same command again to resume")
+                return None
+            runs.append(result)
+    return runs
+
+
+def _conclude(  # noqa: PLR0917 - all that a sweep's result is made of
+    storage: Storage,
+    runs: Sequence[RunResult],
+    grid: Grid,
+    select: Select,
+    choice: ScorerChoice,
+    checked: Checked,
+    *,
+    json: bool,
+) -> int:
+    run_ids = [run.run_id for run in runs]
+    measured = measure(storage, run_ids, choice.digest)
+    if not measured:
+        raise SweepError(
+            "no concept has a picture that is scored at every point: "
+            f"see `perfusion status {location(storage.root)}` for what failed"
+        )
+    found = Sweep(grid.points, run_ids, choice.name, choice.digest, select, measured)
+    _, points = write_sweep(storage, found)
+    without = max(run.planned.work.concepts.rows for run in runs) - len(measured)
+    page = write_page(storage, found, points_uri=points, without=without)
+    failed = sum(
+        count
+        for run in runs
+        for counts in (run.published.statuses if run.published else {}).values()
+        for status, count in counts.items()
+        if status != "ok"
+    )
+    code = FAILED_ROWS if failed or without else OK
+    if json:
+        say_json(_summary(found, points, page, without, failed, checked, code))
+    else:
+        _tell(found, points, page, without, failed)
+    return code
+
+
+def _summary(  # noqa: PLR0917 - the fields in their order
+    found: Sweep, points: str, page: str, without: int, failed: int, checked: Checked, code: int
+) -> dict[str, Any]:
+    return {
+        "sweep_id": found.sweep_id,
+        "points": [
+            {"settings": point, "run_id": run, "chosen": _times(found, number)}
+            for number, (point, run) in enumerate(zip(found.points, found.runs, strict=True))
+        ],
+        "concepts": len(found.measured),
+        "without": without,
+        "unmet": sum(not choice.met for choice in found.choices.values()),
+        "failed_rows": failed,
+        "notices": checked.notices,
+        "points_file": points,
+        "report": page,
+        "exit_code": code,
+    }
+
+
+def _tell(found: Sweep, points: str, page: str, without: int, failed: int) -> None:
+    say(f"{found.sweep_id}: {counted(len(found.measured), 'concept')} at {counted(len(found.points), 'point')}")
+    for number, point in enumerate(found.points):
+        say(f"  {_shown(point):40} chosen {_times(found, number):,} times")
+    unmet = sum(not choice.met for choice in found.choices.values())
+    if unmet:
+        say(f"  {counted(unmet, 'concept')} below the identity asked for at every point: given the highest there is")
+    if without:
+        say(f"  {counted(without, 'concept')} without a picture that is scored at every point: left to the spec")
+    if failed:
+        say(f"  {counted(failed, 'row')} of the runs not ok: see `perfusion status`")
+    say(f"  report    {location(page)}")
+    say(f"  to use it, add this line to the spec: points: {location(points)}")
+
+
+def _times(found: Sweep, point: int) -> int:
+    return sum(choice.chosen.point == point for choice in found.choices.values())
+
+
+def _shown(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in point.items())
