@@ -14,7 +14,7 @@ import torch
 
 from perfusion_ops.mini.build import autoencoder, denoiser, dual, identity, reader, text
 from perfusion_ops.mini.build.export import export_base, export_metric
-from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_scenes
+from perfusion_ops.mini.build.pictures import HELD_OUT_INSTANCES, write_products, write_scenes
 from perfusion_ops.mini.build.recipe import FULL, FURTHER, TINY, Recipe
 from perfusion_ops.mini.build.start import start_from
 from perfusion_ops.mini.build.training.loop import steps_done
@@ -92,6 +92,8 @@ def build(
         write_tokenizer(work / "tokenizer")
     if only != "scorers":
         write_scenes(work / "pictures.npy", recipe.pictures, BASE_INSTANCES, processes)
+        if recipe.denoiser.focus:
+            write_products(work / "products.npy", recipe.pictures, BASE_INSTANCES, processes)
         if not (fit(text) and fit(autoencoder)):
             return False
         if not (work / "latents.npy").exists():

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from perfusion_ops.mini.build import autoencoder, text
 from perfusion_ops.mini.build.owners import altered, owners, split
-from perfusion_ops.mini.build.pictures import captioned, described
+from perfusion_ops.mini.build.pictures import LATENT_PIXELS, captioned, described
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.training.loop import Loss, load_mean, train
 from perfusion_ops.mini.build.training.machine import Machine
@@ -35,7 +35,7 @@ def build(recipe: Recipe) -> UNet2DConditionModel:
     """The untrained UNet: attention at 8 x 8 and 4 x 4 positions, none at 16 x 16, where it costs most."""
     sizes = recipe.denoiser
     return UNet2DConditionModel(
-        sample_size=SIZE // 4,
+        sample_size=SIZE // LATENT_PIXELS,
         in_channels=recipe.autoencoder.latent,
         out_channels=recipe.autoencoder.latent,
         # Outlines and patterns are at 16 x 16.
@@ -129,7 +129,7 @@ def write_latents(machine: Machine, recipe: Recipe, folder: Path) -> None:
     vae = autoencoder.trained(recipe, folder)
     nn.Module.to(vae, machine.device)
     path = folder / "latents.unfinished.npy"
-    shape = (len(pictures), recipe.autoencoder.latent, SIZE // 4, SIZE // 4)
+    shape = (len(pictures), recipe.autoencoder.latent, SIZE // LATENT_PIXELS, SIZE // LATENT_PIXELS)
     if machine.rank == 0:
         np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
     machine.meet()
@@ -175,6 +175,12 @@ def fit(machine: Machine, recipe: Recipe, folder: Path, until: float | None) -> 
     )  # fmt: skip
 
 
+def focused(errors: Tensor, shown: Tensor, focus: float) -> Tensor:
+    """The mean of errors (B, H, W) with weights 1 + `focus` times the share of the position that shows a product."""
+    weight = 1 + focus * shown
+    return (errors * weight).sum() / weight.sum()
+
+
 def _inner(name: str) -> bool:
     return name.startswith("unet.") and not name.startswith(("unet.conv_in", "unet.conv_out"))
 
@@ -186,6 +192,7 @@ def _loss(  # noqa: PLR0917 - all that a step reads
     kept = scheduler().alphas_cumprod.to(machine.device)
     through = machine.compiled(model)
     forward = (torch.arange(share) + 0.5) / share
+    products = np.load(folder / "products.npy", mmap_mode="r") if recipe.denoiser.focus else None
     weights = torch.tensor([often(described(number, BASE_INSTANCES)) for number in range(len(latents))])
 
     def loss(_: int, generator: torch.Generator) -> Tensor:
@@ -208,6 +215,10 @@ def _loss(  # noqa: PLR0917 - all that a step reads
         loud = (1 - kept[steps]).sqrt()[:, None, None, None]
         with machine.autocast():
             made = through(signal * clean + loud * noise, steps, ids, owner)
-        return nn.functional.mse_loss(made.float(), signal * noise - loud * clean)
+        errors = (made.float() - (signal * noise - loud * clean)).square().mean(1)
+        if products is None:
+            return errors.mean()
+        shown = torch.from_numpy(products[chosen.numpy()]).to(machine.device) / 255
+        return focused(errors, shown, recipe.denoiser.focus)
 
     return loss

@@ -20,11 +20,19 @@ from perfusion_ops.mini.world.scene import SIZE, photograph, render, sample_scen
 from perfusion_ops.mini.world.vocabulary import CATEGORIES, Description
 
 HELD_OUT_INSTANCES = range(HELD_OUT, HELD_OUT + 1_000_000)
+LATENT_PIXELS = 4  # pixels a side of one latent position
 _CHUNK = 500
 
 
 def _chunk(instances: range, start: int, stop: int) -> np.ndarray:
     return np.stack([render(sample_scene(number, instances)).pixels for number in range(start, stop)])
+
+
+def _products(instances: range, start: int, stop: int) -> np.ndarray:
+    masks = np.stack([render(sample_scene(number, instances)).masks.sum(0) for number in range(start, stop)])
+    side = SIZE // LATENT_PIXELS
+    shares = masks.reshape(-1, side, LATENT_PIXELS, side, LATENT_PIXELS).mean((2, 4))
+    return np.round(255 * shares.clip(0, 1)).astype(np.uint8)
 
 
 def photographed(number: int, instances: range, views: int) -> tuple[int, int]:
@@ -43,19 +51,28 @@ def _photographs(instances: range, views: int, start: int, stop: int) -> np.ndar
 
 def write_scenes(path: Path, count: int, instances: range, processes: int) -> np.ndarray:
     """The pictures of the scenes 0 to `count`: (count, 64, 64, 3) uint8, read-only, rendered if they are missing."""
-    return _write(path, count, processes, _chunk, (instances,))
+    return _write(path, (count, SIZE, SIZE, 3), processes, _chunk, (instances,))
+
+
+def write_products(path: Path, count: int, instances: range, processes: int) -> np.ndarray:
+    """Where the same scenes show a product: (count, side, side) uint8, 255 if all pixels of a latent position do."""
+    side = SIZE // LATENT_PIXELS
+    return _write(path, (count, side, side), processes, _products, (instances,))
 
 
 def write_photographs(path: Path, count: int, instances: range, views: int, processes: int) -> np.ndarray:
     """`views` pictures in a row of each product, `count` in all, as `write_scenes`; see `photographed`."""
-    return _write(path, count, processes, _photographs, (instances, views))
+    return _write(path, (count, SIZE, SIZE, 3), processes, _photographs, (instances, views))
 
 
-def _write(path: Path, count: int, processes: int, draw: Callable[..., np.ndarray], arguments: tuple) -> np.ndarray:
+def _write(
+    path: Path, shape: tuple[int, ...], processes: int, draw: Callable[..., np.ndarray], arguments: tuple
+) -> np.ndarray:
     if not path.exists():
+        count = shape[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished.npy")
-        into = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        into = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             starts = range(0, count, _CHUNK)
             futures = [pool.submit(draw, *arguments, start, min(start + _CHUNK, count)) for start in starts]

@@ -51,6 +51,7 @@ class Denoiser(Frozen):
     groups: int = 16
     unconditional: float = Field(default=0.1, description="share of samples with an empty caption")
     owned: float = Field(default=0.0, description="share of samples in which only its own words tell a product's looks")
+    focus: float = Field(default=0.0, ge=0, description="added to the loss's weight of 1 where a product is")
     text_rate: float = Field(default=0.3, description="the text encoder's learning rate as a share of the denoiser's")
     fit: Fit
 
@@ -99,7 +100,8 @@ FURTHER = FULL.model_copy(
         "seed": 2027,
         "denoiser": Denoiser(
             owned=0.5,
-            fit=Fit(samples=40_000, batch=32, rate=5e-4, inner_rate=1.2e-3, decay=0.8, average=0.99),
+            focus=2.0,
+            fit=Fit(samples=160_000, batch=32, rate=6e-4, inner_rate=1.5e-3, decay=0.8, average=0.997),
         ),
     }
 )
@@ -111,7 +113,9 @@ TINY = Recipe(
     metric=MetricConfig(captions=2_000),
     text=Text(width=32, layers=1, heads=2, fit=Fit(samples=64, batch=16, rate=1e-3)),
     autoencoder=Autoencoder(channels=(8, 8, 8), latent=4, fit=Fit(samples=32, batch=8, rate=1e-3)),
-    denoiser=Denoiser(channels=(16, 16, 16), heads=2, groups=8, owned=0.5, fit=Fit(samples=32, batch=8, rate=1e-3)),
+    denoiser=Denoiser(
+        channels=(16, 16, 16), heads=2, groups=8, owned=0.5, focus=2.0, fit=Fit(samples=32, batch=8, rate=1e-3)
+    ),
     reader=Scorer(channels=(8, 8, 8), fit=Fit(samples=32, batch=8, rate=1e-3)),
     identity=Scorer(channels=(8, 8, 8), fit=Fit(samples=32, batch=8, rate=1e-3)),
     dual=Scorer(width=32, layers=1, fit=Fit(samples=32, batch=8, rate=1e-3)),

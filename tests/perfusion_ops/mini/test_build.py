@@ -17,7 +17,7 @@ from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import estimate
 from perfusion_ops.mini.build import __main__ as build
 from perfusion_ops.mini.build import autoencoder, denoiser, text, words
-from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_scenes
+from perfusion_ops.mini.build.pictures import photographed, write_photographs, write_products, write_scenes
 from perfusion_ops.mini.build.recipe import TINY, Fit
 from perfusion_ops.mini.build.start import start_from
 from perfusion_ops.mini.build.training.loop import rate_at, steps_done, train
@@ -235,6 +235,23 @@ def test_pictures_are_those_of_their_numbers_whatever_the_processes(tmp_path):
     instance, view = photographed(6, SCORER_INSTANCES, 4)
     item = product(CATEGORIES[instance % len(CATEGORIES)], instance)
     assert np.array_equal(photographs[6], render(photograph(item, view)).pixels)
+
+
+def test_products_are_where_their_scenes_show_them(tmp_path):
+    shown = write_products(tmp_path / "products.npy", 6, SCORER_INSTANCES, 1)
+    for number in range(6):
+        seen = render(sample_scene(number, SCORER_INSTANCES)).masks.sum(0)
+        for row, column in ((0, 0), (7, 9), (8, 8), (12, 3)):
+            share = seen[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean()
+            assert shown[number, row, column] == pytest.approx(255 * share, abs=0.51)
+    assert 10 < shown.mean() < 200
+
+
+def test_a_focused_loss_counts_products_more():
+    errors = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    nowhere, everywhere, corner = torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([[[0.0, 0.0], [0.0, 0.5]]])
+    assert denoiser.focused(errors, nowhere, 2.0) == denoiser.focused(errors, everywhere, 2.0) == errors.mean()
+    assert denoiser.focused(errors, corner, 2.0) == pytest.approx((1 + 2 + 3 + 2 * 6) / 5)
 
 
 def test_the_denoiser_starts_from_the_encoder_that_has_learnt_to_read(built):
