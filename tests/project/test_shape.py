@@ -58,15 +58,16 @@ ROOMS = {
         "rivals": {"", "base", "config", "training"},
         "mini": {"errors", "mini.world", "scoring"},
         "api": {"errors", "", "base", "config", "training", "mini", "mini.world"},
+        "compare": {"errors", "", "api", "base", "config", "training", "scoring", "rivals"},
         "mini.build": {"", "api", "base", "config", "mini", "mini.world", "scoring"},
         "mini.oracle": {"config", "mini.world"},
         "mini.quality": {"", "base", "config", "mini", "mini.world", "scoring"},
         "mini.methods": {
-            *("", "base", "config", "training", "scoring", "rivals"),
+            *("", "base", "config", "training", "scoring", "rivals", "compare"),
             *("mini", "mini.world", "mini.quality", "mini.oracle"),
         },
         "mini.pairs": {
-            *("", "api", "base", "config", "training", "scoring", "rivals"),
+            *("", "api", "base", "config", "training", "scoring", "rivals", "compare"),
             *("mini", "mini.world", "mini.quality", "mini.oracle", "mini.methods"),
         },
     },

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from perfusion_ops.compare.contestant import Studio
 from perfusion_ops.mini import base_folder, metric_file, scorers_folder
 from perfusion_ops.mini.methods.cells import base_identity
-from perfusion_ops.mini.methods.entrants import Studio, contestants
+from perfusion_ops.mini.methods.entrants import contestants
 from perfusion_ops.mini.methods.measure import Bench, run, score_again
 from perfusion_ops.mini.methods.report import Methods, Reporter, finals_of, table, tuned
 from perfusion_ops.mini.methods.scores import Judges

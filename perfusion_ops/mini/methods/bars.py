@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import computed_field
 
+from perfusion_ops.compare.intervals import Interval, ranks
 from perfusion_ops.config import Frozen
-from perfusion_ops.mini.methods.intervals import Interval, ranks
 from perfusion_ops.mini.methods.summary import FRONTS, Line, dominated
 
 BEATEN = ("textual-inversion", "custom-diffusion")

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from perfusion_ops.compare.contestant import Contestant
 from perfusion_ops.config import Frozen
-from perfusion_ops.mini.methods.entrants import Contestant
 
 _WIDTH = 768  # of word embeddings and of text encodings
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion_ops.compare.contestant import Contestant, Studio
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, pictures_of, rows_of, write
-from perfusion_ops.mini.methods.entrants import Contestant, Studio
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.methods.sets import Ask, asks, photos, products, real_scene
 from perfusion_ops.mini.quality.prompts import requests

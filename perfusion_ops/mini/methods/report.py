@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perfusion_ops.compare.contestant import Contestant
+from perfusion_ops.compare.intervals import Interval
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.bars import Bar, comparison, stable, working
 from perfusion_ops.mini.methods.cells import SCHEMA, Cell, missing, pictures_of
 from perfusion_ops.mini.methods.cost import numbers_at_sd15
-from perfusion_ops.mini.methods.entrants import Contestant
 from perfusion_ops.mini.methods.figure import front_figure, picture_grid
-from perfusion_ops.mini.methods.intervals import Interval
 from perfusion_ops.mini.methods.sets import SetName
 from perfusion_ops.mini.methods.summary import Features, Line, difference, line, real_features
 from perfusion_ops.mini.methods.tuning import Choice, Plan, choose, tuning_table

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from perfusion_ops.compare.intervals import Interval, bootstrap, hypervolume, paired
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.cells import Cell, pictures_of, read
-from perfusion_ops.mini.methods.intervals import Interval, bootstrap, hypervolume, paired
 from perfusion_ops.mini.methods.measure import real_pictures
 from perfusion_ops.mini.methods.sets import SetName, asks, products
 from perfusion_ops.mini.methods.tuning import by_product

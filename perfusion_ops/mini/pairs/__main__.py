@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from perfusion_ops.compare.contestant import Studio
+from perfusion_ops.compare.intervals import bootstrap
 from perfusion_ops.mini import base_folder, metric_file
-from perfusion_ops.mini.methods.entrants import Studio
-from perfusion_ops.mini.methods.intervals import bootstrap
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.pairs.entrants import RIVALS, WAYS, Drawing, Rivals, real
 from perfusion_ops.mini.pairs.measure import Row, measure

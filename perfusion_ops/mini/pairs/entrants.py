@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from perfusion_ops.compare.contestant import Studio
 from perfusion_ops.concept import Concept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, prompt_row
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from perfusion_ops.mini.methods.entrants import Studio
 from perfusion_ops.mini.methods.sets import photos
 from perfusion_ops.mini.pairs.measure import Pictures
 from perfusion_ops.mini.pairs.sets import Group, real_scene

@@ -42,9 +42,9 @@ def test_a_run_answers_only_while_all_of_it_is_there(shop, root):
     second, engines = go(root, shop)
     assert (second.run_id, len(engines.keys)) == (first.run_id[:-1] + "2", 1)
     assert go(root, shop)[0].run_id == second.run_id
-    # So is one of another size.
+    # So is one of another size. The second rendering may be a byte longer than the first one, so that more must be cut.
     path = next(path for path, _ in storage.list("images"))
-    storage.write(path, storage.read(path)[:-1])
+    storage.write(path, storage.read(path)[:100])
     third, engines = go(root, shop)
     assert (third.repeated, len(engines.keys)) == (False, 1)
     # What is gone from the tables is not believed; an earlier run that is whole says the same.

@@ -1,9 +1,9 @@
 """The bars decide by the figures, and the costs are those of the published models."""
 
+from perfusion_ops.compare.intervals import Interval, hypervolume
 from perfusion_ops.mini.methods.bars import Bar, comparison, stable, working
 from perfusion_ops.mini.methods.cost import numbers_at_sd15
 from perfusion_ops.mini.methods.entrants import contestants
-from perfusion_ops.mini.methods.intervals import Interval, hypervolume
 from perfusion_ops.mini.methods.sizes import SIZES
 from perfusion_ops.mini.methods.summary import FIGURES, FRONTS, Line
 

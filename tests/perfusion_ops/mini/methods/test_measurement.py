@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from perfusion_ops.base.folder import describe
+from perfusion_ops.compare.contestant import Contestant, NoSettings
 from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.embedded import embedded_scorers
 from perfusion_ops.mini.methods import __main__ as command
@@ -25,7 +26,7 @@ from perfusion_ops.mini.methods.cells import (
     rows_of,
     write,
 )
-from perfusion_ops.mini.methods.entrants import Contestant, NoSettings, contestants
+from perfusion_ops.mini.methods.entrants import contestants
 from perfusion_ops.mini.methods.measure import real_pictures
 from perfusion_ops.mini.methods.scores import Judges, Score
 from perfusion_ops.mini.methods.sets import asks, products

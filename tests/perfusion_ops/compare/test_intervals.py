@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops.mini.methods.intervals import bootstrap, harmonic_mean, hypervolume, paired, ranks
+from perfusion_ops.compare.intervals import bootstrap, harmonic_mean, hypervolume, paired, ranks
 from perfusion_ops.mini.methods.summary import dominated
 
 shares = st.integers(0, 6).map(lambda sixth: sixth / 6)
