@@ -26,6 +26,7 @@
     └── UsageError                  2
         ├── BaseError               2
         ├── CatalogError            2
+        ├── CompareError            2
         ├── ManifestError           2
         ├── NoFinishedRunError      2
         ├── ScorerError             2

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from perfusion_ops.compare.contestant import Contestant, Studio
 from perfusion_ops.compare.entrants import WORD, entrants
+from perfusion_ops.compare.methods import Contestant, Studio
 from perfusion_ops.compare.products import CompareError, Product, find_products
 from perfusion_ops.compare.report import Report, choose, make_report, table
 from perfusion_ops.compare.study import PROMPTS, Amounts, Judges, Study

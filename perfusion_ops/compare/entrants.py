@@ -6,7 +6,7 @@ number of settings, which vary its decisive rates around the first one.
 
 from typing import Any
 
-from perfusion_ops.compare.contestant import (
+from perfusion_ops.compare.methods import (
     Contestant,
     NoSettings,
     no_numbers,

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from perfusion_ops.compare.contestant import Contestant, OursSettings
 from perfusion_ops.compare.entrants import WORD
 from perfusion_ops.compare.intervals import Interval, bootstrap, harmonic_mean, paired
+from perfusion_ops.compare.methods import Contestant, OursSettings
 from perfusion_ops.compare.products import Product
 from perfusion_ops.compare.study import Picture, Study
 from perfusion_ops.config import Frozen, TrainingConfig

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from perfusion_ops.compare.contestant import Contestant, Studio
+from perfusion_ops.compare.methods import Contestant, Studio
 from perfusion_ops.compare.products import Product
 from perfusion_ops.config import Frozen, TrainingConfig
 from perfusion_ops.rivals.objective import Budget

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from perfusion_ops.compare.contestant import Studio
+from perfusion_ops.compare.methods import Studio
 from perfusion_ops.mini import base_folder, metric_file, scorers_folder
 from perfusion_ops.mini.methods.cells import base_identity
 from perfusion_ops.mini.methods.entrants import contestants

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from perfusion_ops.compare.contestant import Contestant
+from perfusion_ops.compare.methods import Contestant
 from perfusion_ops.config import Frozen
 
 _WIDTH = 768  # of word embeddings and of text encodings

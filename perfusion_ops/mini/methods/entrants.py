@@ -7,7 +7,7 @@ what a measurement without tuning uses.
 
 from typing import Any
 
-from perfusion_ops.compare.contestant import (
+from perfusion_ops.compare.methods import (
     Contestant,
     NoSettings,
     no_numbers,

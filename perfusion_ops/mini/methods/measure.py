@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfusion_ops.compare.contestant import Contestant, Studio
+from perfusion_ops.compare.methods import Contestant, Studio
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, pictures_of, rows_of, write
 from perfusion_ops.mini.methods.scores import Judges

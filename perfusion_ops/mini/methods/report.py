@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perfusion_ops.compare.contestant import Contestant
 from perfusion_ops.compare.intervals import Interval
+from perfusion_ops.compare.methods import Contestant
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.bars import Bar, comparison, stable, working
 from perfusion_ops.mini.methods.cells import SCHEMA, Cell, missing, pictures_of

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfusion_ops.compare.contestant import Contestant
 from perfusion_ops.compare.intervals import harmonic_mean
+from perfusion_ops.compare.methods import Contestant
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.cells import REAL, Cell, read
 from perfusion_ops.mini.methods.sets import PHOTOS, SetName

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from perfusion_ops.compare.contestant import Studio
 from perfusion_ops.compare.intervals import bootstrap
+from perfusion_ops.compare.methods import Studio
 from perfusion_ops.mini import base_folder, metric_file
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.pairs.entrants import RIVALS, WAYS, Drawing, Rivals, real

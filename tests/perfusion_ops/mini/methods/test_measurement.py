@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from perfusion_ops.base.folder import describe
-from perfusion_ops.compare.contestant import Contestant, NoSettings
+from perfusion_ops.compare.methods import Contestant, NoSettings
 from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.embedded import embedded_scorers
 from perfusion_ops.mini.methods import __main__ as command
