@@ -1,6 +1,9 @@
 """The build of the embedded models: the whole chain at a tiny size, and the loop that every stage trains in."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -189,6 +192,45 @@ def test_processes_share_the_mean_of_their_gradients(tmp_path):
     on_machines(_averaged, (tmp_path,), device="cpu", processes=2)
     for rank in range(2):
         assert np.load(tmp_path / f"{rank}.npy").tolist() == [0.5] * 6 + [1.0]
+
+
+def _sleep(machine: Machine, folder: Path) -> None:
+    (folder / f"{machine.rank}.part").write_text(str(os.getpid()))
+    (folder / f"{machine.rank}.part").rename(folder / f"{machine.rank}.pid")
+    time.sleep(3600)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process exists and is more than a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_a_killed_build_leaves_no_process_behind(tmp_path):
+    code = (
+        "from pathlib import Path; from perfusion_ops.mini.build.training.machine import on_machines; "
+        "from tests.perfusion_ops.mini.test_build import _sleep; "
+        f"on_machines(_sleep, (Path({str(tmp_path)!r}),), device='cpu', processes=2)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        children = [int(file.read_text()) for file in tmp_path.glob("*.pid")]
+        assert all(map(_alive, children))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(map(_alive, children)))
+
+
+def wait_until(true, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _fit_shared(machine: Machine, folder: Path) -> None:

@@ -5,6 +5,8 @@ On CPUs two processes of one thread train twice as fast as one process of two th
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
+_LOOK_EVERY_S = 1.0
 _BF16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
@@ -86,6 +89,7 @@ def on_machines(work: Callable[..., None], arguments: tuple, *, device: str, pro
 
 
 def _process(rank: int, processes: int, port: int, work: Callable[..., None], arguments: tuple) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=processes)
@@ -93,3 +97,10 @@ def _process(rank: int, processes: int, port: int, work: Callable[..., None], ar
         work(Machine("cpu", rank, processes), *arguments)
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed build must leave nothing behind that trains on."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
+    os._exit(1)
