@@ -36,9 +36,10 @@ def command(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Render the plan at every point of a grid, score it, and choose the best point of each concept.
+    """Find each concept's best sampling settings.
 
-    Nothing is trained again. Writes a page with each concept's front and a file of points for the spec's `points`.
+    Renders the plan at every point of a grid, without training, and scores it. Writes a page with each concept's front,
+    and a file of points for the spec's `points`.
     """
     from jobs.run import part
     from jobs.spec import load_spec
