@@ -16,8 +16,9 @@ ARGS ?=
 demo: .venv/ready  ## train 6 products with the embedded model, render them, publish, report
 	@$(BIN)/perfusion demo
 
+# Three processes for two cores: a third of the time, one of them waits for a server or a time limit.
 test: .venv/ready  ## the full test suite: under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fresh: .venv/ready  ## property tests with ten times as many, new examples: 20 minutes; a failure prints how to repeat it
 	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m hypothesis --timeout 7200 $(ARGS)

@@ -14,7 +14,7 @@ from perfusion_ops.scoring.choice import ScorerChoice
 from pipeline.contract.layout import sweeps_root
 from pipeline.database.plandb import PlanDB
 from pipeline.plan.selection import Selection
-from pipeline.prepare import Checked, check
+from pipeline.prepare import check
 from pipeline.run import MakeEngine, RunResult, execute
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
@@ -80,7 +80,12 @@ def sweep(
             return STOPPED
         for run in runs:
             score(swept, run.run_id, scoring.choice, batch=scoring.batch, device=scoring.device)
-    return _conclude(swept, runs, grid, select, scoring.choice, checked, json=json)
+    done = _concluded(swept, runs, grid, select, scoring.choice)
+    if json:
+        say_json(_summary(done, checked.notices))
+    else:
+        _tell(done)
+    return done.exit_code
 
 
 def _with(settings: RunSettings, render: Mapping[str, Any], root: str) -> RunSettings:
@@ -111,16 +116,38 @@ def _run_points(
     return runs
 
 
-def _conclude(  # noqa: PLR0917 - all that a sweep's result is made of
-    storage: Storage,
-    runs: Sequence[RunResult],
-    grid: Grid,
-    select: Select,
-    choice: ScorerChoice,
-    checked: Checked,
-    *,
-    json: bool,
-) -> int:
+@dataclass(frozen=True)
+class _Finished:
+    """A sweep that is written, and what to say about it.
+
+    Attributes:
+        found: the sweep.
+        points: URI of the file of chosen points.
+        page: URI of the report.
+        without: concepts without a picture that is scored at every point.
+        failed: rows of all runs that are not ok.
+    """
+
+    found: Sweep
+    points: str
+    page: str
+    without: int
+    failed: int
+
+    @property
+    def unmet(self) -> int:
+        """Concepts that are below the identity asked for at every point."""
+        return sum(not choice.met for choice in self.found.choices.values())
+
+    @property
+    def exit_code(self) -> int:
+        return FAILED_ROWS if self.failed or self.without else OK
+
+
+def _concluded(
+    storage: Storage, runs: Sequence[RunResult], grid: Grid, select: Select, choice: ScorerChoice
+) -> _Finished:
+    """Measure the runs, choose the points, and write both files."""
     run_ids = [run.run_id for run in runs]
     measured = measure(storage, run_ids, choice.digest)
     if not measured:
@@ -132,24 +159,17 @@ def _conclude(  # noqa: PLR0917 - all that a sweep's result is made of
     _, points = write_sweep(storage, found)
     without = max(run.planned.work.concepts.rows for run in runs) - len(measured)
     page = write_page(storage, found, points_uri=points, without=without)
-    failed = sum(
-        count
-        for run in runs
-        for counts in (run.published.statuses if run.published else {}).values()
-        for status, count in counts.items()
-        if status != "ok"
-    )
-    code = FAILED_ROWS if failed or without else OK
-    if json:
-        say_json(_summary(found, points, page, without, failed, checked, code))
-    else:
-        _tell(found, points, page, without, failed)
-    return code
+    return _Finished(found, points, page, without, sum(map(_failed, runs)))
 
 
-def _summary(  # noqa: PLR0917 - the fields in their order
-    found: Sweep, points: str, page: str, without: int, failed: int, checked: Checked, code: int
-) -> dict[str, Any]:
+def _failed(run: RunResult) -> int:
+    """Rows of a run that are not ok."""
+    tables = run.published.statuses.values() if run.published else ()
+    return sum(count for counts in tables for status, count in counts.items() if status != "ok")
+
+
+def _summary(done: _Finished, notices: Sequence[str]) -> dict[str, Any]:
+    found = done.found
     return {
         "sweep_id": found.sweep_id,
         "points": [
@@ -157,29 +177,29 @@ def _summary(  # noqa: PLR0917 - the fields in their order
             for number, (point, run) in enumerate(zip(found.points, found.runs, strict=True))
         ],
         "concepts": len(found.measured),
-        "without": without,
-        "unmet": sum(not choice.met for choice in found.choices.values()),
-        "failed_rows": failed,
-        "notices": checked.notices,
-        "points_file": points,
-        "report": page,
-        "exit_code": code,
+        "without": done.without,
+        "unmet": done.unmet,
+        "failed_rows": done.failed,
+        "notices": notices,
+        "points_file": done.points,
+        "report": done.page,
+        "exit_code": done.exit_code,
     }
 
 
-def _tell(found: Sweep, points: str, page: str, without: int, failed: int) -> None:
+def _tell(done: _Finished) -> None:
+    found = done.found
     say(f"{found.sweep_id}: {counted(len(found.measured), 'concept')} at {counted(len(found.points), 'point')}")
     for number, point in enumerate(found.points):
         say(f"  {_shown(point):40} chosen {_times(found, number):,} times")
-    unmet = sum(not choice.met for choice in found.choices.values())
-    if unmet:
-        say(f"  {counted(unmet, 'concept')} below the identity asked for at every point: given the highest there is")
-    if without:
-        say(f"  {counted(without, 'concept')} without a picture that is scored at every point: left to the spec")
-    if failed:
-        say(f"  {counted(failed, 'row')} of the runs not ok: see `perfusion status`")
-    say(f"  report    {location(page)}")
-    say(f"  to use it, add this line to the spec: points: {location(points)}")
+    if done.unmet:
+        say(f"  {counted(done.unmet, 'concept')} below the identity asked for at every point: given their highest")
+    if done.without:
+        say(f"  {counted(done.without, 'concept')} without a picture that is scored at every point: left to the spec")
+    if done.failed:
+        say(f"  {counted(done.failed, 'row')} of the runs not ok: see `perfusion status`")
+    say(f"  report    {location(done.page)}")
+    say(f"  to use it, add this line to the spec: points: {location(done.points)}")
 
 
 def _times(found: Sweep, point: int) -> int:

@@ -11,6 +11,7 @@ from perfusion_ops.mini import base_folder, metric_file, scorers_folder
 from perfusion_ops.mini.methods.cells import base_identity
 from perfusion_ops.mini.methods.entrants import contestants
 from perfusion_ops.mini.methods.measure import Bench, run, score_again
+from perfusion_ops.mini.methods.record import bring
 from perfusion_ops.mini.methods.report import Methods, Reporter, finals_of, table, tuned
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.methods.sets import SetName
@@ -42,7 +43,13 @@ def open_bench(size: Size) -> tuple[Bench, Plan, Features]:
 
 
 def measure(
-    size: Size, out: Path, *, methods: Sequence[str] = (), sets: Sequence[SetName] = (), rescore: bool = False
+    size: Size,
+    out: Path,
+    *,
+    methods: Sequence[str] = (),
+    sets: Sequence[SetName] = (),
+    rescore: bool = False,
+    record: Path | None = None,
 ) -> Methods:
     """Measure what is missing, then report on all that is complete; leaves figures and `methods.json` in `out`.
 
@@ -52,6 +59,7 @@ def measure(
         methods: names to measure now; default: all.
         sets: of `tuning`, `a`, `b`, to measure now; default: all of the size.
         rescore: first judge the pictures of all complete cells of the size again, after the judge has changed.
+        record: folder of complete cells without pictures: they are not measured again, and new ones are added.
 
     Raises:
         ImportError: peft is not installed.
@@ -68,6 +76,8 @@ def measure(
     bench, plan, features = open_bench(size)
     entrants = [each for name, each in bench.contestants.items() if not methods or name in methods]
     out.mkdir(parents=True, exist_ok=True)
+    if record:
+        bring(record, out)
     if rescore:
         everything = list(bench.contestants.values())
         score_again(bench, [cell for each in everything for cells in plan.tuning(each) for cell in cells], out)
@@ -88,6 +98,8 @@ def measure(
     report = reporter.report(measured)
     (out / "methods.json").write_text(report.model_dump_json(indent=2) + "\n")
     (out / "tuning.txt").write_text("".join(f"{line}\n" for line in reporter.tuning()))
+    if record:
+        reporter.keep(report, record)
     return report
 
 
@@ -95,14 +107,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit 1 when a bar is missed or something is not complete."""
     parser = argparse.ArgumentParser(prog="python -m perfusion_ops.mini.methods", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of cells, figures and methods.json")
-    parser.add_argument("--size", choices=list(SIZES), default="ci", help="full takes many hours; ci by default")
+    parser.add_argument(
+        "--size", choices=list(SIZES), default="ci", help="half and full take many hours; ci by default"
+    )
+    parser.add_argument("--record", type=Path, help="folder of finished cells without pictures, to continue and add to")
     parser.add_argument("--method", action="append", default=[], help="measure this one now; may be repeated")
     parser.add_argument("--set", action="append", default=[], choices=("tuning", "a", "b"), help="the same for sets")
     parser.add_argument("--rescore", action="store_true", help="judge all pictures again, after the judge has changed")
     parser.add_argument("--json", action="store_true", help="no table before the JSON object")
     given = parser.parse_args(arguments)
     try:
-        report = measure(SIZES[given.size], given.out, methods=given.method, sets=given.set, rescore=given.rescore)
+        report = measure(
+            SIZES[given.size],
+            given.out,
+            methods=given.method,
+            sets=given.set,
+            rescore=given.rescore,
+            record=given.record,
+        )
     except (ValueError, ImportError) as error:
         parser.exit(2, f"{error}\n")
     if not given.json:

@@ -26,6 +26,8 @@ from perfusion_ops.rivals.objective import Budget
 
 REAL = "real"  # real renders in a method's place: the most that the scores can reach
 
+DISTANCE = b"frechet_distance"  # in the metadata of a recorded cell
+
 _DIGESTED = {".json", ".safetensors", ".txt"}
 _VERSION = 1  # changes when the same cell would give other rows
 
@@ -176,6 +178,17 @@ def rows_of(cell: Cell, out: Path) -> list[Row]:
         )
         for n in range(len(columns["instance"]))
     ]
+
+
+def has_pictures(cell: Cell, out: Path) -> bool:
+    """Whether a complete cell holds its pictures; those of a record do not."""
+    return "picture" in pq.read_schema(cell.file(out)).names
+
+
+def stored_distance(cell: Cell, out: Path) -> float | None:
+    """The Fréchet distance that a recorded cell was kept with."""
+    stored = (pq.read_schema(cell.file(out)).metadata or {}).get(DISTANCE)
+    return float(stored) if stored else None
 
 
 def pictures_of(cell: Cell, out: Path) -> NDArray[np.uint8]:

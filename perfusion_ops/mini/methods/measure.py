@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from perfusion_ops.compare.methods import Contestant, Studio
 from perfusion_ops.config import TrainingConfig
-from perfusion_ops.mini.methods.cells import REAL, Cell, Row, missing, pictures_of, rows_of, write
+from perfusion_ops.mini.methods.cells import REAL, Cell, Row, has_pictures, missing, pictures_of, rows_of, write
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.methods.sets import Ask, asks, photos, products, real_scene
 from perfusion_ops.mini.quality.prompts import requests
@@ -70,10 +70,18 @@ def run(bench: Bench, cells: Sequence[Cell], out: Path) -> int:
 
 
 def score_again(bench: Bench, cells: Sequence[Cell], out: Path) -> None:
-    """Replace the scores of complete cells by those of the judges as they are now; pictures and costs stay."""
-    for cell in cells:
-        if missing([cell], out):
-            continue
+    """Replace the scores of complete cells by those of the judges as they are now; pictures and costs stay.
+
+    Raises:
+        ValueError: a cell is of a record, without its pictures.
+    """
+    complete = [cell for cell in cells if not missing([cell], out)]
+    for cell in complete:
+        if not has_pictures(cell, out):
+            raise ValueError(
+                f"{cell.file(out)} has no pictures to be judged again: delete it, and it is measured again"
+            )
+    for cell in complete:
         rows, pictures = rows_of(cell, out), pictures_of(cell, out)
         fresh: list[Row] = []
         for item in products(cell.set, cell.amount.products):

@@ -13,9 +13,10 @@ from perfusion_ops.compare.intervals import Interval
 from perfusion_ops.compare.methods import Contestant
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.bars import Bar, comparison, stable, working
-from perfusion_ops.mini.methods.cells import SCHEMA, Cell, missing, pictures_of
+from perfusion_ops.mini.methods.cells import REAL, SCHEMA, Cell, has_pictures, missing, pictures_of
 from perfusion_ops.mini.methods.cost import numbers_at_sd15
 from perfusion_ops.mini.methods.figure import front_figure, picture_grid
+from perfusion_ops.mini.methods.record import keep
 from perfusion_ops.mini.methods.sets import SetName
 from perfusion_ops.mini.methods.summary import Features, Line, difference, line, real_features
 from perfusion_ops.mini.methods.tuning import Choice, Plan, choose, tuning_table
@@ -79,7 +80,7 @@ class Reporter:
                 bars += self._bars(found, choices)
                 if len(found) > 1:
                     self._draw(found, choices, name, photos)
-        if size.name == "full":
+        if size.ranked:
             bars += self._stable(list(lines.values()))
         cells = self._cells()
         complete = [cell for cell in cells if cell.file(self.out).is_file()]
@@ -97,6 +98,16 @@ class Reporter:
             bars=tuple(bars),
             ok=len(complete) == expected and bool(bars) and all(bar.met for bar in bars),
         )
+
+    def keep(self, report: Methods, record: Path) -> None:
+        """Add what is complete to a record; see `record.keep`."""
+        choices = {each.method: each for each in report.choices}
+        distances = {
+            self._cell_of(choices, each).file(self.out): each.frechet_distance
+            for each in report.lines
+            if each.frechet_distance is not None
+        }
+        keep(self._cells(), self.out, record, distances)
 
     def tuning(self) -> list[dict]:
         """See `tuning_table`."""
@@ -124,15 +135,21 @@ class Reporter:
             return []
         real, methods = found[0], {each.method: each for each in found[1:]}
         bars = working(methods, real)
-        if self.plan.size.name != "full":
+        if not self.plan.size.ranked:
             return bars
         own = max((name for name in methods if name.startswith("ours")), key=lambda name: choices[name].value or 0.0)
         rivals = {name: each for name, each in methods.items() if each.numbers and not name.startswith("ours")}
         return bars + comparison(methods[own], rivals, partial(self._difference, choices))
 
     def _difference(self, choices: dict[str, Choice], one: Line, other: Line, figure: str) -> Interval:
-        ours, theirs = (self._chosen(choices, each.method, one.set, one.photos) for each in (one, other))
+        ours, theirs = (self._cell_of(choices, each) for each in (one, other))
         return difference(ours, theirs, figure, self.out, resamples=self.plan.size.resamples)
+
+    def _cell_of(self, choices: dict[str, Choice], each: Line) -> Cell:
+        """The cell whose figures a line shows."""
+        if each.method == REAL:
+            return self.plan.real(each.set)
+        return self._chosen(choices, each.method, each.set, each.photos)
 
     def _chosen(self, choices: dict[str, Choice], method: str, name: SetName, photos: int) -> Cell:
         """The cell of a method at its own best guidance scale."""
@@ -174,11 +191,12 @@ class Reporter:
         title = f"set {name}, {photos} photos, {size.products} products: this small base and nothing else"
         front_figure(found[1:], title).save(self.out / f"front-{name}-photos{photos}.png")
         each = size.prompts * size.seeds  # pictures of a product; the sheet shows the first of each
-        cells = [self.plan.real(name), *(self._chosen(choices, each.method, name, photos) for each in found[1:])]
-        rows = [pictures_of(cell, self.out)[::each][:_ON_SHEET] for cell in cells]
-        picture_grid(np.stack(rows), [each.method for each in found]).save(
-            self.out / f"sheet-{name}-photos{photos}.png"
-        )
+        cells = [self.plan.real(name), *(self._chosen(choices, line.method, name, photos) for line in found[1:])]
+        shown = [cell for cell in cells if has_pictures(cell, self.out)]
+        if shown:
+            rows = np.stack([pictures_of(cell, self.out)[::each][:_ON_SHEET] for cell in shown])
+            sheet = self.out / f"sheet-{name}-photos{photos}.png"
+            picture_grid(rows, [cell.method for cell in shown]).save(sheet)
 
 
 def finals_of(plan: Plan, entrants: Sequence[Contestant], out: Path) -> list[Cell]:
@@ -206,9 +224,10 @@ def table(report: Methods) -> str:
     ]
     for each in report.lines:
         figures = "".join(f"{each.figures.get(name, '')!s:>22}" for name in names)
+        distance = "" if each.frechet_distance is None else f"{each.frechet_distance:.1f}"
         drift = "" if each.drift is None else f"{each.drift:.2f}"
         lines.append(
-            f"{each.method:20}{each.set:>4}{each.photos:>7}{each.guidance:>6g}{figures}{each.frechet_distance:>7.1f}"
+            f"{each.method:20}{each.set:>4}{each.photos:>7}{each.guidance:>6g}{figures}{distance:>7}"
             f"{drift:>7}{each.numbers_at_sd15:>13,}{each.train_s:>9.1f}"
         )
     lines += [f"{'met' if bar.met else 'MISSED':8}{bar.name}: {bar.value:.3f} (bar {bar.bar:g})" for bar in report.bars]

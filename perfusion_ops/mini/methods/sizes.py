@@ -1,4 +1,4 @@
-"""How much is measured: the full size for a long run, one for CI, and one that only shows that it holds together."""
+"""How much is measured: two sizes that rank the methods, one for CI, and one that only shows that it holds together."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from perfusion_ops.config import Frozen
 from perfusion_ops.mini.methods.sets import PROMPTS, SetName
 from perfusion_ops.rivals.objective import Budget
 
-SizeName = Literal["smoke", "ci", "full"]
+SizeName = Literal["smoke", "ci", "half", "full"]
 
 
 class Amount(Frozen):
@@ -35,6 +35,7 @@ class Size(Frozen):
         guidance: where nothing was tuned.
         budget: of every training.
         strangers: products of the same class that a picture is compared with.
+        ranked: whether it is large enough to rank the methods.
         resamples: of the bootstrap.
     """
 
@@ -49,6 +50,7 @@ class Size(Frozen):
     guidance: float
     budget: Budget
     strangers: int
+    ranked: bool = False
     resamples: int = 4000
 
 
@@ -80,6 +82,20 @@ SIZES: dict[SizeName, Size] = {
         budget=Budget(steps=60, batch=4),
         strangers=50,
     ),
+    "half": Size(
+        name="half",
+        tuning=Amount(products=6, prompts=10, seeds=1, steps=20, drift_prompts=0),
+        final=Amount(products=24, prompts=20, seeds=1, steps=20, drift_prompts=6),
+        front=Amount(products=24, prompts=10, seeds=1, steps=20, drift_prompts=0),
+        sets=("a", "b"),
+        photos=(4, 1),
+        settings=6,
+        guidances=(3.0, 4.5, 7.0),
+        guidance=4.5,
+        budget=Budget(steps=200, batch=4),
+        strangers=50,
+        ranked=True,
+    ),
     "full": Size(
         name="full",
         tuning=Amount(products=12, prompts=10, seeds=1, steps=20, drift_prompts=0),
@@ -92,5 +108,6 @@ SIZES: dict[SizeName, Size] = {
         guidance=4.5,
         budget=Budget(steps=200, batch=4),
         strangers=50,
+        ranked=True,
     ),
 }

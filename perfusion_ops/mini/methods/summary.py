@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from perfusion_ops.compare.intervals import Interval, bootstrap, hypervolume, paired
 from perfusion_ops.config import Frozen
-from perfusion_ops.mini.methods.cells import Cell, pictures_of, read
+from perfusion_ops.mini.methods.cells import Cell, has_pictures, pictures_of, read, stored_distance
 from perfusion_ops.mini.methods.measure import real_pictures
 from perfusion_ops.mini.methods.sets import SetName, asks, products
 from perfusion_ops.mini.methods.tuning import by_product
@@ -31,7 +31,8 @@ class Line(Frozen):
         method, set, photos, guidance: as in `Cell`.
         products, pictures: how many.
         figures: mean and interval over products by name, see `scores.Score`; a figure that nothing asks for is absent.
-        frechet_distance: of the reader's features to those of as many real renders of the same products and prompts.
+        frechet_distance: of the reader's features to those of as many real renders of the same products and prompts;
+            None if neither the pictures nor their distance were kept.
         drift: mean absolute difference (of 255) of unrelated pictures; None where it is not measured.
         numbers, size: learned numbers and bytes of a file at this base.
         numbers_at_sd15: learned numbers at the width of Stable Diffusion 1.5.
@@ -48,7 +49,7 @@ class Line(Frozen):
     products: int
     pictures: int
     figures: dict[str, Interval]
-    frechet_distance: float
+    frechet_distance: float | None
     drift: float | None
     numbers: int
     size: int
@@ -105,7 +106,7 @@ def line(
         figures={
             name: bootstrap(values, resamples=resamples) for name, values in known.items() if not np.isnan(values).all()
         },
-        frechet_distance=frechet_distance(features(pictures_of(cell, out)), real),
+        frechet_distance=_distance(cell, out, features, real),
         drift=float(np.mean(drift)) if drift else None,
         numbers=own["numbers"][0],
         size=own["size"][0],
@@ -119,6 +120,12 @@ def line(
             for place, name in enumerate(FRONTS, start=1)
         },
     )
+
+
+def _distance(cell: Cell, out: Path, features: Features, real: NDArray[np.float32]) -> float | None:
+    if has_pictures(cell, out):
+        return frechet_distance(features(pictures_of(cell, out)), real)
+    return stored_distance(cell, out)
 
 
 def _mean(columns: dict[str, list], name: str) -> float:

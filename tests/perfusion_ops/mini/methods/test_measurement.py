@@ -257,6 +257,27 @@ def test_pictures_are_judged_again_without_being_drawn_again(smoke, monkeypatch)
     assert [each.figures for each in again.lines] == [each.figures for each in whole.lines]
 
 
+def test_a_record_holds_all_but_the_pictures(smoke, tmp_path, monkeypatch, capsys):
+    _, whole, out = smoke
+    record, elsewhere = tmp_path / "record", tmp_path / "elsewhere"
+    kept = command.measure(SIZES["smoke"], out, record=record)
+    assert {path.name for path in (record / "cells").iterdir()} == {path.name for path in (out / "cells").iterdir()}
+    assert not any("picture" in pq.read_schema(path).names for path in (record / "cells").iterdir())
+    files = {path: path.read_bytes() for path in (record / "cells").iterdir()}
+
+    monkeypatch.setattr(measure, "_run_group", lambda *_: pytest.fail("a cell was measured again"))
+    brought = command.measure(SIZES["smoke"], elsewhere, record=record)
+    assert [each.model_dump() for each in brought.lines] == [each.model_dump() for each in kept.lines]
+    assert (brought.measured, brought.complete, brought.bars) == (0, whole.cells, kept.bars)
+    assert not list(elsewhere.glob("sheet-*"))
+    assert {path: path.read_bytes() for path in (record / "cells").iterdir()} == files
+
+    arguments = ["--out", str(elsewhere), "--size", "smoke", "--record", str(record), "--rescore"]
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert "has no pictures to be judged again: delete it" in capsys.readouterr().err
+
+
 def test_our_own_defaults_do_not_make_the_base_another_one():
     folder = describe(base_folder())
     changed = {"training": {"steps": 7}, "sampling": {"guidance": 3.0}, "name": "other"}
