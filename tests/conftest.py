@@ -26,7 +26,11 @@ providers._get_local_constants = providers.Constants
 
 
 def pytest_collection_modifyitems(items):
-    """Let no property fail because the machine is slow, and multiply its examples as PERFUSION_FRESH_EXAMPLES says."""
+    """Spread the tests that wait; no property fails because the machine is slow.
+
+    PERFUSION_FRESH_EXAMPLES multiplies the examples of each property.
+    """
+    items[:] = spread(items)
     properties = {item.function for item in items if isinstance(item, pytest.Function)}  # parametrized: one function
     for test in filter(is_hypothesis_test, properties):
         given = test._hypothesis_internal_use_settings
@@ -35,6 +39,19 @@ def pytest_collection_modifyitems(items):
             max_examples=given.max_examples * max(1, FRESH),
             suppress_health_check={*given.suppress_health_check, HealthCheck.too_slow},
         )
+
+
+def spread(items):
+    """Files of `tests/behaviour` between the first half of the others: they wait for servers while others compute."""
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [path for path in files if path.parent.name == "behaviour"]
+    order = [path for path in files if path not in waiting]
+    step = max(1, len(order) // (2 * len(waiting))) if waiting else 1
+    for number, path in enumerate(waiting):
+        order.insert(number * (step + 1), path)
+    return [item for path in order for item in files[path]]
 
 
 @pytest.fixture
