@@ -10,12 +10,13 @@ A larger drawing explains more as long as it fits; each pixel that differs by mo
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfusion_ops.mini.world.products import Product
-from perfusion_ops.mini.world.sprites import View, sprite
+from perfusion_ops.mini.world.sprites import Sprite, View, sprite
 
 Floats = NDArray[np.float32]
 
@@ -160,13 +161,19 @@ def find(templates: Templates, picture: Floats, *, count: int = 12) -> list[Fit]
 
 def draw(product: Product, view: View, picture: Floats) -> Drawn:
     """The product as `view` says, in the light of the picture (64, 64, 3)."""
-    colors, cover = _drawn(product, view, len(picture))
-    return Drawn(_lit(colors, cover, picture), cover)
+    side = len(picture)
+    cut = sprite(product, view, side)
+    colors, cover = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.float32)
+    box = _box(cut)
+    colors[box], cover[box] = _lit(cut, picture), cut.alpha
+    return Drawn(colors, cover)
 
 
-def explained(drawn: Drawn, picture: Floats) -> float:
-    """See the module."""
-    return float((drawn.cover * (MISFIT - ((picture - drawn.colors) ** 2).sum(2))).sum())
+def explained(product: Product, view: View, picture: Floats) -> float:
+    """See the module. Only the pixels around the product are looked at."""
+    cut = sprite(product, view, len(picture))
+    misfit = ((picture[_box(cut)] - _lit(cut, picture)) ** 2).sum(2)
+    return float((cut.alpha * (MISFIT - misfit)).sum())
 
 
 def _kept(fits: Sequence[Fit]) -> list[Fit]:
@@ -176,12 +183,11 @@ def _kept(fits: Sequence[Fit]) -> list[Fit]:
 
 
 def _refined(templates: Templates, picture: Floats, fit: Fit, halved: int) -> Fit:
-    product = templates.product
-    best = fit if halved else Fit(fit.view, explained(draw(product, fit.view, picture), picture))
+    best = fit if halved else Fit(fit.view, explained(templates.product, fit.view, picture))
     for name, size in _STEPS.items():
         for sign in (1, -1):
             moved = _moved(best.view, name, sign * size / 2**halved, templates.scales)
-            value = explained(draw(product, moved, picture), picture)
+            value = explained(templates.product, moved, picture)
             if value > best.explained:
                 best = Fit(moved, value)
                 break
@@ -203,23 +209,34 @@ def _close(one: View, other: View) -> bool:
     return near and 0.8 < one.scale / other.scale < 1.25 and one.squeeze == other.squeeze
 
 
-def _lit(colors: Floats, cover: Floats, picture: Floats) -> Floats:
-    """`colors` times the plane of light that brings them nearest to the picture where `cover` is."""
-    side = len(picture)
-    down, across = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
-    planes = np.stack([np.ones_like(across), across, down])
-    weight = cover * (colors**2).sum(2)
-    left = (planes[:, None] * planes[None] * weight).sum((2, 3)) + 1e-4 * np.eye(3, dtype=np.float32)
-    right = (planes * (cover * (colors * picture).sum(2))).sum((1, 2)) + 1e-4 * np.array([1, 0, 0], np.float32)
+def _lit(cut: Sprite, picture: Floats) -> Floats:
+    """A cut-out's colours times the plane of light that brings them nearest to the picture, (h, w, 3)."""
+    colors, part = cut.color / 255, picture[_box(cut)]
+    planes = _planes(len(picture))[:, *_box(cut)]
+    flat, weight = planes.reshape(3, -1), cut.alpha * (colors**2).sum(2)
+    left = (flat * weight.ravel()) @ flat.T + 1e-4 * np.eye(3, dtype=np.float32)
+    right = flat @ (cut.alpha * (colors * part).sum(2)).ravel() + 1e-4 * np.array([1, 0, 0], np.float32)
     gain = np.clip(np.tensordot(np.linalg.solve(left, right), planes, 1), *_GAINS)
     return np.clip(colors * gain[:, :, None], 0, 1).astype(np.float32)
+
+
+@cache
+def _planes(side: int) -> Floats:
+    """One, x and y from -0.5 to 0.5 over a picture, (3, S, S)."""
+    down, across = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
+    return np.stack([np.ones_like(across), across, down])
+
+
+def _box(cut: Sprite) -> tuple[slice, slice]:
+    """The rows and columns of a picture that a cut-out takes."""
+    height, width = cut.alpha.shape
+    return slice(cut.top, cut.top + height), slice(cut.left, cut.left + width)
 
 
 def _drawn(product: Product, view: View, side: int) -> tuple[Floats, Floats]:
     cut = sprite(product, view, side)
     color, cover = np.zeros((side, side, 3), np.float32), np.zeros((side, side), np.float32)
-    box = (slice(cut.top, cut.top + cut.alpha.shape[0]), slice(cut.left, cut.left + cut.alpha.shape[1]))
-    color[box], cover[box] = cut.color / 255, cut.alpha
+    color[_box(cut)], cover[_box(cut)] = cut.color / 255, cut.alpha
     return color, cover
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from perfusion_ops.mini.oracle.judge import judge, judge_all
-from perfusion_ops.mini.oracle.search import ALONE, PAIR, SMALL, Templates, find
+from perfusion_ops.mini.oracle.search import ALONE, MISFIT, PAIR, SMALL, Templates, draw, explained, find
 from perfusion_ops.mini.world.products import HELD_OUT, Product, product
 from perfusion_ops.mini.world.scene import Placed, Scene, pair, photograph, render
 from perfusion_ops.mini.world.vocabulary import CATEGORIES, EMBLEMS
@@ -112,3 +112,13 @@ def test_two_products_are_judged_at_places_of_their_own():
     mistaken = judge_all(both, render(pair("beside", first, one, "snow", 5)).pixels)
     assert mistaken[0].overall > 0.75
     assert mistaken[1].overall < 0.6
+
+
+def test_what_a_view_explains_is_the_sum_over_the_whole_picture():
+    image = (photo(3) / 255).astype(np.float32)
+    seen = scene(3).placed[0].view
+    for view in (seen, replace(seen, x=2.0), replace(seen, x=-90.0), replace(seen, scale=9.0, angle=0.4)):
+        drawn = draw(item(3), view, image)
+        naive = (drawn.cover * (MISFIT - ((image - drawn.colors) ** 2).sum(2))).astype(np.float64).sum()
+        assert explained(item(3), view, image) == pytest.approx(naive, rel=1e-5, abs=1e-6)
+    assert explained(item(3), seen, image) > 10
