@@ -168,7 +168,7 @@ def test_a_bad_road_to_storage_costs_time_and_nothing_else(server, storage, shop
     engines = Engines()
     with storage_proxy(server.endpoint, road) as endpoint:
         # After each lost answer the client waits out its time limit, which is 15 s by default.
-        options = {"s3": {"endpoint_url": endpoint, "config_kwargs": {"read_timeout": 5}}}
+        options = {"s3": {"endpoint_url": endpoint, "config_kwargs": {"read_timeout": 3}}}
         settings = run_settings(storage.root, shop, storage_options=options)
         result = execute(settings, make_engine=engines, observer=Silent())
     assert result.published is not None
