@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.base.folder import BaseFolder
+from perfusion_ops.attention_maps import cross_attentions
+from perfusion_ops.base.folder import BaseError, BaseFolder
 from perfusion_ops.projection import KeyValueStack, install
 
 
@@ -115,8 +116,15 @@ def base_from_parts(
         keep_projections: let the denoiser take ordinary text encodings beside pre-projected conditioning.
 
     Raises:
+        BaseError: `mask_layers` of its perfusion.json names no cross-attention of the denoiser.
         ValueError, TypeError: see `perfusion_ops.projection.install`.
     """
+    known = [name for name, _ in cross_attentions(unet)]
+    unknown = [name for name in folder.settings.mask_layers if name not in known]
+    if unknown:
+        raise BaseError(
+            f"mask_layers in {folder.path / 'perfusion.json'} has {unknown[0]!r}: use some of {', '.join(known)}"
+        )
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval()
     for module in (unet, vae):

@@ -18,7 +18,6 @@ The denoiser is unmodified: hooks on the modules of its cross-attention read and
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.attention_maps import attention_to, cross_attentions, grid
 from perfusion_ops.base_model import Base
 from perfusion_ops.concept import OffsetConcept, Spelled
 from perfusion_ops.conditioning import PromptRow, condition, prompt_tokens
@@ -145,21 +145,27 @@ def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
         regions: of B rows; rows before them, the unconditional ones, stay as they are.
         steps: of the sampler; the denoiser is called once for each.
     """
-    run = _Run(regions, steps)
+    chosen = base.folder.settings.mask_layers
+    run = _Run(regions, steps, select=not chosen)
     with contextlib.ExitStack() as hooks:
         hooks.enter_context(_removed(base.unet.register_forward_pre_hook(run.begin, with_kwargs=True)))
-        for name, module in base.unet.named_modules():
-            if name.rsplit(".", 1)[-1] == "attn2":
-                for hook in run.watch(module, looks="up_blocks" in name.split("."), key_rows=base.stack.key_rows):
-                    hooks.enter_context(_removed(hook))
+        for name, module in cross_attentions(base.unet):
+            looks = name in chosen if chosen else "up_blocks" in name.split(".")
+            for hook in run.watch(module, looks=looks, key_rows=base.stack.key_rows):
+                hooks.enter_context(_removed(hook))
         yield
+
+
+def by_default(maps: Sequence[Tensor], size: tuple[int, int]) -> Sequence[Tensor]:
+    """Of the maps (B, J, h, w) of all up-block layers, those at half the latent's side; coarser ones mix nouns."""
+    return [each for each in maps if each.shape[2] * 2 == size[0]] or maps
 
 
 class _Run:
     """The state of one sampling: D so far, the masks of this step, and the maps that it collects for the next."""
 
-    def __init__(self, regions: Regions, steps: int) -> None:
-        self._regions = regions
+    def __init__(self, regions: Regions, steps: int, *, select: bool) -> None:
+        self._regions, self._select = regions, select
         self._kept = _KEPT ** (20 / steps)
         self._without = max(1, round(_WITHOUT * steps))
         self._step = -1
@@ -173,9 +179,7 @@ class _Run:
         sample = named["sample"] if "sample" in named else arguments[0]
         self._size = (int(sample.shape[-2]), int(sample.shape[-1]))
         if self._maps:
-            # The layers at half the latent's side tell nouns apart; coarser ones mix them.
-            halved = [each for each in self._maps if each.shape[2] * 2 == self._size[0]]
-            new = density(halved or self._maps, self._size)
+            new = density(by_default(self._maps, self._size) if self._select else self._maps, self._size)
             old = new if self._seen is None else self._seen
             self._seen = old**self._kept * new ** (1 - self._kept)
         self._maps, self._step = [], self._step + 1
@@ -194,14 +198,16 @@ class _Run:
 
         def look(_module: nn.Module, _arguments: tuple[Tensor, ...], key: Tensor) -> None:
             found = attention_to(queries[0], key, self._regions.nouns, attention.heads, attention.scale)
-            self._maps.append(found.unflatten(2, self._side(queries[0].shape[1])))
+            self._maps.append(found.unflatten(2, grid(queries[0].shape[1], self._size)))
 
         def act(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if self._masks is None:
                 return None
             hidden = arguments[0]
             rows, places = len(offsets), hidden.shape[1]
-            covered = nn.functional.adaptive_avg_pool2d(self._masks, self._side(places)).flatten(2).to(hidden.dtype)
+            covered = (
+                nn.functional.adaptive_avg_pool2d(self._masks, grid(places, self._size)).flatten(2).to(hidden.dtype)
+            )
             there = hidden[-rows:]
             added = covered.mT @ offsets.to(hidden.dtype)
             if own is not None:
@@ -215,32 +221,6 @@ class _Run:
         if looks:
             yield attention.to_k.register_forward_hook(look)
         yield attention.to_out[0].register_forward_pre_hook(act)
-
-    def _side(self, places: int) -> tuple[int, int]:
-        """Height and width of a layer with this number of positions."""
-        height, width = self._size
-        reduced = max(1, round(math.sqrt(height * width / places)))
-        return -(-height // reduced), -(-width // reduced)
-
-
-def attention_to(query: Tensor, key: Tensor, nouns: Tensor, heads: int, scale: float) -> Tensor:
-    """The attention that queries give to groups of positions, mean over heads.
-
-    Args:
-        query: (., Q, C); its last B rows are taken.
-        key: (., N, C), the same.
-        nouns: (B, J, N): the weight of each position in each of J groups.
-        heads: of the attention.
-        scale: of the products.
-
-    Returns:
-        (B, J, Q), float32 or float64.
-    """
-    rows = len(nouns)
-    exact = torch.promote_types(query.dtype, torch.float32)
-    q, k = (each[-rows:].to(exact).unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key))
-    weights = (q @ k.mT * scale).softmax(-1).mean(1)
-    return nouns.to(exact) @ weights.mT
 
 
 def _outputs(query: Tensor, keys: Tensor, values: Tensor, heads: int, scale: float) -> Tensor:

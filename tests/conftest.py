@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a busy machine does not turn se
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+_WAITING = ("behaviour", "project")  # folders of tests that start servers and processes, and wait for them
 FRESH = int(os.environ.get("PERFUSION_FRESH_EXAMPLES", "0"))
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.register_profile("fresh", derandomize=False, database=None, deadline=None, print_blob=True)
@@ -42,11 +43,11 @@ def pytest_collection_modifyitems(items):
 
 
 def spread(items):
-    """Files of `tests/behaviour` between the first half of the others: they wait for servers while others compute."""
+    """Files of tests that wait for servers and processes between the first half of those that compute."""
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    waiting = [path for path in files if path.parent.name == "behaviour"]
+    waiting = [path for path in files if path.parent.name in _WAITING]
     order = [path for path in files if path not in waiting]
     step = max(1, len(order) // (2 * len(waiting))) if waiting else 1
     for number, path in enumerate(waiting):

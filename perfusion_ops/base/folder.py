@@ -62,6 +62,11 @@ class BaseSettings(Frozen):
     templates: tuple[Annotated[str, AfterValidator(_one_place)], ...] = Field(
         default=TEMPLATES, min_length=1, description="training prompts, {} is the concept"
     )
+    mask_layers: tuple[str, ...] = Field(
+        default=(),
+        description="cross-attentions whose maps say where a concept is, found by `python -m perfusion_ops.compare`; "
+        "default: those of the up blocks at half the latent's side",
+    )
     training: Annotated[dict[str, Any], AfterValidator(partial(_part_of, TrainingConfig))] = Field(
         default_factory=dict, description="defaults that differ from TrainingConfig's"
     )

@@ -4,12 +4,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from perfusion_ops.compare.entrants import WORD, entrants
+from perfusion_ops.compare.layers import MaskLayers, calibrate
 from perfusion_ops.compare.methods import Contestant, Studio
 from perfusion_ops.compare.products import CompareError, Product, find_products
 from perfusion_ops.compare.report import Report, choose, make_report, table
@@ -29,8 +31,10 @@ def open_study(  # noqa: PLR0917 - what a comparison is opened from
     out: Path,
     device: str,
     captions: int,
-) -> Study:
-    """Load a base folder in both forms, its metric and the scorers.
+    *,
+    tuning: int,
+) -> tuple[Study, MaskLayers | None]:
+    """Load a base folder in both forms, its metric and the scorers, and find the layers of its masks.
 
     Args:
         base: diffusers folder.
@@ -41,6 +45,7 @@ def open_study(  # noqa: PLR0917 - what a comparison is opened from
         out: folder of results; the metric is kept there.
         device: a torch device.
         captions: of which the metric is estimated.
+        tuning: the first so many products tell which layers know where a product is.
 
     Raises:
         PerfusionError: a folder cannot be used.
@@ -63,11 +68,15 @@ def open_study(  # noqa: PLR0917 - what a comparison is opened from
     if not kept.is_file():
         save_metric(estimate_metric(whole, captions=captions), kept)
     judges = Judges(scorers.image, scorers.text, tuple(products), choice.digest)
+    masks = calibrate(whole, products[:tuning])
+    if masks:
+        settings = folder.settings.model_copy(update={"mask_layers": masks.layers})
+        whole = replace(whole, folder=replace(folder, settings=settings))
     studio = Studio(parts, whole, load_metric(whole, kept).to(torch.device(device)))
-    return Study(studio, folder.digest, judges, judges.means(), amounts, out)
+    return Study(studio, folder.digest, judges, judges.means(), amounts, out), masks
 
 
-def compare(study: Study, methods: dict[str, Contestant], tuning: int) -> Report:
+def compare(study: Study, methods: dict[str, Contestant], tuning: int, masks: MaskLayers | None) -> Report:
     """Measure what is missing: every setting on the first `tuning` products, the best one on the others."""
     items = study.judges.products
     first, finals = items[:tuning], items[tuning:]
@@ -77,7 +86,7 @@ def compare(study: Study, methods: dict[str, Contestant], tuning: int) -> Report
             _measure(study, method, place, first)
         choices[method.name] = choose(study, method, methods[WORD], first)
         _measure(study, method, choices[method.name].place, finals)
-    report = make_report(study, methods, choices, finals, tuning)
+    report = make_report(study, methods, choices, finals, tuning, masks=masks)
     (study.out / "compare.json").write_text(report.model_dump_json(indent=2) + "\n")
     return report
 
@@ -132,14 +141,22 @@ def main(arguments: list[str] | None = None) -> int:
             guidances=tuple(given.guidance) or Amounts().guidances,
             budget=Budget(steps=given.train_steps, batch=given.train_batch),
         )
-        study = open_study(
-            given.base, products, given.text, given.image, amounts, given.out, given.device, given.captions
+        study, masks = open_study(
+            given.base,
+            products,
+            given.text,
+            given.image,
+            amounts,
+            given.out,
+            given.device,
+            given.captions,
+            tuning=tuning,
         )
         methods = _chosen(study, given.method)
     except PerfusionError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    report = compare(study, methods, tuning)
+    report = compare(study, methods, tuning, masks)
     sys.stdout.write(table(report) + "\n" + report.model_dump_json(exclude={"lines"}) + "\n")
     return 0
 

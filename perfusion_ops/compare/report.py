@@ -12,6 +12,7 @@ import numpy as np
 
 from perfusion_ops.compare.entrants import WORD
 from perfusion_ops.compare.intervals import Interval, bootstrap, harmonic_mean, paired
+from perfusion_ops.compare.layers import MaskLayers
 from perfusion_ops.compare.methods import Contestant, OursSettings
 from perfusion_ops.compare.products import Product
 from perfusion_ops.compare.study import Picture, Study
@@ -62,6 +63,7 @@ class Recommendation(Frozen):
 
     training: dict[str, Any]
     sampling: dict[str, Any]
+    mask_layers: tuple[str, ...]
     reason: str
 
 
@@ -74,6 +76,7 @@ class Report(Frozen):
     tuning_products: int
     products: int
     pictures: int
+    masks: MaskLayers | None
     lines: tuple[Line, ...]
     recommendation: Recommendation
 
@@ -135,6 +138,8 @@ def make_report(
     choices: Mapping[str, Choice],
     finals: Sequence[Product],
     tuning: int,
+    *,
+    masks: MaskLayers | None,
 ) -> Report:
     """Figures of all methods on the final products.
 
@@ -144,6 +149,7 @@ def make_report(
         choices: what their tuning chose.
         finals: products that no choice has seen.
         tuning: number of the others.
+        masks: what the calibration found; the study used it.
     """
     scored = scorer(study, methods[WORD], finals)
     scores = {name: np.array(scored(methods[name], choice.place, choice.guidance)) for name, choice in choices.items()}
@@ -176,12 +182,16 @@ def make_report(
         products=len(finals),
         pictures=len(finals) * len(study.amounts.prompts) * study.amounts.seeds,
         lines=tuple(sorted(lines, key=lambda line: -line.score.mean)),
-        recommendation=_recommend(methods, choices, scores),
+        masks=masks,
+        recommendation=_recommend(methods, choices, scores, study.studio.base.folder.settings.mask_layers),
     )
 
 
 def _recommend(
-    methods: Mapping[str, Contestant], choices: Mapping[str, Choice], scores: Mapping[str, Any]
+    methods: Mapping[str, Contestant],
+    choices: Mapping[str, Choice],
+    scores: Mapping[str, Any],
+    mask_layers: tuple[str, ...],
 ) -> Recommendation:
     """The recipe as published, unless the other one is better on the final products beyond chance."""
     paper, offset = _OURS
@@ -196,6 +206,7 @@ def _recommend(
             **settings.sampling.model_dump(mode="json", exclude_defaults=True),
             "guidance": choices[name].guidance,
         },
+        mask_layers=mask_layers,
         reason=f"score of recipe offset minus paper on {len(scores[paper])} products: {gain}",
     )
 
@@ -214,6 +225,11 @@ def table(report: Report) -> str:
         for each in report.lines
     ]
     found = report.recommendation
+    if report.masks:
+        lines.append(
+            f"masks: area under the ROC curve {report.masks.area:.3f} on {report.masks.scenes} pictures, "
+            f"{report.masks.default:.3f} with the default layers"
+        )
     return "\n".join([*lines, f"for perfusion.json: {found.model_dump_json(exclude={'reason'})}", found.reason])
 
 

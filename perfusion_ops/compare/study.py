@@ -140,6 +140,7 @@ class Study:
         decisive = [
             1, self.base, self.judges.digest, sorted(each.digest for each in self.judges.products), item.digest,
             method.settings[place].model_dump(mode="json"), self.amounts.model_dump(mode="json"),
+            self.studio.base.folder.settings.mask_layers,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps([method.name, *decisive]).encode()).hexdigest()[:16]
         return self.out / "rows" / f"{method.name}-{place}-{item.name[:40]}-{digest}.parquet"

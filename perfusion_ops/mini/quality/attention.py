@@ -5,19 +5,17 @@ noised, and the cross-attention of their true captions is read at the products' 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.attention_maps import grid, watching
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.world.products import HELD_OUT, product
 from perfusion_ops.mini.world.scene import Scene, pair, photograph, render
 from perfusion_ops.mini.world.vocabulary import CATEGORIES, CONTEXTS, phrases, superclass
-from perfusion_ops.regions import attention_to
 from perfusion_ops.text import Tokens, encode, tokenize, words
 
 _TIMESTEPS = (200, 500, 800)  # of 1,000
@@ -114,37 +112,13 @@ def _seen(
     for step in _TIMESTEPS:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)).to(latents)
         noisy = base.scheduler.add_noise(latents, noise, torch.tensor([step]))
-        with _watching(base.unet, groups, only) as maps:
+        with watching(base.unet, groups) as maps:
             base.unet(noisy.to(base.dtype), step, conditioning)
-        yield masks, [each.unflatten(2, _sides(each.shape[2])) for each in maps]
+        yield (
+            masks,
+            [each.unflatten(2, grid(each.shape[2], _size(latents))) for name, each in maps.items() if only in name],
+        )
 
 
 def _size(map_: Tensor) -> tuple[int, int]:
     return map_.shape[-2], map_.shape[-1]
-
-
-def _sides(places: int) -> tuple[int, int]:
-    side = round(places**0.5)
-    return side, side
-
-
-@contextmanager
-def _watching(unet: Any, groups: Tensor, only: str) -> Iterator[list[Tensor]]:
-    """Collects the attention (1, G, Q) of every cross-attention whose name holds `only`."""
-    maps: list[Tensor] = []
-    with ExitStack() as hooks:
-        for name, module in unet.named_modules():
-            if name.rsplit(".", 1)[-1] == "attn2" and only in name:
-                queries: list[Tensor] = []
-
-                def keep(_module: Any, _inputs: Any, query: Tensor, queries: list[Tensor] = queries) -> None:
-                    queries[:] = [query]
-
-                def look(
-                    _module: Any, _inputs: Any, key: Tensor, queries: list[Tensor] = queries, layer: Any = module
-                ) -> None:
-                    maps.append(attention_to(queries[0], key, groups, layer.heads, layer.scale))
-
-                for handle in (module.to_q.register_forward_hook(keep), module.to_k.register_forward_hook(look)):
-                    hooks.callback(handle.remove)
-        yield maps

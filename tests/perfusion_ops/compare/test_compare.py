@@ -77,6 +77,8 @@ def test_a_whole_comparison(photos, capsys):
             assert line[name]["low"] <= line[name]["mean"] <= line[name]["high"]
     assert said["recommendation"]["sampling"]["guidance"] in (2.0, 4.0)
     assert "score of recipe offset minus paper on 2 products" in said["recommendation"]["reason"]
+    assert whole["masks"]["scenes"] == 1, "the tuning product alone"
+    assert said["recommendation"]["mask_layers"] == whole["masks"]["layers"]
     # Three settings of three methods on one product and the word, and each chosen one on two others.
     files = sorted((photos.parent / "out" / "rows").glob("*.parquet"))
     assert len(files) == 3 * 3 + 1 + 4 * 2
