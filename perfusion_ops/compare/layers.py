@@ -32,6 +32,7 @@ _TIMES = (0.85, 0.7, 0.55)  # shares of the schedule, where a picture's layout i
 _GAIN = 0.005  # that one more layer must bring
 _MOST = 4  # layers
 _SCENES = 16  # at most, of each kind
+_FEWEST = 8  # scenes in all: on fewer, some layers look better by chance
 _INSIDE, _OUTSIDE = 0.5, 0.05  # coverage of a pixel that counts as the product's, or as background
 
 Maps = Mapping[str, Tensor]
@@ -42,7 +43,8 @@ class MaskLayers(Frozen):
     """What a calibration found.
 
     Attributes:
-        layers: names of the chosen cross-attentions; empty if those of the default are as good.
+        layers: names of the chosen cross-attentions; empty if those of the default are as good, or on fewer than
+            eight pictures.
         area: mean area under both ROC curves, with the chosen layers.
         default: the same with the default.
         alone: the same of each layer.
@@ -91,7 +93,7 @@ def calibrate(base: Base, products: Sequence[Product]) -> MaskLayers | None:
 
     layers, best = greedy(names, of)
     default = area(_default)
-    better = best - default >= _GAIN
+    better = best - default >= _GAIN and len(looked) >= _FEWEST
     return MaskLayers(
         layers=tuple(layers) if better else (),
         area=best if better else default,

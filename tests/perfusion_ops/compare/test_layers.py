@@ -96,6 +96,8 @@ def test_two_of_one_superclass_are_not_told_apart(base, products):
     found = calibrate(base, [products[0], replace(products[1], superclass="mug")])
     assert found is not None
     assert found.scenes == 2
+    assert found.layers == ()  # too few to choose on
+    assert found.area == found.default
 
 
 def drawn(layers):
