@@ -16,7 +16,7 @@ ARGS ?=
 demo: .venv/ready  ## train 6 products with the embedded model, render them, publish, report
 	@$(BIN)/perfusion demo
 
-# Three processes for two cores: a third of the time, one of them waits for a server or a time limit.
+# Three processes for two cores: tests that wait for a server or a time limit would leave a core idle.
 test: .venv/ready  ## the full test suite: under 15 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

@@ -45,7 +45,7 @@ def open_study(  # noqa: PLR0917 - what a comparison is opened from
         out: folder of results; the metric is kept there.
         device: a torch device.
         captions: of which the metric is estimated.
-        tuning: the first so many products tell which layers know where a product is.
+        tuning: how many products, from the first, are used to find the layers of the masks.
 
     Raises:
         PerfusionError: a folder cannot be used.

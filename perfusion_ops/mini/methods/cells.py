@@ -74,10 +74,15 @@ class Cell(Frozen):
 
 
 def base_identity(folder: BaseFolder) -> str:
-    """Hex sha256 over what all methods use of a base: its weights, schedule and templates, not our own defaults."""
+    """Hex sha256 over what decides pictures of a base: its weights, schedule, templates and mask layers.
+
+    Our own defaults are not part of it: each cell has its settings in full.
+    """
     settings = folder.settings
     sampling = SamplingConfig.model_validate(settings.sampling)
-    used = [settings.templates, settings.resolution, sampling.scheduler, sampling.negative_prompt]
+    used: list[Any] = [settings.templates, settings.resolution, sampling.scheduler, sampling.negative_prompt]
+    if settings.mask_layers:
+        used.append(settings.mask_layers)
     whole = hashlib.sha256(json.dumps(used).encode())
     for part in PARTS:
         for file in sorted((folder.path / part).iterdir()):

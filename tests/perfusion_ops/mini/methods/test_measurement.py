@@ -283,7 +283,7 @@ def test_our_own_defaults_do_not_make_the_base_another_one():
     changed = {"training": {"steps": 7}, "sampling": {"guidance": 3.0}, "name": "other"}
     other = replace(folder, settings=folder.settings.model_copy(update=changed))
     assert base_identity(other) == base_identity(folder)
-    for change in ({"templates": ("a {}",)}, {"sampling": {"scheduler": "euler"}}):
+    for change in ({"templates": ("a {}",)}, {"sampling": {"scheduler": "euler"}}, {"mask_layers": ("x",)}):
         moved = replace(folder, settings=folder.settings.model_copy(update=change))
         assert base_identity(moved) != base_identity(folder)
 
