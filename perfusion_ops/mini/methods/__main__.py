@@ -48,6 +48,7 @@ def measure(
     *,
     methods: Sequence[str] = (),
     sets: Sequence[SetName] = (),
+    photos: Sequence[int] = (),
     rescore: bool = False,
     record: Path | None = None,
 ) -> Methods:
@@ -58,6 +59,7 @@ def measure(
         out: made when absent; cells that it holds are not measured again.
         methods: names to measure now; default: all.
         sets: of `tuning`, `a`, `b`, to measure now; default: all of the size.
+        photos: of the size's numbers of photos, those to measure final sets with now; default: all.
         rescore: first judge the pictures of all complete cells of the size again, after the judge has changed.
         record: folder of complete cells without pictures: they are not measured again, and new ones are added.
 
@@ -73,6 +75,9 @@ def measure(
         raise ValueError(f"there is no method {unknown[0]!r}: use one of {', '.join(known)}")
     if any(name.startswith("lora") for name in methods or known):
         adapter_library()  # if it is missing, that is said before hours of work
+    if strange := sorted(set(photos) - set(size.photos)):
+        choices = ", ".join(map(str, size.photos))
+        raise ValueError(f"size {size.name} has no measurement with {strange[0]} photos: use one of {choices}")
     bench, plan, features = open_bench(size)
     entrants = [each for name, each in bench.contestants.items() if not methods or name in methods]
     out.mkdir(parents=True, exist_ok=True)
@@ -89,11 +94,11 @@ def measure(
             for each in entrants:
                 measured += run(bench, [cell for cells in plan.tuning(each)[place : place + 1] for cell in cells], out)
     finals: list[SetName] = [*size.sets] if not sets else [*(each for each in sets if each in size.sets)]
-    for photos in size.photos:
+    for count in photos or size.photos:
         for name in finals:
             measured += run(bench, [plan.real(name)], out)
             for each in tuned(plan, entrants, out):
-                measured += run(bench, plan.final(choose(plan, each, out), each, name, photos), out)
+                measured += run(bench, plan.final(choose(plan, each, out), each, name, count), out)
     reporter = Reporter(plan, list(bench.contestants.values()), out, features)
     report = reporter.report(measured)
     (out / "methods.json").write_text(report.model_dump_json(indent=2) + "\n")
@@ -113,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="folder of finished cells without pictures, to continue and add to")
     parser.add_argument("--method", action="append", default=[], help="measure this one now; may be repeated")
     parser.add_argument("--set", action="append", default=[], choices=("tuning", "a", "b"), help="the same for sets")
+    parser.add_argument("--photos", action="append", default=[], type=int, help="the same for numbers of photos")
     parser.add_argument("--rescore", action="store_true", help="judge all pictures again, after the judge has changed")
     parser.add_argument("--json", action="store_true", help="no table before the JSON object")
     given = parser.parse_args(arguments)
@@ -122,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             given.out,
             methods=given.method,
             sets=given.set,
+            photos=given.photos,
             rescore=given.rescore,
             record=given.record,
         )

@@ -291,6 +291,7 @@ def test_our_own_defaults_do_not_make_the_base_another_one():
 def test_unknown_methods_and_a_missing_package_end_with_a_message(tmp_path, capsys, monkeypatch):
     for arguments, message in (
         (["--method", "magic"], "there is no method 'magic': use one of word, ours-paper"),
+        (["--photos", "3"], "size smoke has no measurement with 3 photos: use one of 2"),
         ([], "pip install 'peft"),
     ):
         if not arguments:
