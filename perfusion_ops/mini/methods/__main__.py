@@ -36,7 +36,7 @@ def open_bench(size: Size) -> tuple[Bench, Plan, Features]:
     assert scorers.text is not None
     assert scorers.reader is not None
     studio = Studio(parts, stacked(parts), read_metric(metric_file().read_bytes(), base_digest=folder.digest))
-    entrants = contestants(folder.settings.training, folder.settings.sampling)
+    entrants = contestants()
     judges = Judges(scorers.image, scorers.text, scorers.reader, size.strangers)
     features = partial(trunk_features, scorers_folder() / "reader")
     return Bench(studio, judges, entrants), Plan(size, base_identity(folder), choice.digest), features
@@ -69,7 +69,7 @@ def measure(
     """
     from perfusion_ops.rivals.lora import adapter_library
 
-    known = list(contestants({}, {}))
+    known = list(contestants())
     unknown = [name for name in methods if name not in known]
     if unknown:
         raise ValueError(f"there is no method {unknown[0]!r}: use one of {', '.join(known)}")

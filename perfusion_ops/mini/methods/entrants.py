@@ -24,6 +24,10 @@ from perfusion_ops.rivals.dreambooth import DreamBooth
 from perfusion_ops.rivals.lora import Lora, PivotalTuning
 from perfusion_ops.rivals.textual_inversion import TextualInversion
 
+# What our own settings start from, whatever the embedded base's defaults are: recorded cells stay those of a setting.
+TRAINING: dict[str, Any] = {"steps": 200, "batch": 4, "lr_value": 0.02}
+SAMPLING: dict[str, Any] = {"steps": 20, "guidance": 7.0, "bias": 0.7}
+
 # A word that the embedded base's tokenizer knows and its captions never use.
 _RARE = "style"
 _EVEN: dict[str, Any] = {"decay": "cosine", "even": True}
@@ -31,21 +35,16 @@ _EVEN: dict[str, Any] = {"decay": "cosine", "even": True}
 _PRIOR: dict[str, Any] = {"prior_steps": 20, "prior_guidance": 7.0}
 
 
-def contestants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Contestant]:
-    """All methods by name.
-
-    Args:
-        training: the base folder's defaults of our own method.
-        sampling: the same.
-    """
+def contestants() -> dict[str, Contestant]:
+    """All methods by name."""
     loras = ({}, {"lr": 1e-3}, {"lr": 2e-4}, _EVEN, {**_EVEN, "lr": 1e-3}, {**_EVEN, "lr": 2e-3})
     found = [
         Contestant("word", (NoSettings(),), train_nothing, no_numbers, trained=False),
         Contestant(
             "ours-paper",
             ours_each(
-                training,
-                sampling,
+                TRAINING,
+                SAMPLING,
                 {},
                 {"lr_embedding": 0.002},
                 {"lr_embedding": 0.001},
@@ -59,8 +58,8 @@ def contestants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str,
         Contestant(
             "ours-offset",
             ours_each(
-                training,
-                sampling,
+                TRAINING,
+                SAMPLING,
                 {"recipe": "offset"},
                 {"recipe": "offset", "lr_value": 0.006},
                 {"recipe": "offset", "lr_value": 0.02},

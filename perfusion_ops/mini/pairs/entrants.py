@@ -13,6 +13,7 @@ from perfusion_ops.compare.methods import Studio
 from perfusion_ops.concept import Concept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, prompt_row
 from perfusion_ops.config import SamplingConfig, TrainingConfig
+from perfusion_ops.mini.methods.entrants import TRAINING
 from perfusion_ops.mini.methods.sets import photos
 from perfusion_ops.mini.pairs.measure import Pictures
 from perfusion_ops.mini.pairs.sets import Group, real_scene
@@ -39,7 +40,7 @@ class Way:
     """One way of drawing several products.
 
     Attributes:
-        training: settings that differ from the base's own; None draws the superclasses alone.
+        training: settings that differ from `TRAINING`; None draws the superclasses alone.
         sampling: the same for renders.
     """
 
@@ -102,7 +103,7 @@ class Drawing:
     def _concept(self, item: Product) -> Concept:
         base, metric = self.studio.base, self.studio.metric
         assert self.way.training is not None
-        training = TrainingConfig.model_validate(base.folder.settings.training).overridden(
+        training = TrainingConfig.model_validate(TRAINING).overridden(
             {**self.way.training, "steps": self.training_steps}
         )
         told = f"{base.folder.digest} {metric.digest} {training.model_dump_json()} {PHOTOS}"

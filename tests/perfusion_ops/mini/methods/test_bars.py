@@ -115,7 +115,7 @@ def test_ranks_are_compared_by_pairs():
 
 
 def test_every_method_tries_equally_many_settings():
-    found = contestants({}, {})
+    found = contestants()
     counts = {name: len(set(map(str, each.settings))) for name, each in found.items() if each.trained}
     assert set(counts.values()) == {SIZES["full"].settings}
     assert {name for name, each in found.items() if not each.trained} == {"word"}
@@ -125,7 +125,7 @@ def test_every_method_tries_equally_many_settings():
 
 
 def test_numbers_at_the_width_of_stable_diffusion():
-    found = contestants({}, {})
+    found = contestants()
     numbers = {name: numbers_at_sd15(each, each.settings[0]) for name, each in found.items()}
     assert numbers == {
         "word": 0,

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from perfusion_ops.mini.methods.cells import (
 )
 from perfusion_ops.mini.methods.entrants import contestants
 from perfusion_ops.mini.methods.measure import real_pictures
+from perfusion_ops.mini.methods.report import finals_of
 from perfusion_ops.mini.methods.scores import Judges, Score
 from perfusion_ops.mini.methods.sets import asks, products
 from perfusion_ops.mini.methods.sizes import SIZES, Amount
@@ -175,7 +177,7 @@ def test_the_best_setting_and_guidance_are_chosen(tmp_path):
 def smoke(tmp_path_factory):
     """A whole measurement at the smallest size in two calls, the first of three methods alone."""
     out = tmp_path_factory.mktemp("methods")
-    names = list(contestants({}, {}))
+    names = list(contestants())
     first = command.measure(SIZES["smoke"], out, methods=names[:3])
     whole = command.measure(SIZES["smoke"], out)
     return first, whole, out
@@ -183,7 +185,7 @@ def smoke(tmp_path_factory):
 
 def test_a_whole_run_measures_every_method(smoke):
     first, whole, _ = smoke
-    names = list(contestants({}, {}))
+    names = list(contestants())
     # Two guidance scales in the tuning and in the end, and real renders.
     assert whole.cells == whole.complete == 4 * len(names) + 1
     assert first.complete == first.measured == 4 * 3 + 1
@@ -276,6 +278,17 @@ def test_a_record_holds_all_but_the_pictures(smoke, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert "has no pictures to be judged again: delete it" in capsys.readouterr().err
+
+
+def test_the_repository_s_record_is_of_this_base_and_of_these_settings():
+    record = Path(__file__).parents[4] / "benchmarks" / "methods"
+    plan = Plan(SIZES["half"], base_identity(describe(base_folder())), embedded_scorers().digest)
+    entrants = list(contestants().values())
+    tried = [cell for each in entrants for cells in plan.tuning(each) for cell in cells]
+    known = {cell.file(record).name for cell in [*tried, *finals_of(plan, entrants, record)]}
+    recorded = {path.name for path in (record / "cells").iterdir()}
+    assert recorded, "there is no record"
+    assert recorded <= known
 
 
 def test_our_own_defaults_do_not_make_the_base_another_one():
