@@ -12,6 +12,7 @@ complete uses. They are imported when they are first used, so that `import perfu
     train_concept     photos of one product in, its concept out; save_concept and load_concept keep it
     render            a prompt with concepts in, pictures out
     prompt_embeds     the same for an attached pipeline
+    regional_embeds   the same, for concepts that act only where their products are
 """
 
 from importlib import import_module
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from perfusion_ops.api.bases import attach, load_base
     from perfusion_ops.api.concepts import load_concept, save_concept, train_concept
     from perfusion_ops.api.metrics import estimate_metric, load_metric, save_metric
-    from perfusion_ops.api.pictures import prompt_embeds, render
+    from perfusion_ops.api.pictures import prompt_embeds, regional_embeds, render
 
 __all__ = [
     "attach",
@@ -30,6 +31,7 @@ __all__ = [
     "load_concept",
     "load_metric",
     "prompt_embeds",
+    "regional_embeds",
     "render",
     "save_concept",
     "save_metric",
@@ -43,6 +45,7 @@ _MODULES = {
     "load_concept": "concepts",
     "load_metric": "metrics",
     "prompt_embeds": "pictures",
+    "regional_embeds": "pictures",
     "render": "pictures",
     "save_concept": "concepts",
     "save_metric": "metrics",

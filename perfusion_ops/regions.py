@@ -144,6 +144,9 @@ def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
         base: the base model.
         regions: of B rows; rows before them, the unconditional ones, stay as they are.
         steps: of the sampler; the denoiser is called once for each.
+
+    Raises:
+        RuntimeError: in the denoiser, when it is called more often than that.
     """
     chosen = base.folder.settings.mask_layers
     run = _Run(regions, steps, select=not chosen)
@@ -167,6 +170,7 @@ class _Run:
     def __init__(self, regions: Regions, steps: int, *, select: bool) -> None:
         self._regions, self._select = regions, select
         self._kept = _KEPT ** (20 / steps)
+        self._calls = steps + 1  # PNDM takes its second step twice
         self._without = max(1, round(_WITHOUT * steps))
         self._step = -1
         self._size = (0, 0)
@@ -183,6 +187,11 @@ class _Run:
             old = new if self._seen is None else self._seen
             self._seen = old**self._kept * new ** (1 - self._kept)
         self._maps, self._step = [], self._step + 1
+        if self._step >= self._calls:
+            raise RuntimeError(
+                f"the denoiser was called more often than {self._calls - 1} steps need: "
+                "give the pipeline's num_inference_steps, and draw once in each `with` block"
+            )
         acts = self._seen is not None and self._step >= self._without
         self._masks = masks(self._seen, self._regions.used) if acts and self._seen is not None else None
 

@@ -52,7 +52,7 @@ def train_concept(
     >>> base = perfusion_ops.load_base("mini")
     >>> metric = perfusion_ops.estimate_metric(base, 2000)
     >>> concept = perfusion_ops.train_concept(base, metric, "mug", photos, steps=5)
-    >>> concept.superclass, concept.embedding.shape, concept.value_target.shape
+    >>> concept.superclass, concept.embedding.shape, concept.value_offset.shape
     ('mug', torch.Size([128]), torch.Size([800]))
     """
     config = TrainingConfig.model_validate(base.folder.settings.training).overridden(settings)

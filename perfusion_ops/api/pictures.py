@@ -1,6 +1,7 @@
 """Pictures of concepts for programs and notebooks: rendered here, or by a diffusers pipeline of one's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -11,7 +12,7 @@ from perfusion_ops.concept import Concept, Spelled
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.metric import Metric
-from perfusion_ops.regions import everywhere, has_offsets
+from perfusion_ops.regions import acting, condition_regions, everywhere, has_offsets, is_regional
 from perfusion_ops.rendering import RenderRow, Sampler
 from perfusion_ops.rendering import render as render_rows
 
@@ -68,7 +69,7 @@ def prompt_embeds(
 ) -> Tensor:
     """What an attached diffusers pipeline takes as `prompt_embeds` and as `negative_prompt_embeds`.
 
-    A concept of recipe `offset` acts at every pixel here; `render` restricts it to the product.
+    A concept of recipe `offset` acts at every pixel here; `regional_embeds` and `render` restrict it to the product.
 
     Args:
         base: the result of `attach`.
@@ -107,6 +108,71 @@ def prompt_embeds(
     rows = [_row(text, concepts, config) for text in texts]
     embeds = condition(base, metric, rows)
     return everywhere(base, rows, embeds) if any(map(has_offsets, rows)) else embeds
+
+
+@contextmanager
+def regional_embeds(
+    base: Base,
+    metric: Metric,
+    prompts: str | Sequence[str],
+    concepts: Sequence[Concept] = (),
+    *,
+    steps: int,
+    **settings: Any,
+) -> Iterator[Tensor]:
+    """`prompt_embeds` of concepts that act only where their products are, for one call of an attached pipeline.
+
+    Inside the `with` block, the pipeline draws what `render` draws. It is for concepts of recipe `offset` and for
+    `combine="regional"`; other concepts act as with `prompt_embeds`.
+
+    Args:
+        base: the result of `attach`.
+        metric: its metric.
+        prompts: one or B texts with `{0}`, `{1}`, ... for the concepts.
+        concepts: the concepts by number, the same for all prompts.
+        steps: the pipeline's `num_inference_steps`.
+        settings: `bias`, `temperature`, `lock`, `combine` and `strength`, as in `render`.
+
+    Yields:
+        Keys and values of all layers, (B, N, R), as `prompt_embeds`.
+
+    Raises:
+        PromptTooLongError: a prompt does not fit the text encoder.
+        ValueError: as `render`; or under `combine="regional"` some prompts name one concept and others several.
+        RuntimeError: the pipeline runs its denoiser more often than `steps` says.
+
+    >>> import perfusion_ops, torch
+    >>> from diffusers import StableDiffusionPipeline
+    >>> from perfusion_ops.mini import base_folder
+    >>> from perfusion_ops.mini.world.products import product
+    >>> from perfusion_ops.mini.world.scene import photograph, render
+    >>> from PIL import Image
+    >>> pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32)
+    >>> base = perfusion_ops.attach(pipeline, base_folder())
+    >>> metric = perfusion_ops.estimate_metric(base, 2000)
+    >>> photo = Image.fromarray(render(photograph(product("mug", 10_000_007), 0)).pixels)
+    >>> concept = perfusion_ops.train_concept(base, metric, "mug", [photo], steps=2, recipe="offset")
+    >>> with perfusion_ops.regional_embeds(base, metric, "a {0} in the snow", [concept], steps=4) as embeds:
+    ...     picture = pipeline(
+    ...         prompt_embeds=embeds,
+    ...         negative_prompt_embeds=perfusion_ops.prompt_embeds(base, metric, ""),
+    ...         num_inference_steps=4,
+    ...         generator=torch.Generator().manual_seed(1),
+    ...     ).images[0]
+    >>> picture.size
+    (64, 64)
+    """
+    config = _sampling(base, settings)
+    rows = [_row(text, concepts, config) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+    regional = [is_regional(row) for row in rows]
+    if any(regional) != all(regional):
+        raise ValueError("some prompts name one concept and others several: use one `with` block for each of the kinds")
+    if not any(regional) and not any(map(has_offsets, rows)):
+        yield condition(base, metric, rows)
+        return
+    embeds, regions = condition_regions(base, metric, rows)
+    with acting(base, regions, steps):
+        yield embeds
 
 
 def _row(

@@ -18,7 +18,7 @@ from tests.support.command import only_object
 from tests.support.runs import Engines, run_settings
 from tests.support.shop import CONCEPTS, go, open_shop, stock
 
-BASE_GUIDANCE = 7.0  # of the embedded base's perfusion.json
+BASE_GUIDANCE = 4.5  # of the embedded base's perfusion.json
 GRID = make_grid({"strength": [0.5, 2], "guidance": [2, 6]})
 OFFSET = {"recipe": "offset", "steps": 3, "batch": 1, "lr_value": 0.2}
 PROMPTS = [

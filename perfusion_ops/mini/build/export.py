@@ -31,8 +31,17 @@ SETTINGS = {
         "an image of a {}",
         "a picture of a {}",
     ],
-    "training": {"steps": 200, "batch": 4, "lr_value": 0.02},
-    "sampling": {"steps": 20, "guidance": 7.0, "bias": 0.7},
+    # Chosen on the tuning products of `make quality NAME=methods`; see docs/method.md.
+    "training": {
+        "recipe": "offset",
+        "steps": 200,
+        "batch": 4,
+        "lr_value": 0.02,
+        "lr_embedding": 0.006,
+        "decay": "cosine",
+        "stratified": True,
+    },
+    "sampling": {"steps": 20, "guidance": 4.5, "bias": 0.7, "combine": "regional"},
 }
 
 

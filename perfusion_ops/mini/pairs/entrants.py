@@ -50,10 +50,10 @@ class Way:
 
 WAYS: dict[str, Way] = {
     "word": Way(None, {}),
-    "ours-paper": Way({}, {}),
+    "ours-paper": Way({}, {"combine": "paper"}),
     "ours-paper-regional": Way({}, {"combine": "regional", "bias": 0.2}),
-    "ours-offset": Way({"recipe": "offset"}, {}),
-    "ours-offset-regional": Way({"recipe": "offset"}, {"combine": "regional"}),
+    "ours-offset": Way({"recipe": "offset", "lr_value": 0.02}, {"combine": "paper"}),
+    "ours-offset-regional": Way({"recipe": "offset", "lr_value": 0.02}, {"combine": "regional"}),
 }
 
 

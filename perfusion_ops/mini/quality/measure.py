@@ -42,6 +42,7 @@ _RECALLED = 200  # captions among which one is found
 _BATCH = 64
 _ROWS = 8  # rendered at once
 _STEPS = 20
+_GUIDANCE = 7.0  # emblems that only words name need more of it than a trained concept does
 
 
 class ScorerQuality(Frozen):
@@ -134,13 +135,13 @@ def drawn_for_real(scenes: Sequence[Scene]) -> Pictures:
 
 
 def draw(base: Base, requests: Sequence[Request]) -> Pictures:
-    """The base's pictures of all requests, (N, H, W, 3), by its own defaults in 20 steps; request n has the seed n.
+    """The base's pictures of all requests, (N, H, W, 3), in 20 steps at guidance 7; request n has the seed n.
 
     Raises:
         RuntimeError: a picture has values that are not finite.
     """
     defaults = SamplingConfig.model_validate(base.folder.settings.sampling)
-    sampler = Sampler(base.resolution, base.resolution, _STEPS, defaults.guidance, defaults.scheduler)
+    sampler = Sampler(base.resolution, base.resolution, _STEPS, _GUIDANCE, defaults.scheduler)
     # The metric only affects concepts, and there are none.
     metric = metric_from_moment(torch.eye(base.text_width), ridge=0.0, base_digest=base.folder.digest)
     negative = PromptRow(defaults.negative_prompt)

@@ -50,6 +50,12 @@ def concept(base, metric, photos):
     return perfusion_ops.train_concept(base, metric, "mug", photos, steps=8)
 
 
+@pytest.fixture(scope="module")
+def paper(base, metric, photos):
+    """A concept of the published recipe, which is not the embedded base's default."""
+    return perfusion_ops.train_concept(base, metric, "mug", photos, steps=8, recipe="paper")
+
+
 @pytest.fixture
 def pipeline():
     loaded = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32)
@@ -125,7 +131,7 @@ def test_training_takes_images_and_files_alike(base, metric, photos, concept, tm
         photo.save(files[-1])
     again = perfusion_ops.train_concept(base, metric, "mug", [str(files[0]), *files[1:]], steps=8)
     check_alike(again.embedding, concept.embedding)
-    check_alike(again.value_target, concept.value_target)
+    check_alike(again.value_offset, concept.value_offset)
 
 
 def test_a_photo_is_turned_as_its_exif_says(base, metric, photos, tmp_path):
@@ -135,7 +141,7 @@ def test_a_photo_is_turned_as_its_exif_says(base, metric, photos, tmp_path):
     photos[0].rotate(90, expand=True).save(file, exif=exif)
     assert (pixels(ImageOps.exif_transpose(Image.open(file))) == pixels(photos[0])).all()
     turned, straight = (perfusion_ops.train_concept(base, metric, "mug", [each], steps=2) for each in (file, photos[0]))
-    check_alike(turned.value_target, straight.value_target)
+    check_alike(turned.value_offset, straight.value_offset)
 
 
 def test_steps_are_reported_and_a_mask_changes_what_is_learned(base, metric, photos, concept):
@@ -147,7 +153,7 @@ def test_steps_are_reported_and_a_mask_changes_what_is_learned(base, metric, pho
     )
     assert [step for step, _ in steps] == list(range(1, 9))
     assert steps[-1][1] == pytest.approx(masked.loss)
-    assert not torch.equal(masked.value_target, concept.value_target)
+    assert not torch.equal(masked.value_offset, concept.value_offset)
 
 
 def test_what_cannot_be_trained_says_why(base, metric, photos):
@@ -178,7 +184,7 @@ def test_a_saved_concept_is_bound_to_its_base_and_metric(base, metric, concept, 
 # Pictures
 
 
-def test_a_picture_depends_on_the_concept_the_seed_and_the_settings(base, metric, concept):
+def test_a_picture_depends_on_the_concept_the_seed_and_the_settings(base, metric, concept, paper):
     def picture(concepts=(concept,), prompt=PROMPT, seed=3, **settings):
         [image] = perfusion_ops.render(base, metric, prompt, concepts, seeds=[seed], steps=3, **settings)
         return pixels(image)
@@ -187,29 +193,66 @@ def test_a_picture_depends_on_the_concept_the_seed_and_the_settings(base, metric
     assert (picture() == plain).all()
     assert (picture(seed=4) != plain).any()
     assert (picture((), "a photo of a mug in the snow") != plain).any()
-    assert (picture(edit_unconditional=True) != plain).any()
+    assert (picture(strength=2.0) != plain).any()
+    assert (picture([paper], edit_unconditional=True) != picture([paper])).any()
     assert (picture(negative_prompt="a {0}") != plain).any()
     assert picture(width=96, height=64).shape == (64, 96, 3)
     with pytest.raises(ValueError, match=r"\{0\}.*0 concepts"):
         picture(())
 
 
-def test_an_attached_pipeline_draws_what_render_draws(base, metric, concept, pipeline):
+@pytest.mark.parametrize(("kind", "combine"), [("paper", "paper"), ("offset", "paper"), ("both", "regional")])
+def test_an_attached_pipeline_draws_what_render_draws(base, metric, concept, paper, pipeline, kind, combine):
     attached = perfusion_ops.attach(pipeline, base_folder())
     assert attached.folder.digest == base.folder.digest
     settings = base.folder.settings.sampling
-    prompts = [PROMPT, "a {0} on the beach"]
-    made = pipeline(
-        prompt_embeds=perfusion_ops.prompt_embeds(attached, metric, prompts, [concept]),
-        negative_prompt_embeds=perfusion_ops.prompt_embeds(attached, metric, ["", ""]),
-        num_inference_steps=4,
-        guidance_scale=settings["guidance"],
-        generator=[seeded(5), seeded(5)],
-    ).images
-    for prompt, image in zip(prompts, made, strict=True):
-        [expected] = perfusion_ops.render(base, metric, prompt, [concept], seeds=[5], steps=4)
-        assert abs(pixels(image) - pixels(expected)).max() <= 1
-    assert abs(pixels(made[0]) - pixels(made[1])).max() > 10
+    concepts = {"paper": [paper], "offset": [concept], "both": [concept, paper]}[kind]
+    texts = ["a {0} beside a {1}"] if kind == "both" else [PROMPT, "a {0} on the beach"]
+
+    def drawn(embeds):
+        return pipeline(
+            prompt_embeds=embeds,
+            negative_prompt_embeds=perfusion_ops.prompt_embeds(attached, metric, [""] * len(texts)),
+            num_inference_steps=4,
+            guidance_scale=settings["guidance"],
+            generator=[seeded(5) for _ in texts],
+        ).images
+
+    everywhere = perfusion_ops.prompt_embeds(attached, metric, texts, concepts)
+    with perfusion_ops.regional_embeds(attached, metric, texts, concepts, steps=4, combine=combine) as embeds:
+        made = drawn(embeds)
+    after = drawn(everywhere)
+    for number, text in enumerate(texts):
+        [expected] = perfusion_ops.render(base, metric, text, concepts, seeds=[5], steps=4, combine=combine)
+        assert abs(pixels(made[number]) - pixels(expected)).max() <= 1
+        # Without the `with` block, only a concept of the published recipe is drawn as `render` draws it.
+        assert (abs(pixels(after[number]) - pixels(expected)).max() <= 1) == (kind == "paper")
+    if len(texts) > 1:
+        assert abs(pixels(made[0]) - pixels(made[1])).max() > 10
+
+
+def test_regional_embeds_are_for_one_call_with_the_pipeline_s_own_number_of_steps(metric, concept, paper, pipeline):
+    base = perfusion_ops.attach(pipeline, base_folder())
+
+    def draw_four_steps(embeds):
+        pipeline(prompt_embeds=embeds, negative_prompt_embeds=torch.zeros_like(embeds), num_inference_steps=4)
+
+    with (
+        pytest.raises(RuntimeError, match=r"more often than 2 steps need.*num_inference_steps"),
+        perfusion_ops.regional_embeds(base, metric, PROMPT, [concept], steps=2) as embeds,
+    ):
+        draw_four_steps(embeds)
+    with perfusion_ops.regional_embeds(base, metric, PROMPT, [concept], steps=4) as embeds:
+        draw_four_steps(embeds)
+        with pytest.raises(RuntimeError, match="once in each `with` block"):
+            draw_four_steps(embeds)
+    draw_four_steps(embeds)  # the hooks are gone
+    texts = ["a {0}", "a {0} beside a {1}"]
+    with (
+        pytest.raises(ValueError, match="some prompts name one concept and others several"),
+        perfusion_ops.regional_embeds(base, metric, texts, [concept, paper], steps=4, combine="regional"),
+    ):
+        pass
 
 
 def test_an_attached_pipeline_still_takes_text_prompts(metric, concept, pipeline):

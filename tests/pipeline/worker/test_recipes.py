@@ -15,6 +15,7 @@ from tests.support.runs import TRAINING, concept, key, picture, ready_worker, re
 from tests.support.shop import CONCEPTS, check_accounts, go, open_shop, stock, tables
 
 OFFSET = TRAINING.overridden({"recipe": "offset", "steps": 12, "lr_value": 0.2})
+PAPER = {"recipe": "paper", "steps": 2, "batch": 1}  # not the embedded base's default
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +79,14 @@ def test_a_run_takes_the_recipe_from_a_row(tmp_path):
     shop = open_shop(tmp_path)
     stock(shop, [{**CONCEPTS[0], "train": '{"recipe": "offset"}'}, *CONCEPTS[1:]])
     root = str(tmp_path / "root")
-    first, engines = go(root, shop)
+    first, engines = go(root, shop, train=PAPER)
     check_accounts(root, first, concepts=3, prompts=2, pictures=4)
     trained = [task.training for unit in engines.units for task in unit.tasks if hasattr(task, "training")]
     assert sorted(each.recipe for each in trained) == ["offset", "paper", "paper"]
     [offset] = [each for each in trained if each.recipe == "offset"]
     assert offset == TrainingConfig(steps=2, batch=1, recipe="offset", lr_value=0.01, decay="cosine", stratified=True)
-    assert go(root, shop)[0].repeated
-    weaker, engines = go(root, shop, render={"steps": 2, "strength": 0.5})
+    assert go(root, shop, train=PAPER)[0].repeated
+    weaker, engines = go(root, shop, train=PAPER, render={"steps": 2, "strength": 0.5})
     check_accounts(root, weaker, concepts=3, prompts=2, pictures=4)
     again = [task for unit in engines.units for task in unit.tasks]
     assert [task.concept_ids[0] for task in again] == ["mug-1", "mug-1"], "only prompts with an offset depend on it"
