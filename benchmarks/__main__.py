@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--recipe", choices=("paper", "offset"), default="paper", help="of the concepts that are rendered"
     )
+    parser.add_argument("--regional", action="store_true", help="render: two concepts in each row, joined by region")
     parser.add_argument("--slots", type=int, default=500, help="simulated accelerators")
     parser.add_argument(
         "--rows",
@@ -35,6 +36,8 @@ def main() -> int:
     parser.add_argument("--memory", default=None, help="engine.plan_memory of publishing, for example 512MB")
     parser.add_argument("--all", action="store_true", help="publish every shape and origin")
     options = parser.parse_args()
+    if options.pairs < 2:
+        parser.error("--pairs must be at least 2: one pair has no quartiles")
     names = [options.name] if options.name else list(NAMES)
     results = [importlib.import_module(f"benchmarks.{name}").run(options) for name in names]
     return 0 if all(results) else 1

@@ -95,7 +95,7 @@ def test_a_run_takes_the_recipe_from_a_row(tmp_path):
 def test_a_run_that_combines_by_region_renders_only_prompts_with_several_concepts_again(tmp_path):
     shop = open_shop(tmp_path)
     root = tmp_path / "root"
-    paper, _ = go(str(root), shop, render={"steps": 4})
+    paper, _ = go(str(root), shop, render={"steps": 4, "combine": "paper"})
     regional, engines = go(str(root), shop, render={"steps": 4, "combine": "regional"})
     check_accounts(str(root), regional, concepts=3, prompts=2, pictures=4)
     [task] = [task for unit in engines.units for task in unit.tasks]
