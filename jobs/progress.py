@@ -42,6 +42,7 @@ class Progress(AbstractContextManager["Progress"]):
         stream: TextIO | None = None,
         *,
         live: bool | None = None,
+        brief: bool = False,
         clock: Callable[[], float] = time.monotonic,
         beat_s: float = 5.0,
     ) -> None:
@@ -50,6 +51,7 @@ class Progress(AbstractContextManager["Progress"]):
         Args:
             stream: where to write; default: stderr.
             live: whether to refresh one line; default: whether `stream` is a terminal.
+            brief: leave out stages and totals: for one of many runs of the same rows.
             clock: monotonic seconds.
             beat_s: seconds between checks whether a plain line is due.
         """
@@ -57,6 +59,7 @@ class Progress(AbstractContextManager["Progress"]):
 
         self._console = Console(file=stream or sys.stderr, force_terminal=live, highlight=False)
         self._is_live = self._console.is_terminal
+        self._brief = brief
         self._clock = clock
         self._beat_s = beat_s
         self._work: PlanCounts | None = None
@@ -83,7 +86,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._close()
         if name == "start":
             self._begin()
-        self._print(f"{_STAGES.get(name, name)} {location(detail)}", style="dim" if self._is_live else "")
+        if not self._brief:
+            self._print(f"{_STAGES.get(name, name)} {location(detail)}", style="dim" if self._is_live else "")
         if name == "start":
             self._start_beating()
 
@@ -121,6 +125,8 @@ class Progress(AbstractContextManager["Progress"]):
         assert self._work is not None, "a run starts after it is planned"
         self._shown_at = self._clock()
         self._tally = Tally(self._work, self._shown_at)
+        if self._brief:
+            return
         for name, each in (("concepts", self._work.concepts), ("renders", self._work.renders)):
             bad = f", {each.invalid:,} bad" if each.invalid else ""
             self._print(f"{name}: {each.rows:,} rows, {each.reused:,} reused, {each.to_do:,} to do{bad}")

@@ -104,7 +104,7 @@ def _run_points(
     with nullcontext(make_engine) if make_engine else local_engines(settings) as engines:
         for number, point in enumerate(grid.points, 1):
             complain(f"point {number} of {len(grid.points)}: {_shown(point)}")
-            with Progress() as progress:
+            with Progress(brief=number > 1) as progress:
                 result = execute(
                     _with(settings, point, settings.root), make_engine=engines, observer=progress, selection=selection
                 )

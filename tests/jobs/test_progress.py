@@ -46,9 +46,9 @@ def ended(kind, count, *, unit_s=0.0, failed=0, first=0):
 class Shown:
     """A progress whose stream and clock the test holds."""
 
-    def __init__(self, *, live=False, pending=PENDING):
+    def __init__(self, *, live=False, brief=False, pending=PENDING):
         self.stream, self.time = io.StringIO(), FakeTime()
-        self.progress = Progress(self.stream, live=live, clock=self.time)
+        self.progress = Progress(self.stream, live=live, brief=brief, clock=self.time)
         self.progress.planned(pending)
 
     def after(self, seconds, outcomes):
@@ -94,6 +94,16 @@ def test_start_says_what_the_plan_comes_to():
         "renders: 60 rows, 5 reused, 55 to do",
         "starting workers for run r",
     ]
+
+
+def test_one_of_many_runs_shows_its_work_alone():
+    shown = Shown(brief=True)
+    with shown.progress:
+        for name in ("base", "validate", "plan", "start"):
+            shown.progress.stage(name, "run r")
+        shown.after(11, ended("render", 10, unit_s=11))
+        shown.progress.stage("publish", "run r")
+    assert len(shown.lines) == len(shown.work_lines) == 2
 
 
 def metric(done):
