@@ -59,7 +59,9 @@ def rows(uri):
 def test_a_sweep_chooses_from_what_its_tables_say(swept, capsys):
     engines = Engines()
     assert swept.sweep(engines) == OK
-    found = only_object(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    found = only_object(printed.out)
+    assert printed.err.count("publishing run") == 1, "the stages of the first point alone"
     assert swept.listed() == swept.before, "nothing in the root but the folder of sweeps"
     assert not any(isinstance(unit, TrainUnit) and unit.tasks for unit in engines.units if trained(swept, unit))
     assert [point["settings"] for point in found["points"]] == list(GRID.points)
