@@ -4,7 +4,7 @@ BIN := .venv/bin
 NAME ?=
 ARGS ?=
 
-.PHONY: demo test test-fresh check bench quality chaos stores clean
+.PHONY: demo test test-fresh check bench quality chaos cluster-test stores clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
@@ -33,6 +33,9 @@ bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | pl
 
 chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, with 36 faults; make test has a small share
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+cluster-test: .venv/ready  ## attach and submit on hosts of their own (network namespaces; root and iproute2), cut, lost and late
+	@$(BIN)/python -m tests.hosts $(ARGS)
 
 stores: .venv/ready  ## storage on the emulators of Azure and Google, beside the S3 server of make test; needs Node
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[azure,gcs]' gcp-storage-emulator==2026.7.19

@@ -21,7 +21,8 @@ import ray
 from benchmarks.catalogue import fill, plan
 from benchmarks.fake_worker import FakeWorker, outcomes
 from benchmarks.measure import finish, show
-from cluster.ray_executor import RayExecutor, SlotResources
+from cluster.fleet import SlotResources
+from cluster.ray_executor import RayExecutor
 from pipeline.clock import SystemClock
 from pipeline.contract.units import Outcome
 from pipeline.database.plandb import PlanDB

@@ -1,4 +1,4 @@
-"""Context managers: a private Ray on this machine, and SIGINT and SIGTERM as a flag.
+"""A private Ray on this machine, as a context manager.
 
 The Ray is independent of any other Ray on the machine, and only this one is shut down. Its object store is small,
 because photos, renders and weights never pass through it.
@@ -7,21 +7,12 @@ because photos, renders and weights never pass through it.
 import contextlib
 import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
-from perfusion_ops.errors import PerfusionError
+from cluster.errors import ClusterError
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's minimum is 75 MiB
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class ClusterError(PerfusionError):
-    """Ray did not start; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -33,40 +24,12 @@ class LocalCluster:
         num_cpus: CPUs that Ray reserves for each worker; 0, because nothing else is scheduled here.
         num_gpus: share of a GPU for each worker; 0 on a machine without a GPU.
         threads: that each worker computes with.
-        stop: whether a signal asked the run to end.
     """
 
     slots: int
     num_cpus: float
     num_gpus: float
     threads: int
-    stop: Callable[[], bool]
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within the block, a first SIGINT or SIGTERM makes the yielded function return True; a second acts as before.
-
-    Enter it after Ray has started, because Ray installs its own handler. Outside the main thread Python allows no
-    handlers, and the function returns False.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def ask(number: int, _: FrameType | None) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in _SIGNALS:
-        signal.signal(number, ask)
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def share_out(*, slots: int | None, cpus: int, gpus: int) -> tuple[int, float, int]:
@@ -130,7 +93,6 @@ def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterato
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count, num_gpus, threads = share_out(slots=slots, cpus=cores, gpus=gpus)
-        with stop_on_signals() as stop:
-            yield LocalCluster(count, 0.0, num_gpus, threads, stop)
+        yield LocalCluster(count, 0.0, num_gpus, threads)
     finally:
         ray.shutdown()

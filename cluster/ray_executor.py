@@ -18,38 +18,36 @@ import ray
 from ray import cloudpickle
 from ray import exceptions as errors
 
+from cluster.fitness import Needs, problems
+from cluster.fleet import SlotResources
 from pipeline.contract.messages import clip, plain
 from pipeline.contract.units import MESSAGE_BYTES, Activity, Outcome, TrainUnit, Unit
 from pipeline.engine.executor import Completion, Failure, Worker
 
 _GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints limit the loss
 _ASK_EVERY_S = 1.0  # what workers are doing
+_LOOK_EVERY_S = 5.0  # for new nodes
 _WATCH = "watch"  # the concurrency group that answers while a unit runs
 # PyTorch reports an unusable device with these words. The process cannot recover: all its later calls would fail.
 _DEVICE_LOST = ("AcceleratorError", "CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "NCCL error")
 _NO_MEMORY = re.compile(r"CUDA error: out of memory|_STATUS_ALLOC_FAILED|can't allocate memory")
 
 
-@dataclass(frozen=True)
-class SlotResources:
-    """What Ray reserves for a slot, and the number of threads that its process computes with."""
-
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    threads: int = 1
-
-
 class _Actor:
     """The process of a slot. Its environment is set before the worker's modules are imported."""
 
-    def __init__(self, make_worker: bytes, env_vars: dict[str, str]) -> None:
+    def __init__(self, make_worker: bytes, env_vars: dict[str, str], needs: Needs | None) -> None:
         os.environ.update(env_vars)
         self._make_worker = make_worker
+        self._needs = needs
         self._worker: Worker | None = None
 
     def setup(self) -> Failure | None:
-        """Make the worker; returns None when it is ready."""
+        """Make the worker if this node is fit for it; returns None when it is ready."""
         try:
+            lacks = problems(self._needs) if self._needs else []
+            if lacks:
+                return Failure("raised", f"node {ray.util.get_node_ip_address()}: {'; '.join(lacks)}")
             worker: Worker = cloudpickle.loads(self._make_worker)()
             self._worker = worker
             worker.setup()
@@ -151,14 +149,18 @@ class RayExecutor:
         slots: int,
         resources: SlotResources,
         env_vars: Mapping[str, str] | None = None,
+        needs: Needs | None = None,
+        wanted: Callable[[], int] | None = None,
     ) -> None:
         """Start the first slot, without waiting for it.
 
         Args:
             make_worker: called in each actor; it is sent by value, so it must be small.
-            slots: number of workers.
+            slots: number of workers at first.
             resources: of each slot.
             env_vars: added to the environment of each process before the worker's modules are imported.
+            needs: what a node must have; a worker on a node without it does not start.
+            wanted: how many workers there should be now; asked every few seconds. Their number never shrinks.
 
         Raises:
             ValueError: `slots` is less than 1.
@@ -171,6 +173,9 @@ class RayExecutor:
         self._actor_class = actor_class.options(
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus,
+            resources=dict(resources.resources) or None,
+            accelerator_type=resources.accelerator,
+            label_selector=dict(resources.labels) or None,
             max_restarts=0,
             max_task_retries=0,
             enable_task_events=False,
@@ -178,9 +183,14 @@ class RayExecutor:
         self._arguments = (
             cloudpickle.dumps(make_worker),  # pyright: ignore[reportPrivateImportUsage]
             {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(env_vars or {})},
+            needs,
         )
         self._slots: dict[int, _Slot] = {}
         self._waiting = tuple(range(1, slots))  # until the first slot is ready
+        self._count = slots
+        self._wanted = wanted
+        self._looked_at = time.monotonic()
+        self._was_ready = False  # whether the first slot has been
         self._calls = 0
         self._asked_at = -math.inf
         self._start(0)
@@ -205,7 +215,8 @@ class RayExecutor:
         return self._calls
 
     def wait(self, timeout_s: float) -> Sequence[Completion]:
-        """See `Executor`. Also learns which slots have become ready."""
+        """See `Executor`. Also learns which slots have become ready, and starts slots on new nodes."""
+        self._grow()
         # An actor runs its calls in order, so the oldest reference of a slot completes first.
         oldest = {}
         for number, slot in self._slots.items():
@@ -223,6 +234,15 @@ class RayExecutor:
         completions = [self._collect(oldest[reference], reference) for reference in ready]
         return [completion for completion in completions if completion is not None]
 
+    def _grow(self) -> None:
+        """Start the slots that new nodes have room for, once the first slot has been ready."""
+        if self._wanted is None or not self._was_ready or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        before, self._count = self._count, max(self._count, self._wanted())
+        for number in range(before, self._count):
+            self._start(number)
+
     def _collect(self, number: int, reference: Any) -> Completion | None:
         slot = self._slots[number]
         try:
@@ -233,7 +253,7 @@ class RayExecutor:
             if isinstance(result, Failure):
                 self.retire(number)
                 return Completion(None, number, failure=result)
-            slot.starting = None
+            slot.starting, self._was_ready = None, True
             waiting, self._waiting = self._waiting, ()
             for other in waiting:
                 self._start(other)

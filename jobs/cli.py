@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status, sweep
+from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status, submit, sweep
 from jobs.output import INTERRUPTED, OK, complain, say
 from perfusion_ops.errors import PerfusionError
 
@@ -43,6 +43,10 @@ app.command("plan")(plan.plan)
 app.command("run")(run.command)
 app.command("rerender")(run.rerender)
 app.command("retry")(retry.command)
+app.command("submit")(submit.submit)
+app.command("jobs")(submit.jobs)
+app.command("logs")(submit.logs)
+app.command("stop")(submit.stop)
 app.command("status")(status.command)
 app.command("query")(query.command)
 app.command("score")(score.command)

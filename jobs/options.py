@@ -9,6 +9,15 @@ Target = Annotated[str, typer.Argument(help="results root, or a spec file that n
 Run = Annotated[str | None, typer.Argument(help="run id; default: the newest finished run", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="override one setting of the spec")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster: local, auto or host:port; default: the spec's, RAY_ADDRESS, or local",
+        show_default=False,
+    ),
+]
 First = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="only the first N renders", show_default=False)
 ]

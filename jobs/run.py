@@ -1,12 +1,10 @@
-"""Executes one run on this machine, shows its progress, and reports the result as text or JSON."""
+"""Executes one run, shows its progress, and reports the result as text or JSON."""
 
 import sys
-from contextlib import redirect_stdout
-from functools import partial
+from contextlib import nullcontext, redirect_stdout
 from pathlib import PurePosixPath
 from typing import Any
 
-from jobs.engine import local_engine
 from jobs.output import (
     FAILED_ROWS,
     OK,
@@ -20,6 +18,7 @@ from jobs.output import (
     say_json,
     tell_notices,
 )
+from jobs.placement.engine import engines
 from jobs.progress import Progress
 from pipeline.contract.errors import MEANING, Code
 from pipeline.contract.kinds import RESULTS
@@ -56,15 +55,18 @@ def run(
         json: whether to print one JSON object instead of text.
         selection: a part of the plan; default: all of it.
         explain: whether to say why each concept and render has to be made.
-        make_engine: gives the workers; default: Ray on this machine.
+        make_engine: gives the workers; default: Ray, as the settings say.
 
     Raises:
         PerfusionError: the run cannot start or continue.
     """
-    make_engine = make_engine or partial(local_engine, settings)
     # Ray reports dead workers on stdout, which is for the result alone.
-    with redirect_stdout(sys.stderr), Progress() as progress:
-        result = execute(settings, make_engine=make_engine, observer=progress, selection=selection, explain=explain)
+    with (
+        redirect_stdout(sys.stderr),
+        nullcontext(make_engine) if make_engine else engines(settings) as start,
+        Progress() as progress,
+    ):
+        result = execute(settings, make_engine=start, observer=progress, selection=selection, explain=explain)
     published = result.published
     code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
     if not json:

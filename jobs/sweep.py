@@ -6,8 +6,8 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.engine import local_engines
 from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, location, say, say_json, tell_notices
+from jobs.placement.engine import engines
 from jobs.progress import Progress
 from jobs.score import score
 from perfusion_ops.scoring.choice import ScorerChoice
@@ -54,7 +54,7 @@ def sweep(
         selection: a part of the plan; default: all of it.
         scoring: needs a scorer for texts and one for photos.
         json: whether to print one JSON object instead of text.
-        make_engine: gives the workers of each run; default: Ray on this machine.
+        make_engine: gives the workers of each run; default: Ray, as the settings say.
 
     Raises:
         PerfusionError: the sweep cannot start or continue.
@@ -101,12 +101,12 @@ def _run_points(
 ) -> list[RunResult] | None:
     """The run of each point; None if one was stopped."""
     runs: list[RunResult] = []
-    with nullcontext(make_engine) if make_engine else local_engines(settings) as engines:
+    with nullcontext(make_engine) if make_engine else engines(settings) as start:
         for number, point in enumerate(grid.points, 1):
             complain(f"point {number} of {len(grid.points)}: {_shown(point)}")
             with Progress(brief=number > 1) as progress:
                 result = execute(
-                    _with(settings, point, settings.root), make_engine=engines, observer=progress, selection=selection
+                    _with(settings, point, settings.root), make_engine=start, observer=progress, selection=selection
                 )
             if result.published is None:
                 why = f": {result.summary.stopped}" if result.summary.stopped else ""

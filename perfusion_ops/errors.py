@@ -31,6 +31,7 @@
         ├── NoFinishedRunError      2
         ├── ScorerError             2
         ├── SpecError               2
+        │   └── SubmissionError     2
         └── SweepError              2
 
 A message says what is wrong and what to do. It may have several lines, each a problem of its own.

@@ -21,6 +21,7 @@ from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
+from pipeline.manifest.local_files import ensure_shared
 from pipeline.manifest.points import PointsSummary, load_points
 from pipeline.plan.changes import Changes, find_changes
 from pipeline.plan.done import load_done
@@ -132,6 +133,7 @@ def check(
     key = metric_key(
         base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
     )
+    local_files = _shared_files(db, storage, settings) if settings.cluster.remote else ()
     training, sampling = settings.training(base), settings.sampling(base)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     parts = [
@@ -160,6 +162,7 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
+        local_files=local_files,
     )
     # The columns of renders include those of concepts.
     _, columns = carried_columns(db, storage, RENDERS)
@@ -174,6 +177,12 @@ def check(
         columns=columns,
         points=points,
     )
+
+
+def _shared_files(db: PlanDB, storage: Storage, settings: RunSettings) -> tuple[str, ...]:
+    """Local paths that every node must see."""
+    locations = {"root": storage.root, "metric.captions_uri": settings.metric.captions_uri}
+    return ensure_shared(db, locations, shared_filesystem=settings.cluster.shared_filesystem)
 
 
 def make_plan(

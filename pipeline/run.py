@@ -65,10 +65,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers, whether the run was asked to stop, and what the workers are doing (for display)."""
+    """Workers, why the run must stop (None: it need not), and what the workers are doing (for display)."""
 
     executor: Executor
-    stop: Callable[[], bool]
+    stop: Callable[[], str | None]
     activities: Callable[[], Sequence[Activity]] = tuple
 
 
@@ -252,8 +252,8 @@ class _Driver:
         caps = self.settings.engine
 
         def stop(spent_s: float) -> str | None:
-            if engine.stop():
-                return "it was asked to end"
+            if reason := engine.stop():
+                return reason
             if caps.stop_after_s is not None and self._seconds() >= caps.stop_after_s:
                 return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
             if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_val
 
 from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
+from pipeline.engine.machines import ClusterSettings
 from pipeline.engine.policy import Policy
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.uris import carries_credentials, redact
@@ -50,17 +51,15 @@ _Sampling = Annotated[
 ]
 
 
-_OLD_ENGINE_NAMES = {"deadline_s": "stop_after_s"}  # recorded in the spec.json of older runs
+# Old names, which the spec.json of older runs has: the setting of `engine`, and where it is now.
+_OLD_ENGINE_NAMES = {"deadline_s": ("engine", "stop_after_s"), "slots": ("cluster", "slots")}
 
 
 class EngineSettings(Frozen):
-    """How the work is divided and where it runs. No field is part of a key: none of them changes a result."""
+    """How the work is divided. No field is part of a key: none of them changes a result."""
 
     group_size: int = Field(default=8, ge=1, le=1024, description="concepts trained together in one batch")
     render_batch: int = Field(default=8, ge=1, le=1024, description="renders made together in one batch")
-    slots: int | None = Field(
-        default=None, ge=1, description="workers; when absent one per GPU, or one in all on a machine without a GPU"
-    )
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda)$",
@@ -94,19 +93,6 @@ class EngineSettings(Frozen):
     )
     threads: int = Field(default=8, ge=1, le=256, description="photos inspected at once")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _old_names(cls, values: Any) -> Any:
-        """Read old names; where both names have a value, the new name wins."""
-        if not isinstance(values, Mapping):
-            return values
-        values = dict(values)
-        for old, new in _OLD_ENGINE_NAMES.items():
-            if old in values:
-                value = values.pop(old)
-                values[new] = value if values.get(new) is None else values[new]
-        return values
-
 
 class RunSettings(Frozen):
     """One run: two manifests, a base model, and the root under which everything is written."""
@@ -128,8 +114,25 @@ class RunSettings(Frozen):
     )
     inputs: InputLimits = InputLimits()
     engine: EngineSettings = EngineSettings()
+    cluster: ClusterSettings = ClusterSettings()
     policy: Policy = Policy()
     storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Read old names; where both names have a value, the new name wins."""
+        engine = values.get("engine") if isinstance(values, Mapping) else None
+        if not isinstance(engine, Mapping):
+            return values
+        values = {**values, "engine": dict(engine)}
+        for old, (section, new) in _OLD_ENGINE_NAMES.items():
+            value = values["engine"].pop(old, None)
+            if value is not None and isinstance(values.get(section, {}), Mapping):
+                given = dict(values.get(section, {}))
+                given.setdefault(new, value)
+                values[section] = given if given[new] is not None else {**given, new: value}
+        return values
 
     @field_validator("root", "concepts", "prompts", "base", "points")
     @classmethod
@@ -174,7 +177,8 @@ def old_names(values: Mapping[str, Any]) -> list[str]:
     engine = values.get("engine")
     used = [old for old in _OLD_ENGINE_NAMES if isinstance(engine, Mapping) and old in engine]
     return [
-        f"engine.{old} is now called engine.{_OLD_ENGINE_NAMES[old]}: rename it, the next version refuses the old name"
+        f"engine.{old} is now called {'.'.join(_OLD_ENGINE_NAMES[old])}: rename it, the next version refuses the old "
+        "name"
         for old in used
     ]
 

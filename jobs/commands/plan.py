@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.options import Drawn, First, Json, Set, Spec
+from jobs.options import Address, Drawn, First, Json, Set, Spec
 from jobs.output import OK, USAGE, complain, counted, say, say_json, table, tell_notices
 
 if TYPE_CHECKING:
@@ -26,14 +26,23 @@ SELECT * FROM (
 """
 
 
-def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None, json: Json = False) -> None:
+def plan(
+    spec: Spec,
+    set_: Set = None,
+    address: Address = None,
+    *,
+    limit: First = None,
+    sample: Drawn = None,
+    json: Json = False,
+) -> None:
     """Show what a run would make, why, and at what cost. Needs no accelerator."""
+    from jobs.placement.address import placed
     from jobs.run import part, tell_changes
     from jobs.spec import load_spec
     from pipeline.plan.estimate import estimate
     from pipeline.storage.objects import Storage
 
-    settings = load_spec(spec, set_ or ())
+    settings = placed(load_spec(spec, set_ or ()), address)
     planned, bad, _ = _plan(settings, 0, part(limit, sample), explain=True)
     work, cost = planned.work, estimate(Storage(settings.root, settings.storage_options or None), planned.work)
     if json:
@@ -58,13 +67,22 @@ def plan(spec: Spec, set_: Set = None, limit: First = None, sample: Drawn = None
         say(f"{counted(bad, 'bad row')}: `perfusion validate` shows what is wrong")
 
 
-def validate(spec: Spec, set_: Set = None, show: Show = 50, limit: Limit = None, json: Json = False) -> None:
+def validate(
+    spec: Spec,
+    set_: Set = None,
+    address: Address = None,
+    *,
+    show: Show = 50,
+    limit: Limit = None,
+    json: Json = False,
+) -> None:
     """Check both manifests and every photo, and show the bad rows. Needs no accelerator."""
+    from jobs.placement.address import placed
     from jobs.spec import load_spec
 
     if limit is not None:
         complain(f"--limit {limit} is the old spelling, and the next version drops it: write --show {limit}")
-    planned, bad, shown = _plan(load_spec(spec, set_ or ()), limit or show)
+    planned, bad, shown = _plan(placed(load_spec(spec, set_ or ()), address), limit or show)
     if json:
         checked = planned.checked
         manifests = {"concepts": checked.concepts, "prompts": checked.prompts}

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.options import Json, Run, Set, Target
+from jobs.options import Address, Json, Run, Set, Target
 from jobs.output import OK, complain, counted, refuse, say, say_json
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def command(
     dead_letters: DeadLetters = False,
     only: Only = None,
     set_: Set = None,
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Retry the failed rows of a finished run.
@@ -39,6 +40,7 @@ def command(
     This is a new run, with the settings and the manifests that the finished one was started with. --set changes a
     setting. Rows whose input is bad are not retried: correct them, then use `perfusion run`.
     """
+    from jobs.placement.address import placed
     from jobs.run import run as execute
     from jobs.spec import settings_of
     from jobs.target import finished_run_of
@@ -58,7 +60,8 @@ def command(
             if again.refused:
                 say(f"  {_refused(again.refused)}")
         raise typer.Exit(OK)
-    settings = settings_of(RunRecord(storage, chosen).spec().settings, storage.root, set_ or ())
+    recorded = RunRecord(storage, chosen).spec().settings
+    settings = placed(settings_of(recorded, storage.root, set_ or ()), address)
     complain(f"retrying {counted(again.rows, 'row')} of run {chosen}")
     if again.refused:
         complain(_refused(again.refused))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from jobs.commands.score import Batch, Device, Image, Reader, Scorer, Text
-from jobs.options import Drawn, First, Json, Set, Spec
+from jobs.options import Address, Drawn, First, Json, Set, Spec
 from jobs.output import refuse
 
 Dials = Annotated[
@@ -26,6 +26,7 @@ def command(
     dial: Dials = None,
     select: Rule = "knee",
     *,
+    address: Address = None,
     limit: First = None,
     sample: Drawn = None,
     scorer: Scorer = None,
@@ -41,6 +42,7 @@ def command(
     Renders the plan at every point of a grid, without training, and scores it. Writes a page with each concept's front,
     and a file of points for the spec's `points`.
     """
+    from jobs.placement.address import placed
     from jobs.run import part
     from jobs.spec import load_spec
     from jobs.spec_file import parse_yaml
@@ -58,7 +60,7 @@ def command(
             refuse(f"--dial {each!r} is not NAME=A,B,...: write it as in --dial guidance=3,4.5,7")
         dials.setdefault(name.strip(), []).extend(parse_yaml(value) for value in values.split(",") if value.strip())
     code = sweep(
-        load_spec(spec, set_ or ()),
+        placed(load_spec(spec, set_ or ()), address),
         grid=make_grid(dials) if dials else None,
         select=parse_select(select),
         selection=part(limit, sample),

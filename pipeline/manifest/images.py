@@ -85,7 +85,7 @@ class ImageReader:
         return found
 
     def _one(self, role: Role, item: object) -> tuple[Picture, Inspected]:
-        item = _content(item)
+        item = picture_content(item)
         if isinstance(item, str):
             uri = locate(resolve(item, self._folder, presigned=self._limits.presigned))
             found = self._inputs.examine(uri, role)
@@ -115,7 +115,7 @@ def _items(column: str, cell: object, most: int) -> Sequence[object]:
     return items
 
 
-def _content(item: object) -> object:
+def picture_content(item: object) -> object:
     """The content of a struct of `bytes` and `path`, as datasets of Hugging Face hold photos; others unchanged."""
     if isinstance(item, Mapping) and item and set(item) <= {"bytes", "path"}:
         data = item.get("bytes")
@@ -126,7 +126,7 @@ def _content(item: object) -> object:
 
 
 def _name(item: object) -> str:
-    item = _content(item)
+    item = picture_content(item)
     return redact(item) if isinstance(item, str) else f"{len(item)} bytes" if isinstance(item, bytes) else ""
 
 

@@ -21,7 +21,7 @@ from pipeline.contract.messages import storable
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.plandb import PlanDB
 from pipeline.files.batches import ManifestFiles, find_manifest, local_copy, read_batches
-from pipeline.files.rows import Columns, ListText
+from pipeline.files.rows import Columns, ListText, Notices
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
@@ -40,7 +40,7 @@ from pipeline.manifest.cells import (
     whole,
 )
 from pipeline.manifest.extra_columns import ExtraColumns
-from pipeline.manifest.images import ImageReader
+from pipeline.manifest.images import ImageReader, picture_content
 from pipeline.manifest.list_cells import split_list
 from pipeline.storage.objects import Storage
 
@@ -357,3 +357,33 @@ def _mark_duplicates(db: PlanDB) -> None:
         """,
         [Code.DUPLICATE_ID.value, Code.BAD_ID.value],
     )
+
+
+def first_local_picture(manifest: ManifestFiles) -> tuple[int, str] | None:
+    """Number and address of the first photo or mask that a concepts manifest names on this machine's disk; else None.
+
+    Relative paths count. Neither photos nor the rest of the rows are checked.
+
+    Raises:
+        ManifestError: a file cannot be read.
+    """
+    row = 0
+    for file in manifest.files:
+        with local_copy(manifest, file.name) as (path, _):
+            for batch in read_batches(path, file, _CONCEPTS, Notices("")):
+                for cells in batch.cells:
+                    row += 1
+                    for address in _addresses(cells):
+                        if "://" not in address or address.startswith("file://"):
+                            return row, address
+    return None
+
+
+def _addresses(cells: Mapping[str, object]) -> Iterator[str]:
+    """The photos and masks of a row that are text; a struct may hold one as `path`."""
+    for column in ("images", "masks"):
+        cell = _listed(cells.get(column), lambda _: False)
+        for item in cell if isinstance(cell, list) else [cell]:
+            content = picture_content(item)
+            if isinstance(content, str):
+                yield content

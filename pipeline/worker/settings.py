@@ -25,6 +25,7 @@ class WorkerSettings:
         checkpoint_s: seconds between training checkpoints.
         edit_unconditional: whether concepts act on unconditional rows as well.
         combine: how several concepts of a prompt act together.
+        local_files: some of the local paths that workers read; a node without them is not fit.
     """
 
     root: str
@@ -40,3 +41,4 @@ class WorkerSettings:
     checkpoint_s: float = 60.0
     edit_unconditional: bool = False
     combine: Combine = "paper"
+    local_files: tuple[str, ...] = ()

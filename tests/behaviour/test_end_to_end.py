@@ -33,7 +33,8 @@ SPEC = {
     "prompts": "prompts.parquet",
     "train": {"steps": 12, "batch": 1},
     "render": {"steps": 3},
-    "engine": {"slots": 2, "group_size": 2, "render_batch": 2, "flush_s": 0.3, "checkpoint_s": 0.5},
+    "cluster": {"slots": 2},
+    "engine": {"group_size": 2, "render_batch": 2, "flush_s": 0.3, "checkpoint_s": 0.5},
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}
 
@@ -52,8 +53,7 @@ def answer(done):
 
 
 def write_spec(folder, *, slots=2, **changes):
-    engine = {**SPEC["engine"], "slots": slots}
-    (folder / "spec.yaml").write_text(yaml.safe_dump({**SPEC, "engine": engine, **changes}))
+    (folder / "spec.yaml").write_text(yaml.safe_dump({**SPEC, "cluster": {"slots": slots}, **changes}))
 
 
 def sql(folder, query, table="renders"):

@@ -10,7 +10,8 @@ import ray
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
-from cluster.ray_executor import RayExecutor, SlotResources
+from cluster.fleet import SlotResources
+from cluster.ray_executor import RayExecutor
 from pipeline.contract.errors import Status
 from tests.support.ray_pool import Worker, go
 

@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = write_inputs(folder, given.concepts, given.prompts)
         _tell("a run that nobody disturbs")
         command = [str(Path(sys.executable).with_name("perfusion")), "run", str(folder / "calm.yaml"), "--json"]
-        subprocess.run([*command, "--set", "engine.slots=2"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--set", "cluster.slots=2"], check=True, stdout=subprocess.DEVNULL)
         calm_s = time.monotonic() - began
         with scene_in(folder, given.seed) as scene:
             storage = Storage("s3://shop/chaos", scene.server.options)

@@ -10,10 +10,11 @@ from functools import partial
 
 import ray
 
-from cluster.local import stop_on_signals
-from cluster.ray_executor import RayExecutor, SlotResources
-from jobs.engine import WORKER_ENVIRONMENT, make_worker
+from cluster.fleet import SlotResources
+from cluster.ray_executor import RayExecutor
+from cluster.signals import stop_on_signals
 from jobs.output import complain
+from jobs.placement.engine import WORKER_ENVIRONMENT, make_worker
 from jobs.run import run
 from jobs.spec import load_spec
 from pipeline.engine.figures import EngineError
@@ -38,7 +39,7 @@ def main() -> int:
                 env_vars=WORKER_ENVIRONMENT,
             )
             try:
-                yield Engine(executor, stop)
+                yield Engine(executor, lambda: "it was asked to end" if stop() else None)
             finally:
                 executor.close()
 

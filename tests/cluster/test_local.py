@@ -7,14 +7,17 @@ import sys
 
 import pytest
 
-from cluster.local import ClusterError, share_out, start_local, stop_on_signals
+from cluster.errors import ClusterError
+from cluster.local import share_out, start_local
+from cluster.signals import stop_on_signals
 
 TALK = """
 import os, signal, sys
 from cluster.local import start_local
-with start_local() as cluster:
+from cluster.signals import stop_on_signals
+with start_local() as cluster, stop_on_signals() as stop:
     import ray
-    print(cluster.slots, cluster.num_gpus, cluster.threads, cluster.stop(), flush=True)
+    print(cluster.slots, cluster.num_gpus, cluster.threads, stop(), flush=True)
     @ray.remote(num_cpus=0)
     class Worker:
         def pid(self): return os.getpid()
@@ -23,7 +26,7 @@ with start_local() as cluster:
     pid = ray.get(worker.pid.remote())
     print(ray.get(worker.niceness.remote()) == os.nice(0))
     os.killpg(0, signal.SIGINT)  # what a terminal sends: to every process of the group
-    print(cluster.stop(), ray.get(worker.pid.remote()) == pid, flush=True)
+    print(stop(), ray.get(worker.pid.remote()) == pid, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here", flush=True)
 print(ray.is_initialized(), signal.getsignal(signal.SIGINT) is signal.default_int_handler)

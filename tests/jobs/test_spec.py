@@ -20,7 +20,8 @@ FULL = {
     "train": {"steps": 20, "lr_value": 0.05, "flip": True},
     "render": {"guidance": 4.5, "negative_prompt": "blurred: 'ugly'"},
     "inputs": {"allow": ["s3://bucket/photos"], "max_images": 8},
-    "engine": {"slots": 2, "flush_s": 1.5},
+    "engine": {"flush_s": 1.5},
+    "cluster": {"slots": 2},
     "storage_options": {"s3": {"endpoint_url": "http://127.0.0.1:9000"}},
 }
 TOML = """
@@ -40,8 +41,9 @@ negative_prompt = "blurred: 'ugly'"
 allow = ["s3://bucket/photos"]
 max_images = 8
 [engine]
-slots = 2
 flush_s = 1.5
+[cluster]
+slots = 2
 [storage_options.s3]
 endpoint_url = "http://127.0.0.1:9000"
 """
@@ -73,7 +75,7 @@ def test_yaml_toml_and_json_are_equal(tmp_path):
     ]
     assert all(each == found[0] for each in found)
     assert found[0].train == {"steps": 20, "lr_value": 0.05, "flip": True}
-    assert found[0].engine.slots == 2
+    assert found[0].cluster.slots == 2
 
 
 @settings(max_examples=40)
@@ -139,7 +141,7 @@ def test_overrides_are_nested_and_typed(tmp_path):
         [
             "train.steps=12",
             "train.flip=true",
-            "engine.slots=3",
+            "cluster.slots=3",
             "engine.checkpoint_s=2.5",
             "inputs.allow=[s3://a, s3://b]",
             "render.negative_prompt=a=b",
@@ -149,7 +151,7 @@ def test_overrides_are_nested_and_typed(tmp_path):
         ],
     )
     assert found.train == {"steps": 12, "flip": True}
-    assert (found.engine.slots, found.engine.checkpoint_s) == (3, 2.5)
+    assert (found.cluster.slots, found.engine.checkpoint_s) == (3, 2.5)
     assert found.inputs.allow == ("s3://a", "s3://b")
     assert found.render == {"negative_prompt": "a=b"}
     assert found.storage_options == {"s3": {"endpoint_url": "http://localhost"}}
@@ -182,6 +184,8 @@ def test_overrides_that_cannot_be(tmp_path):
 def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
     assert load_spec(spec(tmp_path, {**REQUIRED, "engine": {"deadline_s": 60}})).engine.stop_after_s == 60
     assert "engine.deadline_s is now called engine.stop_after_s" in capsys.readouterr().err
+    assert load_spec(spec(tmp_path, {**REQUIRED, "engine": {"slots": 3}})).cluster.slots == 3
+    assert "engine.slots is now called cluster.slots" in capsys.readouterr().err
     assert load_spec(spec(tmp_path, REQUIRED), ("engine.stop_after_s=5",)).engine.stop_after_s == 5
     assert capsys.readouterr().err == ""
 
@@ -193,7 +197,8 @@ def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
     ("values", "message"),
     [
         ({"rot": "x"}, "rot is not a setting; did you mean 'root'?"),
-        ({"engine": {"slot": 1}}, "engine.slot is not a setting; did you mean 'slots'?"),
+        ({"engine": {"thread": 1}}, "engine.thread is not a setting; did you mean 'threads'?"),
+        ({"cluster": {"slot": 1}}, "cluster.slot is not a setting; did you mean 'slots'?"),
         ({"train": {"stepz": 1}}, "train.stepz is not a setting; did you mean 'steps'?"),
         ({"render": {"guidence": 1}}, "render.guidence is not a setting; did you mean 'guidance'?"),
         ({"metric": {"caption": 1}}, "metric.caption is not a setting; did you mean 'captions'?"),
@@ -342,7 +347,8 @@ def test_schema_knows_every_setting_and_agrees_with_the_check(tmp_path):
         {"train": {"stepz": 1}},
         {"train": {"steps": 0}},
         {"render": {"lock": "all"}},
-        {"engine": {"slots": 0}},
+        {"cluster": {"slots": 0}},
+        {"cluster": {"slots": "4-8"}},
         {"inputs": {"max_images": 0}},
     ):
         assert not validator.is_valid({**REQUIRED, **wrong})

@@ -71,7 +71,17 @@ ROOMS = {
             *("mini", "mini.world", "mini.quality", "mini.oracle", "mini.methods"),
         },
     },
-    "jobs": {"": set(), "results": {""}, "commands": {"", "results"}, "cli": {"", "commands"}, "__main__": {"cli"}},
+    "jobs": {
+        "output": set(),
+        "spec_file": set(),
+        "spec": {"output", "spec_file"},
+        "placement": {"output", "spec_file", "spec"},
+        "": {"output", "spec_file", "spec", "placement"},
+        "results": {"", "output"},
+        "commands": {"", "output", "spec_file", "spec", "placement", "results"},
+        "cli": {"output", "commands"},
+        "__main__": {"cli"},
+    },
 }
 FOLDERS = {*MAY_IMPORT, "tests", "benchmarks", "docs"}
 FILES = {

@@ -17,7 +17,8 @@ QUICK = {
     "train": {"steps": 1, "batch": 1},
     "render": {"steps": 1},
     "metric": {"captions": 400},
-    "engine": {"slots": 1, "plan_memory": "200MB", "threads": 2},
+    "cluster": {"slots": 1},
+    "engine": {"plan_memory": "200MB", "threads": 2},
 }
 
 
@@ -110,6 +111,6 @@ def stopped(during):
     @contextmanager
     def make_engine(_):
         during()
-        yield Engine(Nobody(), lambda: True)
+        yield Engine(Nobody(), lambda: "it was asked to end")
 
     return make_engine

@@ -226,7 +226,8 @@ class Engines:
     def __call__(self, worker):
         executor = InProcess(worker, self.slots)
         self.made.append(executor)
-        yield Engine(executor, lambda: self.stop_after is not None and len(executor.units) >= self.stop_after)
+        stop = "it was asked to end" if self.stop_after is not None else None
+        yield Engine(executor, lambda: stop if len(executor.units) >= (self.stop_after or 0) else None)
         executor.close()
 
     @property

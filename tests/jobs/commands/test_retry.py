@@ -89,14 +89,14 @@ def test_retry_takes_the_settings_of_the_run_from_where_it_lies_now(done, perfus
     moved, ran = all_failed(done, tmp_path / "moved"), []
     monkeypatch.setattr("jobs.run.run", lambda settings, **given: ran.append((settings, given)) or 3)
     for words, which in RETRIES:
-        code, _, err = perfusion("retry", moved, *words, "--set", "engine.slots=3")
+        code, _, err = perfusion("retry", moved, *words, "--set", "cluster.slots=3")
         assert code == 3
         assert ("old spelling" in err) == ("--only" in words)
         run_id = read_status(Storage(str(moved)), SystemClock())[-1].run_id
         assert re.search(rf"retrying [1-9]\d* rows? of run {run_id}", err)
         settings, given = ran.pop()
         stored = json.loads((moved / "runs" / run_id / "spec.json").read_text())["settings"]
-        engine = {**stored["engine"], "slots": 3}
-        assert settings.model_dump(mode="json") == {**stored, "root": f"file://{moved}", "engine": engine}
+        cluster = {**stored["cluster"], "slots": 3, "address": "local"}
+        assert settings.model_dump(mode="json") == {**stored, "root": f"file://{moved}", "cluster": cluster}
         assert len(given["selection"].keys.concepts) >= 1
         assert given["selection"].name == f"retry {run_id} {which}", "it is part of the identity of the new run"

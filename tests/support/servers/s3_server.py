@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +40,19 @@ class Server:
 
 
 @contextmanager
-def s3_server(folder: Path, bucket: str = "shop") -> Iterator[Server]:
-    """A server with an empty bucket whose data lies in `folder`; gone at the end."""
+def s3_server(
+    folder: Path, bucket: str = "shop", *, ip: str = "127.0.0.1", inside: Sequence[str] = ()
+) -> Iterator[Server]:
+    """A server with an empty bucket whose data lies in `folder`; gone at the end.
+
+    `ip` is where it listens, and `inside` what a command begins with to run on the host that has this address.
+    """
     identity = {"accessKey": _KEY, "secretKey": _SECRET}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     config = folder / "identities.json"
     config.write_text(json.dumps({"identities": [{"name": "us", "credentials": [identity], "actions": actions}]}))
     for attempt in range(1, _ATTEMPTS + 1):
-        server = _started(folder, config)
+        server = _started(folder, config, ip, inside)
         try:
             if _answers(server):
                 s3fs.S3FileSystem(**server.options["s3"]).mkdir(bucket)
@@ -59,13 +64,13 @@ def s3_server(folder: Path, bucket: str = "shop") -> Iterator[Server]:
         assert attempt < _ATTEMPTS, f"no S3 server: {(folder / 'log.txt').read_text(errors='replace')[-2000:]}"
 
 
-def _started(folder: Path, config: Path) -> Server:
+def _started(folder: Path, config: Path, ip: str, inside: Sequence[str]) -> Server:
     """A server on ports that were free a moment ago; another process may take one before it does."""
     free = iter(free_ports(8))
     ports = {name: (next(free), next(free)) for name in ("master", "volume", "filer", "s3")}
     command = [
-        str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
-        f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        *inside, str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server",
+        f"-dir={folder}", f"-ip={ip}", f"-ip.bind={ip}",
         "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=50",
         "-filer", f"-filer.localSocket={folder / 'filer.sock'}",
         "-s3", f"-s3.config={config}", f"-s3.localSocket={folder / 's3.sock'}",
@@ -74,15 +79,14 @@ def _started(folder: Path, config: Path) -> Server:
         *(f"-{name}.port.grpc={grpc}" for name, (_, grpc) in ports.items()),
     ]  # fmt: skip
     with (folder / "log.txt").open("wb") as log:
-        return Server(
-            f"http://127.0.0.1:{ports['s3'][0]}", subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        )
+        return Server(f"http://{ip}:{ports['s3'][0]}", subprocess.Popen(command, stdout=log, stderr=log, cwd=folder))
 
 
 def _answers(server: Server) -> bool:
     """Wait until its port answers, and it is not another program's; the gateway is the last part to come up."""
     ends = time.monotonic() + _PATIENCE_S
-    address = ("127.0.0.1", int(server.endpoint.rpartition(":")[2]))
+    host, _, port = server.endpoint.removeprefix("http://").rpartition(":")
+    address = (host, int(port))
     while server.process.poll() is None and time.monotonic() < ends:
         try:
             socket.create_connection(address, 1).close()
