@@ -66,6 +66,7 @@ class Cluster:
         self._calls = 0
         self._live: set[int] = set()
         self._starting: set[int] = set()
+        self._listed: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # until a slot starts, is ready or is lost
         self.useful_s = 0.0
         self.ended: Counter[str] = Counter()
         for number in range(slots):
@@ -73,11 +74,16 @@ class Cluster:
 
     def slots(self) -> tuple[int, ...]:
         """Slots that can take a unit; this and the methods below are those of `pipeline.engine.executor.Executor`."""
-        return tuple(sorted(self._live))
+        return self._lists()[0]
 
     def starting(self) -> tuple[int, ...]:
         """Slots that are being set up."""
-        return tuple(sorted(self._starting))
+        return self._lists()[1]
+
+    def _lists(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self._listed is None:
+            self._listed = tuple(sorted(self._live)), tuple(sorted(self._starting))
+        return self._listed
 
     def submit(self, slot: int, unit: Unit) -> int:
         """Give a unit to a slot."""
@@ -109,6 +115,7 @@ class Cluster:
             each.up_since = None
         self._live.discard(slot)
         self._starting.discard(slot)
+        self._listed = None
 
     def replace(self, slot: int) -> None:
         """Start a new worker on a slot."""
@@ -126,6 +133,7 @@ class Cluster:
 
     def _start(self, number: int) -> None:
         self._starting.add(number)
+        self._listed = None
         self._later(self._random.uniform(*self._world.setup_s), number, "ready")
 
     def _later(self, seconds: float, number: int, kind: str) -> None:
@@ -150,6 +158,7 @@ class Cluster:
         if kind == "ready":
             self._starting.discard(number)
             self._live.add(number)
+            self._listed = None
             slot.up_since = self._clock.now
             self._later(self._random.expovariate(1 / self._world.between_preemptions_s), number, "preempted")
             return []

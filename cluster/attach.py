@@ -18,7 +18,7 @@ from cluster.errors import ClusterError
 from cluster.fitness import package_folders
 
 _ANSWER_S = 5.0  # for the head to accept a connection
-_FIND_NODE_S = "15"  # for Ray to find the cluster's node on this machine
+_FIND_NODE_S = "10"  # for Ray to find the cluster's node on this machine
 _TRY_S = 90.0  # for a process to import Ray and connect
 _TRIAL = """
 import logging, sys
@@ -122,7 +122,7 @@ def _ensure_answer(address: str) -> None:
 
 def _explained(address: str, kind: str, text: str) -> str:
     """One sentence for an error of Ray and its remedy."""
-    if kind == "AuthenticationError":
+    if "AuthenticationError" in (kind, *re.findall(r"\w+Error", text)):
         return (
             f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token, and put the token into "
             "RAY_AUTH_TOKEN, a file named by RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"

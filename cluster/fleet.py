@@ -92,6 +92,15 @@ def room(node: Node, slot: SlotResources) -> int:
     return min(counts, default=0)
 
 
+def _chosen(node: Node, settings: ClusterSettings) -> bool:
+    """Whether the settings allow a node, whatever its size."""
+    return (
+        all(_matches(node.labels.get(name), wanted) for name, wanted in settings.labels.items())
+        and all(node.resources.get(name, 0) >= amount for name, amount in settings.resources.items())
+        and (settings.accelerator is None or _ACCELERATOR_TYPE + settings.accelerator in node.resources)
+    )
+
+
 def _matches(value: str | None, wanted: str) -> bool:
     """Ray's label operators: `x`, `!x`, `in(a,b)`, `!in(a,b)`."""
     plain = wanted.removeprefix("!")
@@ -105,6 +114,7 @@ def slot_of(settings: ClusterSettings, nodes: Sequence[Node]) -> SlotResources:
     Raises:
         ClusterError: the settings leave it open, and no node shows what there will be.
     """
+    nodes = [node for node in nodes if _chosen(node, settings)]
     gpus = settings.gpus
     if gpus is None:
         wants_gpu = settings.accelerator or any(node.resources.get("GPU", 0) >= 1 for node in nodes)
@@ -179,17 +189,19 @@ class Fleet:
 
 
 @contextmanager
-def requested(bundles: list[dict[str, float]]) -> Iterator[None]:
-    """Ask the cluster's autoscaler for nodes with these resources, and take the request back at the end of the block.
+def requested(fleet: Fleet) -> Iterator[None]:
+    """Ask the cluster's autoscaler for nodes for all workers, and take the request back at the end of the block.
 
     A cluster without an autoscaler ignores it. The request of a driver that was killed stays until the next run.
     """
     from ray.autoscaler.sdk import request_resources
 
+    bundles = fleet.bundles()
     if not bundles:
         yield
         return
-    request_resources(bundles=bundles)
+    labels = [dict(fleet.slot.labels)] * len(bundles) if fleet.slot.labels else None
+    request_resources(bundles=bundles, bundle_label_selectors=labels)
     try:
         yield
     finally:

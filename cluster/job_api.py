@@ -129,11 +129,13 @@ class JobApi:
     @contextlib.contextmanager
     def _explained(self, job: str | None = None) -> Iterator[None]:
         """Turn errors of Ray's client into one sentence with a remedy."""
+        from ray.exceptions import AuthenticationError
+
         try:
             yield
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (AuthenticationError, RuntimeError, OSError) as error:
             text = " ".join(str(error).split())
-            if "401" in text or "403" in text or "token" in text.lower():
+            if isinstance(error, AuthenticationError):
                 message = (
                     f"the cluster at {self.address} asks for a token: set RAY_AUTH_MODE=token, and put the token into "
                     "RAY_AUTH_TOKEN, a file named by RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"

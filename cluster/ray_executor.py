@@ -26,6 +26,7 @@ from pipeline.engine.executor import Completion, Failure, Worker
 
 _GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints limit the loss
 _ASK_EVERY_S = 1.0  # what workers are doing
+_SHOW_EVERY_S = 0.25  # the answers: the scheduler wants them at each event
 _LOOK_EVERY_S = 5.0  # for new nodes
 _WATCH = "watch"  # the concurrency group that answers while a unit runs
 # PyTorch reports an unusable device with these words. The process cannot recover: all its later calls would fail.
@@ -127,6 +128,10 @@ class _Slot:
     asked: Any = None  # the reference of the question what it is doing; None when there is none
     activity: Activity | None = None  # the latest answer
 
+    def oldest(self) -> Any:
+        """The reference of the oldest call, which completes first because an actor runs its calls in order; or None."""
+        return self.calls[0].reference if self.calls else None
+
     def is_worth_asking(self) -> bool:
         """Whether it may estimate a metric or train."""
         return self.starting is not None or (bool(self.calls) and self.calls[0].is_training)
@@ -186,52 +191,60 @@ class RayExecutor:
             needs,
         )
         self._slots: dict[int, _Slot] = {}
+        # The same tuples until a slot starts, is ready or is lost, so that the scheduler sees that nothing has changed.
+        self._listed: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._oldest: dict[Any, int] = {}  # what each slot completes next, and the slot's number
         self._waiting = tuple(range(1, slots))  # until the first slot is ready
         self._count = slots
         self._wanted = wanted
         self._looked_at = time.monotonic()
         self._was_ready = False  # whether the first slot has been
         self._calls = 0
-        self._asked_at = -math.inf
+        self._asked_at = self._shown_at = -math.inf
+        self._shown: tuple[Activity, ...] = ()
         self._start(0)
 
     def _start(self, number: int) -> None:
         actor = self._actor_class.remote(*self._arguments)
         self._slots[number] = _Slot(actor, actor.setup.remote())
+        self._oldest[self._slots[number].starting] = number
+        self._listed = None
 
     def slots(self) -> tuple[int, ...]:
         """See `Executor`."""
-        return tuple(sorted(number for number, slot in self._slots.items() if slot.starting is None))
+        return self._lists()[0]
 
     def starting(self) -> tuple[int, ...]:
         """See `Executor`. Does not include slots that wait for the first one."""
-        return tuple(sorted(number for number, slot in self._slots.items() if slot.starting is not None))
+        return self._lists()[1]
+
+    def _lists(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self._listed is None:
+            ready = tuple(sorted(number for number, slot in self._slots.items() if slot.starting is None))
+            starting = tuple(sorted(number for number, slot in self._slots.items() if slot.starting is not None))
+            self._listed = ready, starting
+        return self._listed
 
     def submit(self, slot: int, unit: Unit) -> int:
         """See `Executor`."""
         self._calls += 1
         reference = self._slots[slot].actor.run.remote(unit)
+        if not self._slots[slot].calls:
+            self._oldest[reference] = slot
         self._slots[slot].calls.append(_Call(self._calls, reference, isinstance(unit, TrainUnit)))
         return self._calls
 
     def wait(self, timeout_s: float) -> Sequence[Completion]:
         """See `Executor`. Also learns which slots have become ready, and starts slots on new nodes."""
         self._grow()
-        # An actor runs its calls in order, so the oldest reference of a slot completes first.
-        oldest = {}
-        for number, slot in self._slots.items():
-            if slot.starting is not None:
-                oldest[slot.starting] = number
-            elif slot.calls:
-                oldest[slot.calls[0].reference] = number
-        if not oldest:
+        if not self._oldest:
             time.sleep(timeout_s)
             return []
-        references = list(oldest)
+        references = list(self._oldest)
         ready, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
         if ready and len(references) > 1:
             ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        completions = [self._collect(oldest[reference], reference) for reference in ready]
+        completions = [self._collect(self._oldest.pop(reference), reference) for reference in ready]
         return [completion for completion in completions if completion is not None]
 
     def _grow(self) -> None:
@@ -253,42 +266,54 @@ class RayExecutor:
             if isinstance(result, Failure):
                 self.retire(number)
                 return Completion(None, number, failure=result)
-            slot.starting, self._was_ready = None, True
+            slot.starting, self._was_ready, self._listed = None, True, None
+            self._shown_at = -math.inf
             waiting, self._waiting = self._waiting, ()
             for other in waiting:
                 self._start(other)
             return None
-        call = slot.calls.popleft().number
+        call = slot.calls.popleft()
+        if slot.calls:
+            self._oldest[slot.oldest()] = number
+        if call.is_training:
+            self._shown_at = -math.inf
         if isinstance(result, Failure):
             if result.kind in ("died", "unavailable"):
                 self.retire(number)
-            return Completion(call, number, failure=result)
-        return Completion(call, number, outcomes=result)
+            return Completion(call.number, number, failure=result)
+        return Completion(call.number, number, outcomes=result)
 
     def activities(self) -> tuple[Activity, ...]:
         """What workers were doing when last asked, about a second ago; see `pipeline.prepare.Observer.working`.
 
         Never waits: it asks, and reads the answers at a later call.
         """
+        now = time.monotonic()
+        if now - self._shown_at < _SHOW_EVERY_S:
+            return self._shown
+        self._shown_at = now
         asked = {slot.asked: slot for slot in self._slots.values() if slot.asked is not None}
         if asked:
             ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
             for reference in ready:
                 asked[reference].asked, asked[reference].activity = None, _answer(reference)
-        due = time.monotonic() - self._asked_at >= _ASK_EVERY_S
+        due = now - self._asked_at >= _ASK_EVERY_S
         if due:
-            self._asked_at = time.monotonic()
+            self._asked_at = now
         for slot in self._slots.values():
             if not slot.is_worth_asking():
                 slot.activity = None
             elif due and slot.asked is None:
                 slot.asked = slot.actor.activity.remote()
-        return tuple(slot.activity for slot in self._slots.values() if slot.activity is not None)
+        self._shown = tuple(slot.activity for slot in self._slots.values() if slot.activity is not None)
+        return self._shown
 
     def retire(self, slot: int) -> None:
         """See `Executor`."""
         gone = self._slots.pop(slot, None)
         if gone is not None:
+            self._listed = None
+            self._oldest.pop(gone.starting if gone.starting is not None else gone.oldest(), None)
             ray.kill(gone.actor, no_restart=True)
 
     def replace(self, slot: int) -> None:

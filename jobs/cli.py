@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.commands import catalog, demo, plan, query, report, retry, run, schema, score, status, submit, sweep
+from jobs.commands import catalog, cluster, demo, plan, query, report, retry, run, schema, score, status, submit, sweep
 from jobs.output import INTERRUPTED, OK, complain, say
 from perfusion_ops.errors import PerfusionError
 
@@ -53,6 +53,7 @@ app.command("score")(score.command)
 app.command("sweep")(sweep.command)
 app.command("report")(report.command)
 app.command("schema")(schema.command)
+app.add_typer(cluster.app, name="cluster")
 
 
 def main() -> None:

@@ -175,6 +175,10 @@ class _Driver:
         patience = Patience(budget_s=math.inf)
         storage = PatientStorage(self.settings.root, self.settings.storage_options or None, patience)
         record = RunRecord(storage, run_id)
+        if record.is_published():  # after this driver had looked for it: the plan is out of date
+            raise LeaseHeld(
+                f"another driver finished run {run_id!r} while this one planned it: run the same command again"
+            )
         spec = record.begin(self._spec(run_id, planned.checked))
         record.write_plan(planned.work)
         engine = self.settings.engine
@@ -231,6 +235,7 @@ class _Driver:
             base_digest=checked.base.digest,
             content=checked.content,
             parts=parts,
+            clock=self.clock.wall,
         )
 
     def _spec(self, run_id: str, checked: Checked) -> RunSpec:

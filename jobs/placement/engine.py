@@ -96,7 +96,7 @@ def _cluster(settings: RunSettings) -> Iterator[_Start]:
         @contextmanager
         def start(worker: WorkerSettings) -> Iterator[Engine]:
             fleet = Fleet(settings.cluster, SystemClock())
-            with _witness(worker) as files, requested(fleet.bundles()):
+            with _witness(worker) as files, requested(fleet):
                 needs = needs_of(worker, files)
                 ensure_fit(needs, fleet.useful_nodes())
                 executor = RayExecutor(

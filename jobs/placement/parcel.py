@@ -40,7 +40,9 @@ def packed(settings: RunSettings) -> Iterator[Parcel]:
     """
     values = settings.model_dump(mode="json", exclude_unset=True)
     values.get("cluster", {}).pop("address", None)
-    with scratch_folder("submit") as folder:
+    with scratch_folder("submit") as scratch:
+        folder = scratch / "parcel"  # beside the lock of the scratch folder, which does not travel
+        folder.mkdir()
         if not settings.cluster.shared_filesystem:
             _ensure_remote(settings)
             for name in ("concepts", "prompts", "points"):
@@ -79,15 +81,15 @@ def _ensure_remote(settings: RunSettings) -> None:
 
 
 def _copy(uri: str, folder: Path) -> str:
-    """Copy the files of a manifest; returns what the spec calls them there."""
+    """Copy the files of a manifest; returns the same file, folder or glob of them as the spec calls it there."""
     manifest = find_manifest(uri)
-    top = Path(manifest.folder.removeprefix("file://"))
+    top = Path(manifest.folder.removeprefix("file://") or "/")
     for file in manifest.files:
         target = folder / Path(file.name).relative_to(top)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.name, target)
-    names = [f"{folder.name}/{Path(file.name).relative_to(top)}" for file in manifest.files]
-    return names[0] if len(names) == 1 else folder.name
+    below = manifest.uri.removeprefix(manifest.folder).strip("/")
+    return f"{folder.name}/{below}".rstrip("/")
 
 
 def _copy_file(file: Path, folder: Path) -> str:

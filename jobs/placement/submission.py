@@ -1,6 +1,7 @@
 """Sends a run to a cluster as a job, once at a time, and finds it again by its name."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def submit(api: JobApi, parcel: Parcel, settings: RunSettings, *, spec: str, cod
         ClusterError: the cluster refuses.
     """
     name = f"perfusion-{parcel.digest[:12]}"
-    before = [job for job in api.jobs() if job.id.rpartition("-")[0] == name]
+    before = [job for job in api.jobs() if re.fullmatch(rf"{name}-\d+", job.id)]
     for job in before:
         if job.state in OPEN:
             raise SubmissionError(

@@ -87,7 +87,7 @@ def _remedy(code: Code, kind: Kind) -> str:
     """What a user can do about a task that failed on its own."""
     match code, kind:
         case Code.WORKER_DIED, _:
-            return "It did so each time it ran alone: give each worker more memory (fewer engine.slots), or remove it."
+            return "It did so each time it ran alone: give each worker more memory (fewer cluster.slots), or remove it."
         case Code.TIMED_OUT, "concept":
             return "Raise that setting, or lower train.steps."
         case Code.TIMED_OUT, _:
@@ -144,6 +144,16 @@ class Backlog:
     def exhausted(self) -> bool:
         """Whether `take` returns None for any slot until something is recorded or put back."""
         return self._dry and not self._waiting
+
+    def has_work(self) -> bool:
+        """Whether an item waits; asks the source for a unit if none does. Call it when a slot has room."""
+        if not self._waiting and not self._dry:
+            unit = self._source.next()
+            if unit is None:
+                self._dry = True
+            else:
+                self._waiting.append(WorkItem(unit))
+        return bool(self._waiting)
 
     def unfinished(self) -> int:
         """Number of tasks without a final outcome."""

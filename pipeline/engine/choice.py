@@ -5,14 +5,11 @@ unit, and nothing is queued behind a suspect, because a suspect may kill what wa
 one fresh row; a suspect goes to the slot whose verdict on it says most.
 """
 
-from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
-
 from pipeline.contract.units import RenderUnit
 from pipeline.engine.backlog import Backlog, WorkItem
 from pipeline.engine.executor import Executor
 from pipeline.engine.policy import Policy
-from pipeline.engine.slots import Call, Slot, SlotState, SlotTable
+from pipeline.engine.slots import Slot, SlotState, SlotTable
 
 
 class Choice:
@@ -24,23 +21,31 @@ class Choice:
         self._executor = executor
         self._policy = policy
 
-    def fill(self, ready: Sequence[Slot], now: float) -> None:
+    def fill(self, now: float) -> None:
         """Submit units until no ready slot has room or the backlog has nothing for them; `now`: monotonic seconds."""
         if self._backlog.exhausted():
             return
-        hungry = [(len(slot.calls), slot.number) for slot in ready if self._has_room(slot)]
-        heapify(hungry)
-        while hungry:
-            slot = self._slots.slot(heappop(hungry)[1])
+        candidates, passed = self._slots.candidates, list[Slot]()
+        while (number := candidates.first(self._room_on)) is not None:
+            # Many idle slots and nothing to do is how a large run ends, so the backlog is asked before the slots are.
+            if not self._backlog.has_work():
+                break
+            candidates.take()
+            slot = self._slots.slot(number)
             item = self._pick(slot)
             if item is None:
+                passed.append(slot)
                 continue
-            number = self._executor.submit(slot.number, item.unit)
-            slot.calls.append(Call(number, item, now))
-            if self._has_room(slot):
-                heappush(hungry, (len(slot.calls), slot.number))
+            self._slots.give(slot, self._executor.submit(number, item.unit), item, now)
+        for slot in passed:
+            candidates.note(slot.number, len(slot.calls))
+
+    def _room_on(self, number: int) -> bool:
+        return self._has_room(self._slots.slot(number))
 
     def _has_room(self, slot: Slot) -> bool:
+        if slot.state is not SlotState.READY:
+            return False
         return not slot.calls or (
             self._slots.is_trusted(slot)
             and len(slot.calls) < self._policy.render_depth
@@ -65,6 +70,8 @@ class Choice:
         def bias(each: Slot) -> tuple[int, bool, bool]:
             return suspect.strikes.count(each.number), not self._slots.is_trusted(each), not each.warm
 
+        if bias(slot) == (0, False, False):
+            return True
         in_use = (each for each in self._slots if each.state not in (SlotState.QUARANTINED, SlotState.GIVEN_BACK))
         return bias(slot) <= min(bias(each) for each in in_use)
 

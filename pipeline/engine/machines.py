@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, WithJsonSchema, field_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator
 
 from perfusion_ops.config import Frozen
 
@@ -35,6 +35,8 @@ class SlotRange:
 
 class ClusterSettings(Frozen):
     """The Ray cluster that runs the work, and what each worker gets of it. No field is part of a key."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     address: str | None = Field(
         default=None,

@@ -16,7 +16,7 @@ Invariants, whatever fails and in whatever order:
 The same source, executor, policy and clock give the same calls in the same order.
 
 `slots` holds the states of slots, `choice` decides what runs where, `settlement` what follows when a call ends,
-`backlog` who is blamed, `watchdog` how long a unit may run, and `figures` counts.
+`backlog` who is blamed, `watchdog` how long a unit may run, `agenda` when a slot must be looked at, `figures` counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,14 @@ from dataclasses import replace
 
 from pipeline.clock import Clock
 from pipeline.contract.units import Outcome
+from pipeline.engine.agenda import Agenda
 from pipeline.engine.backlog import Backlog, WorkSource
 from pipeline.engine.choice import Choice
 from pipeline.engine.executor import Executor
 from pipeline.engine.figures import RESUME, EngineError, RunSummary
 from pipeline.engine.policy import Policy
 from pipeline.engine.settlement import Settlement
-from pipeline.engine.slots import Slot, SlotState, SlotTable
+from pipeline.engine.slots import SlotTable
 from pipeline.engine.watchdog import Watchdog
 
 
@@ -78,6 +79,7 @@ class _Run:
         self._backlog = Backlog(source, policy, clock)
         self._watchdog = Watchdog(policy)
         self._slots = SlotTable(executor, policy)
+        self._agenda = Agenda(self._slots, self._watchdog)
         self._choice = Choice(self._backlog, self._slots, executor, policy)
         self._settlement = Settlement(self._backlog, self._slots, self._watchdog, sink, policy, clock)
 
@@ -90,9 +92,9 @@ class _Run:
                 drain_until = now + self._policy.drain_s
             ready = self._slots.refresh(now)
             if drain_until is None:
-                self._slots.restart_due(now)
-                self._choice.fill(ready, now)
-                self._give_back(ready)
+                self._slots.restart(self._agenda.due(now), now)
+                self._choice.fill(now)
+                self._give_back()
             running = self._slots.is_running()
             if not running and not self._backlog.unfinished():
                 return replace(self._settlement.summary(), stopped="")
@@ -100,17 +102,17 @@ class _Run:
                 self._settlement.abandon()
                 return self._settlement.summary()
             if not running:
-                self._assert_progress_possible(ready)
+                self._assert_progress_possible(ready=bool(ready))
             for completion in self._executor.wait(self._timeout_s(now, drain_until)):
                 self._settlement.settle(completion)
-            self._settlement.kill_overdue()
+            self._settlement.kill_overdue(self._agenda.due(self._clock.monotonic()))
 
-    def _give_back(self, ready: list[Slot]) -> None:
+    def _give_back(self) -> None:
         left = self._backlog.unfinished()
         if left and self._backlog.exhausted():
-            self._settlement.tally.given_back += self._slots.give_back(ready, left)
+            self._settlement.tally.given_back += self._slots.give_back(left)
 
-    def _assert_progress_possible(self, ready: list[Slot]) -> None:
+    def _assert_progress_possible(self, *, ready: bool) -> None:
         """Nothing runs: something must be about to, or the run would wait forever."""
         if self._slots.is_changing() or (not ready and self._slots.recall(self._clock.monotonic())):
             return
@@ -131,9 +133,5 @@ class _Run:
         moments = [now + self._policy.poll_s]
         if drain_until is not None:
             moments.append(drain_until)
-        for slot in self._slots:
-            if slot.calls:
-                moments.append(slot.calls[0].since + slot.deadline(self._watchdog).seconds)
-            elif slot.state is SlotState.STARTING or (slot.state is SlotState.BACKING_OFF and drain_until is None):
-                moments.append(slot.until)
+        moments.append(self._agenda.first(draining=drain_until is not None))
         return max(0.0, min(moments) - now)

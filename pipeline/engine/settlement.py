@@ -75,14 +75,14 @@ class Settlement:
             _log.warning("slot %d, %s: %s", slot.number, failure.kind, failure.message)
             self._after_failure(end(item, slot.number, failure.message))
 
-    def kill_overdue(self) -> None:
-        """Kill what has been running, or starting, for too long.
+    def kill_overdue(self, slots: Sequence[Slot]) -> None:
+        """Kill what has been running, or starting, for too long on these slots.
 
         Raises:
             EngineError: as in `settle`.
         """
         now = self._clock.monotonic()
-        for slot in self._slots:
+        for slot in slots:
             if slot.calls:
                 deadline = slot.deadline(self._watchdog)
                 if now >= slot.calls[0].since + deadline.seconds:
@@ -110,7 +110,7 @@ class Settlement:
         self._finish([replace(outcome, attempts=item.attempts + 1) for outcome in outcomes])
 
     def _end_call(self, slot: Slot, *, wasted: bool) -> WorkItem:
-        item, seconds = slot.end_call(self._clock.monotonic())
+        item, seconds = self._slots.end_call(slot, self._clock.monotonic())
         if wasted:
             self.tally.wasted_s += seconds
         return item
@@ -180,11 +180,12 @@ class Settlement:
         _log.warning("slot %d, failure %d in a row: %s", slot.number, slot.deaths, message)
         if not condemn or slot.deaths < self._policy.slot_deaths:
             return False
-        slot.state = SlotState.QUARANTINED
+        self._slots.quarantine(slot)
         self._backlog.pardon_all(slot.number)
         for other in self._slots:
             for call in other.calls:
                 call.item = self._backlog.pardon(call.item, slot.number)
+                self._slots.touch(other)
         _log.error("slot %d gets no more work", slot.number)
         return True
 

@@ -32,12 +32,17 @@ class Watchdog:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._timings: dict[object, _Timing] = {}
+        self.version = 0  # changes whenever a limit may have become shorter
 
     def learn(self, unit: Unit, seconds: float) -> None:
         """Record that a unit succeeded `seconds` after its worker began it."""
         timing = self._timings.setdefault(_shape(unit), _Timing())
         timing.units += 1
+        if timing.units == self._policy.hang_calls:
+            self.version += 1
         if seconds > timing.longest_s:
+            # Of more tasks, the same seconds mean less for each task of a still larger unit.
+            self.version += len(unit.tasks) > timing.tasks
             timing.longest_s, timing.tasks = seconds, len(unit.tasks)
 
     def deadline(self, unit: Unit, *, warm: bool) -> Deadline:

@@ -362,28 +362,29 @@ def _mark_duplicates(db: PlanDB) -> None:
 def first_local_picture(manifest: ManifestFiles) -> tuple[int, str] | None:
     """Number and address of the first photo or mask that a concepts manifest names on this machine's disk; else None.
 
-    Relative paths count. Neither photos nor the rest of the rows are checked.
+    Relative paths count if the manifest itself lies there. Neither photos nor the rest of the rows are checked.
 
     Raises:
         ManifestError: a file cannot be read.
     """
     row = 0
+    relative_is_local = manifest.folder.startswith("file://")
     for file in manifest.files:
         with local_copy(manifest, file.name) as (path, _):
             for batch in read_batches(path, file, _CONCEPTS, Notices("")):
                 for cells in batch.cells:
                     row += 1
                     for address in _addresses(cells):
-                        if "://" not in address or address.startswith("file://"):
+                        if address.lower().startswith(("/", "file://")) or (relative_is_local and "://" not in address):
                             return row, address
     return None
 
 
 def _addresses(cells: Mapping[str, object]) -> Iterator[str]:
-    """The photos and masks of a row that are text; a struct may hold one as `path`."""
+    """The photos and masks of a row that are text, blank ones left out; a struct may hold one as `path`."""
     for column in ("images", "masks"):
         cell = _listed(cells.get(column), lambda _: False)
         for item in cell if isinstance(cell, list) else [cell]:
             content = picture_content(item)
-            if isinstance(content, str):
+            if isinstance(content, str) and content.strip():
                 yield content

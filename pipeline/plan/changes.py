@@ -62,7 +62,6 @@ SELECT prompt_row AS manifest_row, image_index, concept_ids, concept_keys, rende
     width, height, d.key IS NOT NULL AS done
 FROM requests LEFT JOIN (SELECT key FROM done WHERE kind = 'render') d ON d.key = render_key
 WHERE error_code IS NULL
-QUALIFY row_number() OVER (PARTITION BY render_key ORDER BY prompt_row, image_index) = 1
 """
 
 _CONCEPTS = f"""
@@ -79,10 +78,14 @@ SELECT CASE
 FROM planned_concepts p LEFT JOIN old o USING (concept_id) GROUP BY 1 ORDER BY 2 DESC, 1
 """
 
-# A place may have several renders (seeds): the one with the same seed is replaced.
+# A place may have several renders (seeds): the one with the same seed is replaced. Products with equal photos share
+# renders: what one of them does not want any more, another one may still want at its own place.
 _RENDERS = f"""
-WITH to_do AS (SELECT * FROM planned_renders WHERE NOT done),
-unwanted AS (SELECT * FROM current ANTI JOIN planned_renders USING (render_key)),
+WITH to_do AS (
+    SELECT * FROM planned_renders WHERE NOT done
+    QUALIFY row_number() OVER (PARTITION BY render_key ORDER BY manifest_row, image_index) = 1
+),
+unwanted AS (SELECT * FROM current ANTI JOIN planned_renders USING (render_key, prompt)),
 at_place AS (
     SELECT t.render_key, arg_max(o.base_digest = $base_digest, o.seed = t.seed) AS same_base,
         arg_max(o.concept_keys = t.concept_keys, o.seed = t.seed) AS same_weights

@@ -1,5 +1,6 @@
 """Machines of a real Ray cluster that vanish: nothing is lost, and no row is blamed for it."""
 
+import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,13 @@ import pytest
 import ray
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 
-from cluster.fleet import SlotResources
+from cluster.fleet import Fleet, SlotResources, requested
 from cluster.ray_executor import RayExecutor
+from pipeline.clock import SystemClock
 from pipeline.contract.errors import Status
+from pipeline.engine.machines import ClusterSettings
 from tests.support.ray_pool import Worker, go
 
 NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -38,9 +42,9 @@ def cluster(monkeypatch):
 def make(tmp_path):
     made = []
 
-    def executor(slots):
+    def executor(slots, **options):
         folder = str(tmp_path)
-        made.append(RayExecutor(lambda: Worker(folder), slots=slots, resources=ACCELERATOR))
+        made.append(RayExecutor(lambda: Worker(folder), slots=slots, **{"resources": ACCELERATOR, **options}))
         return made[-1]
 
     yield executor
@@ -104,3 +108,27 @@ def test_run_waits_for_a_machine_while_there_is_none(cluster, make, tmp_path, ba
     assert {(row.status, row.attempts) for row in outcomes.values()} == {(Status.OK, 1)}
     assert (summary.deaths, summary.outages) == (0, 1)
     assert len(list(tmp_path.glob("setup-*"))) == 2
+
+
+def test_a_machine_that_joins_later_is_used_and_the_request_for_machines_is_taken_back(cluster, make, background):
+    add(cluster)
+    fleet = Fleet(ClusterSettings(address="auto", slots="1..2", gpus=1), SystemClock())
+    assert (fleet.slot.num_gpus, fleet.slot.num_cpus, len(fleet.useful_nodes())) == (1, 1, 1)
+    every = Fleet(ClusterSettings(address="auto", gpus=1), SystemClock())
+    executor = make(every.wanted(), resources=every.slot, wanted=every.wanted)
+    while executor.slots() != (0,):
+        executor.wait(10)
+    add(cluster)
+    with requested(fleet):
+        assert [bundle["GPU"] for bundle in asked_for()] == [1.0, 1.0]
+        while executor.slots() != (0, 1):
+            executor.wait(10)
+    assert asked_for() == []
+    outcomes, summary = background.submit(go, executor, ["ok"] * 8).result()
+    assert len(outcomes) == 8
+    assert summary.outages == 0
+
+
+def asked_for():
+    """The bundles that the cluster's autoscaler is asked for."""
+    return json.loads(_internal_kv_get(b"autoscaler_resource_request") or "[]")

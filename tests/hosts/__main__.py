@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -25,7 +24,7 @@ import yaml
 from perfusion_ops.mini.catalog import write_catalog
 from pipeline.storage.objects import Storage
 from pipeline.tables.views import query
-from tests.support.hosts import GCS_PORT, Host, network, wait_until
+from tests.support.hosts import GCS_PORT, Host, answers, network, wait_until
 from tests.support.servers.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
@@ -215,15 +214,6 @@ def main(arguments: list[str] | None = None) -> int:
 def written(folder: Path) -> list[Path]:
     """Every file that this program wrote: specs, logs of drivers, the laptop's root, and the store's data."""
     return [path for path in folder.rglob("*") if path.is_file() and "ray" not in path.relative_to(folder).parts[:2]]
-
-
-def answers(url: str) -> bool:
-    """Whether a web server answers at an address."""
-    try:
-        with fsspec.open(url, "rb") as file:
-            return bool(file.read(1))
-    except Exception:  # noqa: BLE001 (not yet, whatever the reason)
-        return False
 
 
 def tell(text: str) -> None:

@@ -15,7 +15,7 @@ from tests.support.command import only_object, stopped
 
 COMMANDS = (
     "demo", "catalog", "validate", "plan", "run", "rerender", "retry", "submit", "jobs", "logs", "stop", "status",
-    "query", "score", "sweep", "report", "schema",
+    "query", "score", "sweep", "report", "schema", "cluster",
 )  # fmt: skip
 
 

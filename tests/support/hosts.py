@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fsspec
+
 SUBNET = "10.77.0"
 LAPTOP = f"{SUBNET}.254"
 GCS_PORT = 6390
@@ -171,6 +173,15 @@ def wait_until(condition, seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
         time.sleep(0.5)
+
+
+def answers(url: str) -> bool:
+    """Whether a web server answers at an address."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return bool(file.read(1))
+    except Exception:  # noqa: BLE001 (not yet, whatever the reason)
+        return False
 
 
 def _end_of_hosts(made: Network) -> None:

@@ -5,7 +5,7 @@ import pytest
 from pipeline.contract.units import RenderUnit
 from pipeline.engine.backlog import WorkItem
 from pipeline.engine.policy import Policy
-from pipeline.engine.slots import Call, SlotState, SlotTable
+from pipeline.engine.slots import SlotState, SlotTable
 from tests.support.fake_clock import FakeClock
 from tests.support.simulated_pool import Pool, World, render
 
@@ -35,15 +35,19 @@ def start(table, pool, clock):
     """Wait until all slots are ready; returns them."""
     while len(ready := table.refresh(clock.now)) < 3:
         pool.wait(10)
-    return ready
+    return dict(ready)
 
 
-def call(number=1, since=0.0):
-    return Call(number, WorkItem(RenderUnit(f"u{number}", (render(f"r{number}"),))), since)
+def give(table, slot, number=1, now=0.0):
+    table.give(slot, number, WorkItem(RenderUnit(f"u{number}", (render(f"r{number}"),))), now)
+
+
+def restart_all(table, now):
+    table.restart(list(table), now)
 
 
 def test_a_slot_starts_until_its_deadline_and_becomes_ready(table, pool, clock):
-    assert table.refresh(clock.now) == []
+    assert table.refresh(clock.now) == {}
     assert states(table) == dict.fromkeys(range(3), SlotState.STARTING)
     assert {slot.until for slot in table} == {100}
     assert table.is_changing()
@@ -60,15 +64,16 @@ def test_a_slot_starts_until_its_deadline_and_becomes_ready(table, pool, clock):
 def test_a_lost_slot_backs_off_longer_each_time_and_restarts(table, pool, clock):
     slot = start(table, pool, clock)[0]
     slot.warm = True
-    slot.calls.extend([call(1), call(2)])
+    give(table, slot, 1)
+    give(table, slot, 2)
     assert [item.unit.unit_id for item in table.back_off(slot, clock.now)] == ["u1", "u2"]
     assert (slot.state, slot.losses, slot.warm, len(slot.calls)) == (SlotState.BACKING_OFF, 1, False, 0)
     assert clock.now + 5 <= slot.until < clock.now + 10
     assert pool.slots() == (1, 2)
-    table.restart_due(clock.now)
+    restart_all(table, clock.now)
     assert slot.state is SlotState.BACKING_OFF
     clock.now = slot.until
-    table.restart_due(clock.now)
+    restart_all(table, clock.now)
     assert (slot.state, slot.until) == (SlotState.STARTING, clock.now + 100)
     assert pool.starting() == (0,)
     start(table, pool, clock)
@@ -80,13 +85,13 @@ def test_a_lost_slot_backs_off_longer_each_time_and_restarts(table, pool, clock)
 def test_idle_slots_that_no_task_needs_are_given_back_cold_ones_first(table, pool, clock):
     ready = start(table, pool, clock)
     ready[1].warm = True
-    ready[2].calls.append(call())
-    assert table.give_back(ready, tasks=2) == 0  # two tasks may kill four slots
-    assert table.give_back(ready, tasks=1) == 1
+    give(table, ready[2])
+    assert table.give_back(tasks=2) == 0  # two tasks may kill four slots
+    assert table.give_back(tasks=1) == 1
     assert states(table) == {0: SlotState.GIVEN_BACK, 1: SlotState.READY, 2: SlotState.READY}
     assert pool.slots() == (1, 2)
     assert table.recall(clock.now)
-    table.restart_due(clock.now)
+    restart_all(table, clock.now)
     assert table.slot(0).state is SlotState.STARTING
     assert not table.recall(clock.now)
 
@@ -103,13 +108,14 @@ def test_trust_ends_with_deaths_in_a_row_and_with_quarantine(table, pool, clock)
 def test_time_is_counted_for_the_call_that_runs(table, pool, clock):
     slot = start(table, pool, clock)[0]
     begin = clock.now
-    slot.calls.extend([call(1, begin), call(2, begin)])
+    give(table, slot, 1, begin)
+    give(table, slot, 2, begin)
     clock.now += 4.0
     assert table.spent_s(clock.now) == 4.0
-    item, seconds = slot.end_call(clock.now)
+    item, seconds = table.end_call(slot, clock.now)
     assert (item.unit.unit_id, seconds) == ("u1", 4.0)
     clock.now += 3.0
     assert (slot.calls[0].since, table.spent_s(clock.now)) == (begin + 4.0, 7.0)
     assert table.is_running()
-    slot.end_call(clock.now)
+    table.end_call(slot, clock.now)
     assert (slot.busy_s, table.is_running()) == (7.0, False)

@@ -1,0 +1,1 @@
+"""Files that run a spec elsewhere: on Kubernetes, on clouds and under schedulers."""
