@@ -118,7 +118,9 @@ class Deployment(Frozen):
     head_cpus: int = Field(default=2, ge=1)
     head_memory: Quantity = "8Gi"
     failed_rows: Literal["fail", "accept"] = Field(
-        default="fail", description="what a run that finished with rows that are not ok (exit code 3) is to the system"
+        default="accept",
+        description="whether a run that finished with rows that are not ok (exit code 3) has failed; fail makes "
+        "Kubernetes try again on a new cluster, which helps no row whose input is bad",
     )
     sky: Sky = Sky()
     aws: Aws = Aws()

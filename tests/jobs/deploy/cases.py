@@ -31,6 +31,7 @@ OPTIONS = {
     "sky": {"secret_env": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]},
     "aws": {"instance_profile": "shop-runner", "zones": ["us-west-2a", "us-west-2b"]},
     "gcp": {"project": "shop-1"},
+    "failed_rows": "fail",
 }
 QUEUED = {**OPTIONS, "kueue": {"queue": "night", "priority_class": "low"}, "failed_rows": "accept"}
 

@@ -41,7 +41,7 @@ def test_the_name_comes_from_the_spec(spec, name):
 
 def test_defaults_are_valid_without_a_file():
     found = read_options(None, [], name="x")
-    assert (found.backoff_limit, found.secrets, found.kueue, found.failed_rows) == (3, (), None, "fail")
+    assert (found.backoff_limit, found.secrets, found.kueue, found.failed_rows) == (3, (), None, "accept")
 
 
 @pytest.mark.parametrize(
