@@ -1,8 +1,12 @@
 """Options of a deployment: where they come from, and what is said of wrong ones."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
+from jobs.deploy.options import Deployment
 from jobs.deploy.reading import read_options
 from jobs.spec_file import SpecError
 from tests.jobs.deploy.cases import OPTIONS, documents
@@ -143,3 +147,10 @@ def test_the_help_is_narrow(perfusion):
     assert (code, err) == (0, "")
     assert out.startswith("Usage: perfusion cluster yaml ")
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_options_of_the_documentation_are_options():
+    page = (Path(__file__).parents[3] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    [shown] = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if block.startswith("image:")]
+    found = Deployment.model_validate(yaml.safe_load(shown))
+    assert (found.secrets, found.spot.max, found.time_zone) == (("shop-bucket",), 24, "Europe/Berlin")
