@@ -18,7 +18,7 @@ demo: .venv/ready  ## train 6 products with the embedded model, render them, pub
 
 # Three processes for two cores: tests that wait for a server or a time limit would leave a core idle.
 test: .venv/ready  ## the full test suite: under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not hosts'
 
 test-fresh: .venv/ready  ## property tests with ten times as many, new examples: 20 minutes; a failure prints how to repeat it
 	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m hypothesis --timeout 7200 $(ARGS)
@@ -35,6 +35,7 @@ chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, with 36
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 cluster-test: .venv/ready  ## attach and submit on hosts of their own (network namespaces; root and iproute2), cut, lost and late
+	@$(BIN)/python -m pytest -m hosts tests/behaviour/test_hosts.py
 	@$(BIN)/python -m tests.hosts $(ARGS)
 
 stores: .venv/ready  ## storage on the emulators of Azure and Google, beside the S3 server of make test; needs Node

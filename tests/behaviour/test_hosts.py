@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.fitness import PROGRAM
 from perfusion_ops.mini.catalog import write_catalog
 from tests.support.hosts import GCS_PORT, answers, network, wait_until, why_not
 
@@ -20,7 +21,7 @@ BIN = Path(sys.executable).parent
 TOKEN = "fedcba9876543210" * 4
 PERFUSION = str(BIN / "perfusion")
 
-pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.hosts, pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.timeout(900)]
 
 MISMATCH = """
 import json, sys
@@ -46,7 +47,7 @@ def hosts(tmp_path_factory):
     }
     with network(folder, environment) as net:
         head, full, _ = net.host("head"), net.host("full"), net.host("outside")
-        bare = net.host("bare", hidden=[ROOT / name for name in ("pipeline", "perfusion_ops", "cluster", "jobs")])
+        bare = net.host("bare", hidden=[place / name for place in {ROOT, installed()} for name in PROGRAM])
         head.head("--num-cpus", "0")
         wait_until(lambda: answers(f"http://{head.address}:8265"), 120, "the head")
         full.join(head, "--num-cpus", "1", "--resources", json.dumps({"full": 1}))
@@ -54,6 +55,16 @@ def hosts(tmp_path_factory):
         count = f"import ray; ray.init(address='{head.address}:{GCS_PORT}', logging_level=50); print(len(ray.nodes()))"
         wait_until(lambda: head.run(sys.executable, "-c", count).stdout.strip() == "3", 120, "two workers")
         yield net.hosts
+
+
+def installed():
+    """Where this interpreter finds the program by itself, which may be another checkout than this one."""
+    show = "import cluster, pathlib; print(pathlib.Path(cluster.__file__).parents[1])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(
+        [sys.executable, "-c", show], cwd="/", env=environment, capture_output=True, text=True, check=False
+    )
+    return Path(found.stdout.strip()) if found.returncode == 0 else ROOT
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,10 +14,14 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _internal_kv_get
 
-from cluster.fleet import Fleet, SlotResources, requested
+from cluster.attach import attached, ensure_reachable
+from cluster.errors import ClusterError
+from cluster.fitness import Needs, ensure_fit, package_versions, program_digest
+from cluster.fleet import Fleet, SlotResources, alive_nodes, requested
 from cluster.ray_executor import RayExecutor
 from pipeline.clock import SystemClock
 from pipeline.contract.errors import Status
+from pipeline.engine.figures import EngineError
 from pipeline.engine.machines import ClusterSettings
 from tests.support.ray_pool import Worker, go
 
@@ -127,6 +133,33 @@ def test_a_machine_that_joins_later_is_used_and_the_request_for_machines_is_take
     outcomes, summary = background.submit(go, executor, ["ok"] * 8).result()
     assert len(outcomes) == 8
     assert summary.outages == 0
+
+
+def test_a_node_that_is_not_fit_is_named_before_a_worker_starts_and_costs_no_row_later(cluster, make, background):
+    add(cluster)
+    nodes = Fleet(ClusterSettings(address="auto", gpus=1), SystemClock()).useful_nodes()
+    fit = Needs(program_digest(), package_versions(), files=(str(Path(__file__)),))
+    ensure_fit(fit, nodes)
+    unfit = replace(fit, packages={**fit.packages, "torch": "1.0"}, files=("/nowhere/photo.png",))
+    with pytest.raises(ClusterError) as caught:
+        ensure_fit(unfit, nodes)
+    assert [line.partition(",")[0] for line in str(caught.value).splitlines()] == [
+        "node 127.0.0.1: it does not see /nowhere/photo.png: mount the same folders on every node",
+        f"node 127.0.0.1: it has torch {fit.packages['torch']}",
+    ]
+    with pytest.raises(EngineError, match=r"the worker cannot start: node .*: it has torch"):
+        background.submit(go, make(1, needs=unfit), ["ok"]).result()
+    assert len(background.submit(go, make(1, needs=fit), ["ok"]).result()[0]) == 1
+
+
+def test_a_driver_attaches_by_address_and_leaves_the_cluster_running(cluster):
+    ensure_reachable(cluster.address)
+    ray.shutdown()
+    with attached(cluster.address):
+        assert len(alive_nodes()) == 1
+    assert not ray.is_initialized()
+    with attached(cluster.address):
+        assert len(alive_nodes()) == 1
 
 
 def asked_for():
