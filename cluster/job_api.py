@@ -6,6 +6,7 @@ takes it from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; it is se
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class JobApi:
         with self._explained():
             from ray.job_submission import JobSubmissionClient
 
+            logging.getLogger("ray").setLevel(logging.WARNING)  # else its uploads are told between the run's own lines
             self._client = JobSubmissionClient(self.address)
 
     def submit(

@@ -20,7 +20,6 @@ from jobs.deploy.sizing import (
 )
 from pipeline.settings import RunSettings
 
-_STAGING_S = 40  # beyond policy.drain_s, to stage finished rows when the storage is slow
 _MARGIN_S = 20  # between Ray's kill of the run and the kubelet's kill of the pod
 _ACCEPTING = """\
 # Exit code 3: the run finished, and the tables name the rows that are not ok.
@@ -43,7 +42,7 @@ class Job:
     @property
     def stop_s(self) -> int:
         """Seconds that the run gets to stop."""
-        return int(self.settings.policy.drain_s) + _STAGING_S
+        return self.settings.policy.stop_s
 
 
 def job_of(kind: str, deployment: Deployment, settings: RunSettings, *, verb: str, needs: tuple[str, ...]) -> Job:
@@ -118,7 +117,7 @@ def ray_job_spec(job: Job) -> dict[str, Any]:
         "preRunningDeadlineSeconds": deployment.pre_running_deadline_s,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": deployment.ttl_s,
-        # Ray kills a job so many seconds after it was asked to end.
+        # Ray sends SIGKILL to a job this long after SIGTERM.
         "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(job.stop_s)}}),
         "rayClusterSpec": cluster,
     }

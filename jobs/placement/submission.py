@@ -12,7 +12,6 @@ from jobs.spec_file import SpecError
 from pipeline.settings import RunSettings
 
 _ENTRYPOINT = f"python -m jobs run {SPEC} --address auto --json"
-_STAGING_S = 40  # beyond policy.drain_s, to stage finished rows when the storage is slow
 _METADATA = "perfusion_spec"
 
 
@@ -59,14 +58,13 @@ def submit(api: JobApi, parcel: Parcel, settings: RunSettings, *, spec: str, cod
                 f"`perfusion logs {job.id} --follow`, or stop it with `perfusion stop {job.id}`"
             )
     number = 1 + max((int(job.id.rpartition("-")[2]) for job in before), default=0)
-    wait_s = int(settings.policy.drain_s) + _STAGING_S
     api.submit(
         f"{name}-{number:04d}",
         _ENTRYPOINT,
         folder=parcel.folder,
         metadata={_METADATA: Path(spec).name},
-        # Ray kills a job so many seconds after it was asked to end.
-        runtime_env={**code, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)}},
+        # Ray sends SIGKILL to a job this long after SIGTERM.
+        runtime_env={**code, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(settings.policy.stop_s)}},
     )
     return f"{name}-{number:04d}"
 

@@ -16,7 +16,7 @@ class Candidates:
         self._calls: dict[int, int] = {}
 
     def note(self, number: int, calls: int) -> None:
-        """Record that a slot holds so many calls."""
+        """Record how many calls a slot holds."""
         if self._calls.get(number) != calls:
             self._calls[number] = calls
             heappush(self._heap, (calls, number))

@@ -1,8 +1,12 @@
 """How often the scheduler retries, how long it waits and when it gives up: section `policy` of a spec."""
 
+import math
+
 from pydantic import ConfigDict, Field, model_validator
 
 from perfusion_ops.config import Frozen
+
+_STAGING_S = 40  # for finished rows to be staged after draining
 
 
 class Policy(Frozen):
@@ -96,6 +100,11 @@ class Policy(Frozen):
     )
     poll_s: float = Field(default=1.0, gt=0, description="the longest time until a stop signal is noticed")
     seed: int = Field(default=0, description="of the random jitter of the backoff")
+
+    @property
+    def stop_s(self) -> int:
+        """Whole seconds from a stop signal until a run must have ended: draining, and staging on a slow storage."""
+        return math.ceil(self.drain_s) + _STAGING_S
 
     @model_validator(mode="after")
     def _probation_comes_first(self) -> "Policy":

@@ -1,7 +1,7 @@
 """Every kind of file, byte for byte.
 
 To write the files again after a change that is meant: PERFUSION_WRITE_GOLDEN=1 pytest tests/jobs/deploy/test_golden.py;
-then read the difference. The version of Ray is the installed one, and stands in the files as 0.0.0.
+then read the difference. The version of Ray is the installed one; the files show 0.0.0 in its place.
 """
 
 import os

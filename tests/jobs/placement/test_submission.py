@@ -90,7 +90,7 @@ def test_what_is_submitted():
             "entrypoint": "python -m jobs run spec.yaml --address auto --json",
             "folder": Path("/scratch/parcel"),
             "metadata": {"perfusion_spec": "shop.yaml"},
-            "runtime_env": {"py_modules": ["/src/jobs"], "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "135"}},
+            "runtime_env": {"py_modules": ["/src/jobs"], "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "136"}},
         }
     }
 
