@@ -7,7 +7,6 @@ text, so that the driver needs none of the worker's classes. Each failure of Ray
 
 import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,10 @@ import ray
 from ray import cloudpickle
 from ray import exceptions as errors
 
+from cluster.failures import failure_of_ray, failure_of_worker, text_of
 from cluster.fitness import Needs, problems
 from cluster.fleet import SlotResources
-from pipeline.contract.messages import clip, plain
-from pipeline.contract.units import MESSAGE_BYTES, Activity, Outcome, TrainUnit, Unit
+from pipeline.contract.units import Activity, Outcome, TrainUnit, Unit
 from pipeline.engine.executor import Completion, Failure, Worker
 
 _GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints limit the loss
@@ -29,9 +28,6 @@ _ASK_EVERY_S = 1.0  # what workers are doing
 _SHOW_EVERY_S = 0.25  # the answers: the scheduler wants them at each event
 _LOOK_EVERY_S = 5.0  # for new nodes
 _WATCH = "watch"  # the concurrency group that answers while a unit runs
-# PyTorch reports an unusable device with these words. The process cannot recover: all its later calls would fail.
-_DEVICE_LOST = ("AcceleratorError", "CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "NCCL error")
-_NO_MEMORY = re.compile(r"CUDA error: out of memory|_STATUS_ALLOC_FAILED|can't allocate memory")
 
 
 class _Actor:
@@ -73,44 +69,6 @@ class _Actor:
         """Close the worker."""
         if self._worker is not None:
             self._worker.close()
-
-
-def text_of(error: BaseException) -> str:
-    """An exception's type, message and origin (file and line) on one line."""
-    origin = ""
-    trace = error.__traceback__
-    while trace is not None:
-        origin = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"  # noqa: PTH119
-        trace = trace.tb_next
-    return f"{type(error).__name__}: {_line(str(error))}{origin}"
-
-
-def failure_of_worker(error: Exception) -> Failure:
-    """The failure that an exception of `Worker.run` means for the unit and the process."""
-    # torch.OutOfMemoryError is found by name, without importing torch; other allocators raise a RuntimeError.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(error)):
-        return Failure("out_of_memory", text_of(error))
-    if type(error).__name__ in _DEVICE_LOST or any(words in str(error) for words in _DEVICE_LOST):
-        return Failure("died", f"its device is unusable: {text_of(error)}")
-    return Failure("raised", text_of(error))
-
-
-def failure_of_ray(error: errors.RayError) -> Failure:
-    """The failure that an error of Ray means for the call."""
-    text = _line(str(error))
-    if isinstance(error, errors.ActorDiedError):
-        # A machine that vanishes says nothing about the row; Ray reports it only in these words.
-        kind = "unavailable" if "its node has died" in text else "died"
-        return Failure(kind, text, preempted=error.preempted)
-    if isinstance(error, errors.OutOfMemoryError | errors.WorkerCrashedError):
-        return Failure("died", text)
-    if isinstance(error, errors.RayTaskError | errors.RuntimeEnvSetupError | errors.ActorUnschedulableError):
-        return Failure("raised", text)
-    return Failure("unavailable", text)
-
-
-def _line(text: str) -> str:
-    return clip(plain(text), MESSAGE_BYTES)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import time
 import pytest
 import ray
 
+from cluster.failures import failure_of_ray, failure_of_worker
 from cluster.fleet import SlotResources
-from cluster.ray_executor import RayExecutor, failure_of_ray, failure_of_worker
+from cluster.ray_executor import RayExecutor
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.units import MESSAGE_BYTES, Activity, TrainUnit
 from pipeline.engine.executor import Failure
