@@ -14,6 +14,7 @@ from jobs.spec import dump_spec
 from jobs.spec_file import SpecError
 from pipeline.files.batches import find_manifest
 from pipeline.manifest.load import first_local_picture
+from pipeline.manifest.local_files import is_local
 from pipeline.settings import RunSettings
 from pipeline.storage.scratch import scratch_folder
 
@@ -61,11 +62,6 @@ def packed(settings: RunSettings) -> Iterator[Parcel]:
                 f"into an object store, {_SHARED}"
             )
         yield Parcel(folder, _digest(folder))
-
-
-def is_local(uri: str) -> bool:
-    """Whether a path or URI is on this machine's disk."""
-    return "://" not in uri or uri.startswith("file://")
 
 
 def _ensure_remote(settings: RunSettings) -> None:

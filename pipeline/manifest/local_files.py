@@ -38,7 +38,7 @@ def ensure_shared(db: PlanDB, locations: Mapping[str, str | None], *, shared_fil
     Raises:
         ManifestError: there is a local path, and local paths may not be used; one line for each kind.
     """
-    local = {name: path for name, uri in locations.items() if uri and (path := _local_path(uri)) is not None}
+    local = {name: uri.partition("://")[2] or uri for name, uri in locations.items() if uri and is_local(uri)}
     folders = db.connection.execute(_FOLDERS).fetchall()
     if shared_filesystem:
         return (*(path for path, _ in folders[:_SAMPLE]), *local.values())
@@ -51,5 +51,6 @@ def ensure_shared(db: PlanDB, locations: Mapping[str, str | None], *, shared_fil
     return ()
 
 
-def _local_path(uri: str) -> str | None:
-    return uri.removeprefix("file://") if uri.startswith("file://") or "://" not in uri else None
+def is_local(uri: str) -> bool:
+    """Whether a path or URI is on the disk of the machine that opens it."""
+    return "://" not in uri or uri.lower().startswith(("file://", "local://"))
