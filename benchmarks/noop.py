@@ -55,7 +55,10 @@ class _Stages:
     def planned(self, work: PlanCounts) -> None:
         pass
 
-    def working(self, activities: object) -> None:
+    def begun(self, run: object) -> None:
+        pass
+
+    def working(self, pulse: object) -> None:
         pass
 
     def outcomes(self, outcomes: object) -> None:

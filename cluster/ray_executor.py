@@ -242,7 +242,7 @@ class RayExecutor:
         return Completion(call.number, number, outcomes=result)
 
     def activities(self) -> tuple[Activity, ...]:
-        """What workers were doing when last asked, about a second ago; see `pipeline.prepare.Observer.working`.
+        """What workers were doing when last asked, about a second ago; see `pipeline.observer.Pulse`.
 
         Never waits: it asks, and reads the answers at a later call.
         """

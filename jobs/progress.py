@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 from jobs.output import location
 from jobs.tally import Tally, describe
 from pipeline.contract.kinds import PlanCounts
-from pipeline.contract.units import Activity, Outcome
+from pipeline.contract.units import Outcome
+from pipeline.observer import Begun, Pulse
 
 if TYPE_CHECKING:  # rich is slow to load
     from rich.live import Live
@@ -35,7 +36,7 @@ _STAGES = {
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """The `Observer` of `pipeline.prepare` that shows stages, counts, rates, activities and time."""
+    """The `pipeline.observer.Observer` that shows stages, counts, rates, activities and time."""
 
     def __init__(
         self,
@@ -95,8 +96,12 @@ class Progress(AbstractContextManager["Progress"]):
         """Take the plan's totals."""
         self._work = work
 
-    def working(self, activities: Sequence[Activity]) -> None:
+    def begun(self, run: Begun) -> None:
+        """Nothing to show: the stages name the run."""
+
+    def working(self, pulse: Pulse) -> None:
         """Show what workers are doing, and at once if a kind of work begins."""
+        activities = pulse.activities
         assert self._tally is not None, "workers exist after the start"
         with self._lock:
             begins = {each.doing for each in activities} - self._seen

@@ -4,9 +4,7 @@ A run does this before it acquires its lease; `perfusion validate` and `perfusio
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
@@ -17,12 +15,12 @@ from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
 from pipeline.contract.kinds import RENDERS, PlanCounts
 from pipeline.contract.layout import INPUTS_FOLDER
-from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
 from pipeline.manifest.local_files import ensure_shared
 from pipeline.manifest.points import PointsSummary, load_points
+from pipeline.observer import Observer
 from pipeline.plan.changes import Changes, find_changes
 from pipeline.plan.done import load_done
 from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
@@ -33,29 +31,6 @@ from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
 from pipeline.tables.columns import carried_columns
 from pipeline.worker.settings import WorkerSettings
-
-
-class Observer(Protocol):
-    """Receives progress events."""
-
-    def stage(self, name: str, detail: str) -> None:
-        """A new stage has begun."""
-        ...
-
-    def planned(self, work: PlanCounts) -> None:
-        """The plan is complete."""
-        ...
-
-    def working(self, activities: Sequence[Activity]) -> None:
-        """What workers are doing now; called at least every `policy.poll_s` seconds while there is work.
-
-        One entry per worker that estimates the metric or trains; a worker that renders or waits has none.
-        """
-        ...
-
-    def outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Some tasks have ended."""
-        ...
 
 
 @dataclass(frozen=True)

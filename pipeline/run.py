@@ -16,13 +16,14 @@ from pipeline.contract.kinds import PerKind
 from pipeline.contract.units import Activity, Outcome
 from pipeline.database.plandb import PlanDB
 from pipeline.engine.executor import Executor
-from pipeline.engine.figures import RunSummary
+from pipeline.engine.figures import RunSummary, Snapshot
 from pipeline.engine.scheduler import run as schedule
+from pipeline.observer import Begun, Observer, Pulse
 from pipeline.plan.done import list_objects
 from pipeline.plan.repeat import Repeat, find_repeat
 from pipeline.plan.selection import Selection
 from pipeline.plan.workqueue import WorkQueue
-from pipeline.prepare import Checked, Observer, Planned, check, make_plan
+from pipeline.prepare import Checked, Planned, check, make_plan
 from pipeline.report.page import write_report
 from pipeline.runs.find import find_runs
 from pipeline.runs.lease import Lease, LeaseHeld, acquire
@@ -111,18 +112,6 @@ def execute(
         return driver.run(db)
 
 
-def _heartbeat(
-    engine: Engine, observer: Observer, stop: Callable[[float], str | None]
-) -> Callable[[float], str | None]:
-    """`stop` for the scheduler, which asks it regularly; each time the observer learns what workers do."""
-
-    def beat(spent_s: float) -> str | None:
-        observer.working(engine.activities())
-        return stop(spent_s)
-
-    return beat
-
-
 @dataclass(frozen=True)
 class _Driver:
     """One execution; see `execute` for the fields. `began` is the monotonic time of its start, in seconds."""
@@ -181,11 +170,12 @@ class _Driver:
             )
         spec = record.begin(self._spec(run_id, planned.checked))
         record.write_plan(planned.work)
+        self.observer.begun(Begun(run_id, spec.run_date, resumed, lease.number))
         engine = self.settings.engine
         queue = WorkQueue(db, group_size=engine.group_size, render_batch=engine.render_batch)
         parts = PartWriter(storage, run_id, lease.number, seconds_per_part=engine.flush_s, clock=self.clock.monotonic)
         try:
-            summary = self._scheduled(queue, parts, planned.checked.worker, run_id)
+            summary = self._scheduled(queue, parts, planned.checked.worker, lease, patience)
         finally:
             _ensure_lease_held(lease, run_id, patience)
             parts.flush()
@@ -207,7 +197,9 @@ class _Driver:
             seconds=self._seconds(),
         )
 
-    def _scheduled(self, queue: WorkQueue, parts: PartWriter, worker: WorkerSettings, run_id: str) -> RunSummary:
+    def _scheduled(
+        self, queue: WorkQueue, parts: PartWriter, worker: WorkerSettings, lease: Lease, patience: Patience
+    ) -> RunSummary:
         """Give the queue's work to workers until it is done or the run must stop."""
         if not queue.unfinished():
             return RunSummary()
@@ -216,9 +208,14 @@ class _Driver:
             parts.add(outcomes)
             self.observer.outcomes(outcomes)
 
-        self.observer.stage("start", f"run {run_id}")
+        self.observer.stage("start", f"run {lease.run_id}")
         with self.make_engine(worker) as engine:
-            stop = _heartbeat(engine, self.observer, self._stop(engine))
+
+            def stop(now: Snapshot) -> str | None:
+                pulse = Pulse(now, tuple(engine.activities()), lease.heartbeat_age_s(), patience.retries)
+                self.observer.working(pulse)
+                return self._why_stop(engine, now.spent_s)
+
             policy = self.settings.policy
             return schedule(queue, engine.executor, sink, policy=policy, clock=self.clock, stop=stop)
 
@@ -252,20 +249,16 @@ class _Driver:
             settings=self.settings.model_dump(mode="json"),
         )
 
-    def _stop(self, engine: Engine) -> Callable[[float], str | None]:
-        """Why a run stops before its work is done, given the accelerator seconds spent: a signal, or a limit."""
+    def _why_stop(self, engine: Engine, spent_s: float) -> str | None:
+        """Why the run stops before its work is done, given the accelerator seconds spent: a signal, or a limit."""
         caps = self.settings.engine
-
-        def stop(spent_s: float) -> str | None:
-            if reason := engine.stop():
-                return reason
-            if caps.stop_after_s is not None and self._seconds() >= caps.stop_after_s:
-                return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
-            if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
-                return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
-            return None
-
-        return stop
+        if reason := engine.stop():
+            return reason
+        if caps.stop_after_s is not None and self._seconds() >= caps.stop_after_s:
+            return f"its engine.stop_after_s of {caps.stop_after_s:g} s is over"
+        if caps.budget_h is not None and spent_s >= 3600 * caps.budget_h:
+            return f"its engine.budget_h of {caps.budget_h:g} accelerator-hours is spent"
+        return None
 
     def _seconds(self) -> float:
         return self.clock.monotonic() - self.began

@@ -40,6 +40,33 @@ class RunSummary:
     stopped: str = ""
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The engine at one moment, for those who watch a run.
+
+    Attributes:
+        ready: slots whose worker takes units.
+        running: slots that hold a unit; all of them are ready.
+        starting: slots whose worker loads, or will be started after a backoff.
+        quarantined: slots that were given up.
+        spent_s: slot seconds spent on units so far, running ones included.
+        wasted_s: slot seconds spent on units that gave no outcome.
+        retries: units that ran and whose tasks had to run again.
+        deaths: workers that died.
+        outages: workers lost to infrastructure.
+    """
+
+    ready: int = 0
+    running: int = 0
+    starting: int = 0
+    quarantined: int = 0
+    spent_s: float = 0.0
+    wasted_s: float = 0.0
+    retries: int = 0
+    deaths: int = 0
+    outages: int = 0
+
+
 class EngineError(PerfusionError):
     """No progress is possible. The message names the last cause and the remedy; `summary` counts what was done."""
 

@@ -28,7 +28,7 @@ from pipeline.engine.agenda import Agenda
 from pipeline.engine.backlog import Backlog, WorkSource
 from pipeline.engine.choice import Choice
 from pipeline.engine.executor import Executor
-from pipeline.engine.figures import RESUME, EngineError, RunSummary
+from pipeline.engine.figures import RESUME, EngineError, RunSummary, Snapshot
 from pipeline.engine.policy import Policy
 from pipeline.engine.settlement import Settlement
 from pipeline.engine.slots import SlotTable
@@ -42,7 +42,7 @@ def run(
     *,
     policy: Policy,
     clock: Clock,
-    stop: Callable[[float], str | None],
+    stop: Callable[[Snapshot], str | None],
 ) -> RunSummary:
     """Run all units of the source, or as many as end before `stop` gives a reason.
 
@@ -54,8 +54,7 @@ def run(
         sink: takes each final outcome once; an exception of the sink ends the run.
         policy: limits and deadlines.
         clock: for deadlines and for the time at which a task failed.
-        stop: gets the slot seconds spent so far; returns why to stop, or None. Called at least every `policy.poll_s`
-            seconds.
+        stop: gets the state of the engine; returns why to stop, or None. Called at least every `policy.poll_s` seconds.
 
     Raises:
         EngineError: every slot is quarantined, the workers cannot start, an outage does not end, or the source has
@@ -83,11 +82,11 @@ class _Run:
         self._choice = Choice(self._backlog, self._slots, executor, policy)
         self._settlement = Settlement(self._backlog, self._slots, self._watchdog, sink, policy, clock)
 
-    def run(self, stop: Callable[[float], str | None]) -> RunSummary:
+    def run(self, stop: Callable[[Snapshot], str | None]) -> RunSummary:
         drain_until: float | None = None
         while True:
             now = self._clock.monotonic()
-            if drain_until is None and (reason := stop(self._slots.spent_s(now))):
+            if drain_until is None and (reason := stop(self._settlement.snapshot(now))):
                 self._settlement.tally.stopped = reason
                 drain_until = now + self._policy.drain_s
             ready = self._slots.refresh(now)

@@ -13,7 +13,7 @@ from pipeline.contract.errors import Code
 from pipeline.contract.units import Outcome
 from pipeline.engine.backlog import Backlog, WorkItem
 from pipeline.engine.executor import Completion, Failure
-from pipeline.engine.figures import RESUME, EngineError, RunSummary, Tally
+from pipeline.engine.figures import RESUME, EngineError, RunSummary, Snapshot, Tally
 from pipeline.engine.policy import Policy
 from pipeline.engine.slots import Slot, SlotState, SlotTable
 from pipeline.engine.watchdog import Watchdog
@@ -47,6 +47,21 @@ class Settlement:
         """The figures so far."""
         quarantined = [slot.number for slot in self._slots if slot.state is SlotState.QUARANTINED]
         return self.tally.freeze({slot.number: slot.busy_s for slot in self._slots}, quarantined)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """The engine at this moment."""
+        slots, tally = self._slots, self.tally
+        return Snapshot(
+            ready=slots.count(SlotState.READY),
+            running=slots.running(),
+            starting=slots.count(SlotState.STARTING, SlotState.BACKING_OFF),
+            quarantined=slots.count(SlotState.QUARANTINED),
+            spent_s=slots.spent_s(now),
+            wasted_s=tally.wasted_s,
+            retries=tally.retries,
+            deaths=tally.deaths,
+            outages=tally.outages,
+        )
 
     def settle(self, completion: Completion) -> None:
         """Settle one completion of the executor.

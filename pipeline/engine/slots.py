@@ -224,9 +224,17 @@ class SlotTable:
         """Whether any slot holds a call."""
         return self._running > 0
 
+    def count(self, *states: SlotState) -> int:
+        """How many slots are in one of these states."""
+        return sum(self._states[state] for state in states)
+
+    def running(self) -> int:
+        """How many slots hold a call."""
+        return self._running
+
     def is_changing(self) -> bool:
         """Whether any slot will become ready, or fail to."""
-        return self._states[SlotState.STARTING] + self._states[SlotState.BACKING_OFF] > 0
+        return self.count(SlotState.STARTING, SlotState.BACKING_OFF) > 0
 
     def spent_s(self, now: float) -> float:
         """Slot seconds spent on calls, running ones included."""

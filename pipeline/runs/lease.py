@@ -204,23 +204,33 @@ def describe_holder(storage: Storage, run_id: str, clock: Clock) -> str:
 
 
 class Lease:
-    """The exclusive right to write to a run, until `release` or the end of the `with` block."""
+    """The exclusive right to write to a run, until `release` or the end of the `with` block.
+
+    Attributes:
+        run_id: the run.
+        number: of the lease, from 1.
+    """
 
     def __init__(
         self, storage: Storage, run_id: str, number: int, *, record: _Record, clock: Clock, heartbeat_s: float
     ) -> None:
         self.number = number
+        self.run_id = run_id
         self._storage = storage
-        self._run_id = run_id
         self._record = record
         self._clock = clock
+        self._renewed = clock.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(heartbeat_s,), name=f"lease-{run_id}", daemon=True)
         self._thread.start()
 
     def still_mine(self) -> bool:
         """Whether the lease is neither released nor taken over by another driver."""
-        return not self._ended.is_set() and not self._storage.exists(lease_path(self._run_id, self.number + 1))
+        return not self._ended.is_set() and not self._storage.exists(lease_path(self.run_id, self.number + 1))
+
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the lease was last renewed; after `EXPIRY_S` another driver may take over."""
+        return self._clock.monotonic() - self._renewed
 
     def release(self) -> None:
         """Release the run, so that the next driver need not wait. Idempotent.
@@ -243,7 +253,8 @@ class Lease:
 
     def _write(self, *, released: bool) -> None:
         record = replace(self._record, heartbeat=self._clock.wall(), released=released)
-        self._storage.write(lease_path(self._run_id, self.number), record.to_json())
+        self._storage.write(lease_path(self.run_id, self.number), record.to_json())
+        self._renewed = self._clock.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -254,4 +265,4 @@ class Lease:
         try:
             self.release()
         except StorageError as failure:  # must not replace the run's result: the lease expires by itself
-            _log.warning("the lease of run %s could not be released: %s", self._run_id, failure)
+            _log.warning("the lease of run %s could not be released: %s", self.run_id, failure)

@@ -23,11 +23,16 @@ _ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 
 class Patience:
-    """Waits between attempts, at most `budget_s` seconds in all between two calls of `renew`."""
+    """Waits between attempts, at most `budget_s` seconds in all between two calls of `renew`.
+
+    Attributes:
+        retries: attempts that were repeated so far.
+    """
 
     def __init__(self, sleep: Callable[[float], None] = time.sleep, *, budget_s: float = UNIT_S) -> None:
         self._sleep = sleep
         self._budget_s = self._left_s = budget_s
+        self.retries = 0
 
     def renew(self) -> None:
         """Begin another unit of work with the full budget."""
@@ -46,6 +51,7 @@ class Patience:
                 if not _is_transient(error) or wait_s > self._left_s:
                     raise
             self._left_s -= wait_s
+            self.retries += 1
             self._sleep(wait_s)
         return call()
 

@@ -12,6 +12,7 @@ from jobs.tally import describe
 from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.kinds import Counts, PerKind
 from pipeline.contract.units import Activity, Outcome
+from pipeline.observer import Pulse
 
 PENDING = PerKind(
     Counts(rows=8, invalid=1, reused=1, to_do=6, keys=7, keys_to_do=6),
@@ -57,7 +58,7 @@ class Shown:
 
     def working(self, seconds, *activities):
         self.time.now += seconds
-        self.progress.working(activities)
+        self.progress.working(Pulse(activities=activities))
 
     @property
     def lines(self):

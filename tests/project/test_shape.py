@@ -30,6 +30,7 @@ ROOMS = {
         "database": {"contract", "storage"},
         "inputs": {"contract", "storage"},
         "engine": {"contract", "clock"},
+        "observer": {"contract", "engine"},
         "settings": {"engine", "inputs", "storage"},
         "files": {"contract", "storage"},
         "manifest": {"contract", "storage", "database", "inputs", "files"},
@@ -42,7 +43,7 @@ ROOMS = {
         "scores": {"contract", "clock", "storage", "database", "inputs", "settings", "manifest", "tables", "runs"},
         "sweep": {"contract", "storage", "database", "manifest", "tables", "report"},
         "prepare": {
-            *("contract", "storage", "database", "inputs", "settings"),
+            *("contract", "storage", "database", "inputs", "settings", "observer"),
             *("manifest", "bases", "tables", "plan", "worker"),
         },
         "run": None,  # the story at the top tells of every room

@@ -253,8 +253,11 @@ class Silent:
     def planned(self, work):
         self.work = work
 
-    def working(self, activities):
-        self.activities += activities
+    def begun(self, run):
+        self.run = run
+
+    def working(self, pulse):
+        self.activities += pulse.activities
 
     def outcomes(self, outcomes):
         self.seen += outcomes

@@ -304,9 +304,9 @@ def test_stop_lets_running_units_end_and_leaves_the_rest():
 def test_stop_is_told_what_has_been_spent():
     clock, spent = FakeClock(), []
 
-    def stop(spent_s):
-        spent.append(spent_s)
-        return "enough" if spent_s >= 100 else None
+    def stop(now):
+        spent.append(now.spent_s)
+        return "enough" if now.spent_s >= 100 else None
 
     policy = replace_policy(poll_s=0.5, drain_s=0.0)
     summary = run(Source([], renders(400)), Pool(World(), clock), lambda _: None, policy=policy, clock=clock, stop=stop)
