@@ -18,6 +18,7 @@ from pipeline.report.run_tables import RunTables, open_tables
 from pipeline.report.scores import MAX_SCORERS, extremes, scorer_figures
 from pipeline.report.sheets import PictureReader, combined_renders, concept_cards, sample_concepts
 from pipeline.report.templating import environment
+from pipeline.report.timeline import make_timeline
 from pipeline.runs.record import RunRecord
 from pipeline.storage.objects import Storage
 
@@ -100,6 +101,7 @@ def _figures(storage: Storage, run_id: str, tables: RunTables) -> dict[str, Any]
     """Everything on the page but the images."""
     return {
         **count_run(tables.connection),
+        "timeline": make_timeline(tables.connection),
         "run_id": run_id,
         "run_date": tables.run_date,
         "root": storage.root,

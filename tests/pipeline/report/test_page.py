@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+from datetime import timedelta
 
 import duckdb
 import pyarrow as pa
@@ -13,10 +14,12 @@ import pytest
 from pipeline.contract.errors import MEANING, Code
 from pipeline.contract.layout import table_path
 from pipeline.report.page import MAX_COMBINED, MIN_BYTES, write_report
+from pipeline.report.timeline import COLUMNS, MAX_LANES
 from pipeline.storage.objects import Storage
 from tests.support.report import (
     DATE,
     RUN,
+    WHEN,
     Page,
     bad,
     begin,
@@ -56,7 +59,8 @@ def test_every_link_has_its_target_and_every_picture_its_text(storage):
     small_run(storage)
     page = Page(page_of(storage))
     targets = {attributes.get("id") for _, attributes in page.elements}
-    assert {link["href"] for link in page.every("a")} == {"#totals", "#failures", "#concepts", "#together", "#timings"}
+    sections = ("totals", "failures", "concepts", "together", "workers", "timings")
+    assert {link["href"] for link in page.every("a")} == {f"#{section}" for section in sections}
     assert {str(link["href"])[1:] for link in page.every("a")} <= targets
     assert len(page.every("img")) > 5
     assert all(image["alt"] and image["width"] == "64" and image["class"] == "crisp" for image in page.every("img"))
@@ -149,6 +153,11 @@ def test_size_cap_is_kept_and_what_is_left_out_is_counted(storage, max_bytes):
 def test_all_codes_at_their_longest_fit_without_pictures(storage):
     worst = "\"'" * 5000
     wide = "\U0001f9f8" * 5000
+    busy = [  # every lane goes up and down in each column
+        render(9, 0, [], None, worker=f"{lane}{worst}", accelerator_s=0.9 if step % 2 else 0.01, finished_at=when)
+        for lane in range(MAX_LANES + 10)
+        for step, when in enumerate(WHEN + timedelta(seconds=second) for second in range(COLUMNS))
+    ]
     publish(
         storage,
         [concept(row, None, base=wide, **bad(Code.BAD_ID, worst, column=worst)) for row in (1, 2, 3)],
@@ -158,7 +167,8 @@ def test_all_codes_at_their_longest_fit_without_pictures(storage):
             )
             for code in Code
             for row in range(1, 5)
-        ],
+        ]
+        + busy,
     )
     begin(storage, {f"{number}{worst}": worst for number in range(200)})
     source = page_of(storage, max_bytes=MIN_BYTES)
