@@ -14,7 +14,9 @@ COPY perfusion_ops perfusion_ops
 COPY pipeline pipeline
 COPY cluster cluster
 COPY jobs jobs
-RUN PIP_CONSTRAINT=constraints.txt python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+# pip before 25.3 reads the first variable for the build backend, later ones the second.
+RUN PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+    python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE} AS base
 # KubeRay's health probes call wget. Debian removes old versions, so a pinned one would stop the build.
@@ -33,12 +35,14 @@ HEALTHCHECK --interval=60s --timeout=30s --start-period=10s CMD ["perfusion", "-
 WORKDIR /home/perfusion
 ENTRYPOINT ["perfusion"]
 
+# The wheel is installed by its path: with a name, an index that offers a newer release of it would win.
 FROM base AS cpu
 ARG CPU_INDEX=""
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    python -m pip install --no-cache-dir --constraint /constraints.txt --find-links /wheels \
-    ${CPU_INDEX:+--extra-index-url "${CPU_INDEX}"} "perfusion-pipeline[s3,gcs,azure]" \
+    set -- /wheels/*.whl \
+    && python -m pip install --no-cache-dir --constraint /constraints.txt \
+    ${CPU_INDEX:+--extra-index-url "${CPU_INDEX}"} "${1}[s3,gcs,azure]" \
     && python -m pip inspect > /usr/share/perfusion-packages.json
 USER 1000
 
@@ -47,7 +51,7 @@ FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    python -m pip install --no-cache-dir --constraint /constraints.txt --find-links /wheels \
-    "perfusion-pipeline[s3,gcs,azure]" \
+    set -- /wheels/*.whl \
+    && python -m pip install --no-cache-dir --constraint /constraints.txt "${1}[s3,gcs,azure]" \
     && python -m pip inspect > /usr/share/perfusion-packages.json
 USER 1000

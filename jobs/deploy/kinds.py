@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from jobs.deploy.clouds import ray_aws, ray_gcp
+from jobs.deploy.host import cron, systemd
 from jobs.deploy.kubernetes import rayjob
 from jobs.deploy.options import Deployment
 from jobs.deploy.schedulers import airflow, dagster
@@ -19,13 +20,20 @@ _RENDERERS: dict[str, Callable[[Deployment, RunSettings], str]] = {
     "ray-aws": ray_aws,
     "ray-gcp": ray_gcp,
 }
+# They start the command where the spec lies, and hold its path instead of its content.
+_BY_PATH: dict[str, Callable[[Deployment, RunSettings, str], str]] = {
+    "dagster": dagster,
+    "systemd": systemd,
+    "cron": cron,
+}
+BY_PATH = frozenset(_BY_PATH)
 
 
 def render(kind: str, deployment: Deployment, settings: RunSettings, spec: str) -> str:
     """The text of a file.
 
     Args:
-        kind: a name of `_RENDERERS`, or `dagster`.
+        kind: a name of `_RENDERERS` or `_BY_PATH`.
         deployment: the options.
         settings: the spec.
         spec: path of the spec.
@@ -33,6 +41,6 @@ def render(kind: str, deployment: Deployment, settings: RunSettings, spec: str) 
     Raises:
         SpecError: an option is missing, wrong or not possible for the kind, or the spec names local paths.
     """
-    if kind == "dagster":
-        return dagster(deployment, spec)
+    if kind in _BY_PATH:
+        return _BY_PATH[kind](deployment, settings, spec)
     return _RENDERERS[kind](deployment, settings)

@@ -148,4 +148,6 @@ def _workers(job: Job, name: str, bounds: Bounds, pool: Pool, *, fixed: bool) ->
     if labels := plain_labels(job.settings):
         group["labels"] = labels
     pod = ray_pod(job.deployment, "ray-worker", size, grace_s=job.stop_s + _MARGIN_S, pool=pool)
+    # When the pod is deleted, Ray drains the node for this long: the run lets its units end and sends no more.
+    pod["containers"][0]["env"] = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(job.stop_s)}]
     return {**group, "template": {"spec": pod}}

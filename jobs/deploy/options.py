@@ -20,6 +20,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_len
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
+AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]+$")]
+User = Annotated[str, Field(pattern=r"^[a-z_][-a-z0-9_]*$", max_length=31)]
 Seconds = Annotated[int, Field(ge=1)]
 
 
@@ -86,6 +88,14 @@ class Gcp(Frozen):
     disk_gb: int = Field(default=200, ge=20)
 
 
+class Host(Frozen):
+    """The machine whose own clock starts the runs, for systemd and cron. Paths are those of that machine."""
+
+    program: AbsolutePath | None = Field(default=None, description="the perfusion command; when absent, this one")
+    spec: AbsolutePath | None = Field(default=None, description="when absent, where the given spec lies")
+    user: User | None = Field(default=None, description="who runs it under systemd; when absent, who renders the file")
+
+
 class Deployment(Frozen):
     """Where and how a spec runs. A node is a pod or a virtual machine with one or more workers."""
 
@@ -106,7 +116,11 @@ class Deployment(Frozen):
     backoff_limit: int = Field(default=3, ge=0, description="further attempts, each on a new cluster")
     ttl_s: int = Field(default=600, ge=0, description="a finished cluster is kept so long, for its logs")
     service_account: Name | None = Field(default=None, description="of head and workers, for access to the buckets")
-    secrets: tuple[Name, ...] = Field(default=(), description="names of Kubernetes secrets that become environment")
+    secrets: tuple[Name, ...] = Field(
+        default=(),
+        description="names of Kubernetes secrets that become environment; systemd and cron read "
+        "/etc/perfusion/SECRET.env",
+    )
     kueue: Kueue | None = None
     on_demand: Pool = Pool()
     spot: Pool = Pool(max=0)
@@ -125,6 +139,7 @@ class Deployment(Frozen):
     sky: Sky = Sky()
     aws: Aws = Aws()
     gcp: Gcp = Gcp()
+    host: Host = Host()
 
     @field_validator("schedule")
     @classmethod

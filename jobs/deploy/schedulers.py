@@ -8,9 +8,10 @@ from typing import Any
 
 from jobs.deploy.options import Deployment
 from jobs.deploy.sizing import ensure_remote, node_of, travelling_spec
+from jobs.output import FAILED_ROWS
 from pipeline.settings import RunSettings
 
-_STOP_S = 60  # beyond policy.drain_s, to stage finished rows and to end
+_MARGIN_S = 20  # between the end of the time that a run has to stop and the kubelet's kill of the pod
 
 
 def airflow(deployment: Deployment, settings: RunSettings) -> str:
@@ -44,16 +45,17 @@ def airflow(deployment: Deployment, settings: RunSettings) -> str:
         tolerations=tolerations,
         startup_s=deployment.pre_running_deadline_s,
         deadline_s=deployment.deadline_s,
-        stop_s=int(settings.policy.drain_s) + _STOP_S,
-        skip_on_exit_code=3 if deployment.failed_rows == "accept" else None,
+        stop_s=settings.policy.stop_s + _MARGIN_S,
+        skip_on_exit_code=FAILED_ROWS if deployment.failed_rows == "accept" else None,
     )
 
 
-def dagster(deployment: Deployment, spec: str) -> str:
+def dagster(deployment: Deployment, settings: RunSettings, spec: str) -> str:  # noqa: ARG001 (as of all by path)
     """An asset of Dagster that runs `perfusion rerender`, with a schedule if the options have one.
 
     Args:
         deployment: the options.
+        settings: the spec.
         spec: path of the spec, as the machine of the code location finds it.
     """
     return _filled(

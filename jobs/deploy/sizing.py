@@ -64,8 +64,8 @@ def node_of(deployment: Deployment, settings: RunSettings) -> Node:
     default = 0 if settings.engine.device == "cpu" else 1
     gpus = deployment.gpus
     if gpus is None:
-        gpus = math.ceil(cluster.gpus) if cluster.gpus is not None else default
-    worker_gpus = cluster.gpus if cluster.gpus is not None else float(min(gpus, 1))
+        gpus = math.ceil(cluster.first_gpus) if cluster.first_gpus is not None else default
+    worker_gpus = cluster.first_gpus if cluster.first_gpus is not None else float(min(gpus, 1))
     sharing = int(gpus / worker_gpus) if worker_gpus else 1
     cpus = deployment.cpus or max(_CPUS, math.ceil((cluster.cpus or 1) * max(sharing, 1)))
     worker_cpus = cluster.cpus or (1.0 if worker_gpus else float(cpus))

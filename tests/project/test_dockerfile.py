@@ -39,7 +39,8 @@ def test_it_copies_every_package_and_nothing_that_is_left_out_of_the_context():
 def test_a_target_has_the_tested_versions_and_runs_without_root(target):
     stage = STAGES[target]
     assert "--constraint /constraints.txt" in stage
-    assert "perfusion-pipeline[s3,gcs,azure]" in stage
+    assert "set -- /wheels/*.whl " in stage
+    assert '"${1}[s3,gcs,azure]"' in stage, "by its path: an index may have another package of this name"
     assert re.findall(r"(?m)^USER (.+)$", stage) == ["1000"], "Kubernetes needs a number to see that it is not root"
     assert 'ENTRYPOINT ["perfusion"]' in STAGES["base"]
 

@@ -5,7 +5,9 @@ import yaml
 from jobs.commands.cluster import Kind
 
 KINDS = [kind.value for kind in Kind]
-IN_YAML = [kind for kind in KINDS if kind not in ("airflow", "dagster")]
+ENDINGS = {"airflow": "py.txt", "dagster": "py.txt", "systemd": "sh", "cron": "crontab"}  # not .py: nobody lints them
+IN_YAML = [kind for kind in KINDS if kind not in ENDINGS]
+IN_PYTHON = ["airflow", "dagster"]
 SPEC = {
     "root": "s3://shop/results",
     "concepts": "s3://shop/concepts.parquet",
@@ -31,8 +33,11 @@ OPTIONS = {
     "sky": {"secret_env": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]},
     "aws": {"instance_profile": "shop-runner", "zones": ["us-west-2a", "us-west-2b"]},
     "gcp": {"project": "shop-1"},
+    "host": {"program": "/opt/perfusion/bin/perfusion", "spec": "/srv/shop/spring catalog.yaml", "user": "shop"},
     "failed_rows": "fail",
 }
+# A crontab has no time zone of its own.
+FOR = {"cron": {name: value for name, value in OPTIONS.items() if name != "time_zone"}}
 QUEUED = {**OPTIONS, "kueue": {"queue": "night", "priority_class": "low"}, "failed_rows": "accept"}
 
 

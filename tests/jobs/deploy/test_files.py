@@ -10,10 +10,12 @@ import jsonschema
 import pytest
 import yaml
 
+from jobs.deploy.kinds import BY_PATH
+from jobs.output import FAILED_ROWS, OK, STOPPED
 from jobs.spec_file import SpecError
-from tests.jobs.deploy.cases import IN_YAML, KINDS, OPTIONS, QUEUED, documents
+from tests.jobs.deploy.cases import FOR, IN_PYTHON, IN_YAML, KINDS, OPTIONS, QUEUED, documents
 
-IN_PYTHON = [kind for kind in KINDS if kind not in IN_YAML]
+ACCEPTED = {"failed_rows": "accept"}
 
 
 @pytest.mark.parametrize("kind", IN_YAML)
@@ -26,7 +28,7 @@ def test_no_secret_has_a_value(rendered, monkeypatch, kind):
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "HF_TOKEN")
     for name in names:
         monkeypatch.setenv(name, f"value-of-{name}")
-    text = rendered(kind)
+    text = rendered(kind, FOR.get(kind, OPTIONS))
     assert "value-of-" not in text
     for document in documents(text) if kind in IN_YAML else ():
         secrets = [value for path, value in leaves(document) if "secret" in path.lower()]
@@ -41,7 +43,7 @@ def test_secrets_of_kubernetes_are_environment_by_reference(rendered, kind):
     assert len(found) == 2 * 3  # head and two groups of workers
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dagster", "ray-aws", "ray-gcp")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in BY_PATH and not kind.startswith("ray-")])
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -122,7 +124,18 @@ def test_airflow_never_runs_twice_and_passes_the_spec_unread(rendered):
     assert "cluster" not in yaml.safe_load(values["SPEC"])
     assert values["SECRETS"] == OPTIONS["secrets"]
     (accepting,) = calls(rendered("airflow", QUEUED), "KubernetesPodOperator")
-    assert accepting["skip_on_exit_code"] == 3
+    assert accepting["skip_on_exit_code"] == FAILED_ROWS
+
+
+def test_exit_codes_are_those_of_the_command(rendered):
+    values = dict(zip(("OK", "FAILED_ROWS", "STOPPED"), (OK, FAILED_ROWS, STOPPED), strict=True))
+    found = assigned_together(rendered("dagster"))
+    assert {name: found[name] for name in values} == values
+    recovery = yaml.safe_load(rendered("skypilot"))["resources"]["job_recovery"]
+    assert recovery["recover_on_exit_codes"] == [STOPPED]
+    for kind in ("rayjob", "cronjob", "skypilot"):
+        assert f"-eq {FAILED_ROWS} ]" in rendered(kind, QUEUED if kind != "skypilot" else {**OPTIONS, **ACCEPTED})
+    assert f"SuccessExitStatus={FAILED_ROWS}\n" in rendered("systemd", {**OPTIONS, **ACCEPTED})
 
 
 def calls(text, name):
@@ -144,6 +157,18 @@ def constants(text):
     """The names of a module that are constants."""
     nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
     return {node.targets[0].id: value for node in nodes for value in literals(node.value)}
+
+
+def assigned_together(text):
+    """The names of assignments such as `A, B = 1, 2`."""
+    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    pairs = [(node.targets[0], value) for node in nodes for value in literals(node.value)]
+    return {
+        name.id: value
+        for names, values in pairs
+        if isinstance(names, ast.Tuple)
+        for name, value in zip(names.elts, values, strict=True)
+    }
 
 
 def leaves(value, path=""):

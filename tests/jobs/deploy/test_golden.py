@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.deploy.cases import KINDS, OPTIONS, QUEUED, of_kind
+from tests.jobs.deploy.cases import ENDINGS, FOR, KINDS, OPTIONS, QUEUED, of_kind
 
 GOLDEN = Path(__file__).parent / "golden"
-ENDINGS = {"airflow": "py.txt", "dagster": "py.txt"}  # not .py: nobody lints or imports them
-CASES = [(kind, kind, OPTIONS) for kind in KINDS]
+CASES = [(kind, kind, FOR.get(kind, OPTIONS)) for kind in KINDS]
 CASES += [(f"{kind}-queued", kind, QUEUED) for kind in ("rayjob", "cronjob")]
+CASES += [("systemd-accepting", "systemd", {**OPTIONS, "failed_rows": "accept"})]
 
 
 @pytest.mark.parametrize(("name", "kind", "options"), CASES, ids=[case[0] for case in CASES])
