@@ -126,6 +126,7 @@ class ManifestSummary:
         good: rows without a problem.
         bad: rows with a problem, by code.
         notices: messages about what was skipped or assumed.
+        extra: names of the extra columns.
     """
 
     uri: str
@@ -135,6 +136,7 @@ class ManifestSummary:
     good: int
     bad: Mapping[str, int]
     notices: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ class _Reading:
             good=good,
             bad={code: by_code[code] for code in sorted(filter(None, by_code))},
             notices=(*self._manifest.notices.messages(self._manifest.uri), *self._extra.notices),
+            extra=tuple(self._extra.names),
         )
 
     def _check_extra(self) -> None:

@@ -14,7 +14,7 @@ from pipeline.engine.machines import ClusterSettings
 from pipeline.engine.policy import Policy
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.uris import carries_credentials
-from pipeline.settings import EngineSettings, RunSettings, old_names
+from pipeline.settings import EngineSettings, LineageSettings, RunSettings, old_names
 
 REQUIRED = {"root": "r", "concepts": "c", "prompts": "p"}
 MINI = find_base("mini")
@@ -98,7 +98,7 @@ def test_settings_recorded_before_the_policy_was_a_section_still_load():
 def test_every_setting_is_documented_with_its_default():
     page = (Path(__file__).parents[2] / "docs" / "spec.md").read_text(encoding="utf-8")
     models = {"metric": MetricConfig, "train": TrainingConfig, "render": SamplingConfig, "inputs": InputLimits}
-    models |= {"engine": EngineSettings, "cluster": ClusterSettings, "policy": Policy}
+    models |= {"engine": EngineSettings, "cluster": ClusterSettings, "policy": Policy, "lineage": LineageSettings}
     for section, model in models.items():
         for name, field in model.model_fields.items():
             default = json.dumps(field.get_default(call_default_factory=True))
