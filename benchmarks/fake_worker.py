@@ -21,6 +21,10 @@ class FakeWorker:
     def activity(self) -> None:
         """Nothing to show."""
 
+    def counters(self) -> dict[str, float]:
+        """Nothing to count."""
+        return {}
+
     def run(self, unit: Unit) -> list[Outcome]:
         """An ok outcome for each task."""
         time.sleep(self._seconds)

@@ -72,6 +72,10 @@ class Cluster:
         for number in range(slots):
             self._start(number)
 
+    def machine(self, slot: int) -> str:  # noqa: ARG002 (as `Executor` says)
+        """All machines are of one kind."""
+        return ""
+
     def slots(self) -> tuple[int, ...]:
         """Slots that can take a unit; this and the methods below are those of `pipeline.engine.executor.Executor`."""
         return self._lists()[0]

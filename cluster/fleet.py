@@ -6,11 +6,13 @@ for another node.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.sharing import workers_on
 from pipeline.clock import Clock
+from pipeline.contract.units import Machine
 from pipeline.engine.machines import ClusterSettings, SlotRange, slot_range
 
 _ACCELERATOR_TYPE = "accelerator_type:"  # Ray's resource of a node whose GPUs have a known type
@@ -74,6 +76,13 @@ def alive_nodes() -> list[Node]:
     ]
 
 
+def draining_nodes() -> frozenset[str]:
+    """Ray's ids of the nodes that are about to leave: a spot machine that is taken away, a pod that is deleted."""
+    from ray._private.state import state  # Ray's own libraries have no other way
+
+    return frozenset(state.get_draining_nodes())
+
+
 def room(node: Node, slot: SlotResources) -> int:
     """How many slots fit on a node with nothing else on it."""
     if not all(_matches(node.labels.get(name), wanted) for name, wanted in slot.labels.items()):
@@ -115,7 +124,7 @@ def slot_of(settings: ClusterSettings, nodes: Sequence[Node]) -> SlotResources:
         ClusterError: the settings leave it open, and no node shows what there will be.
     """
     nodes = [node for node in nodes if _chosen(node, settings)]
-    gpus = settings.gpus
+    gpus = settings.first_gpus
     if gpus is None:
         wants_gpu = settings.accelerator or any(node.resources.get("GPU", 0) >= 1 for node in nodes)
         gpus = 1.0 if wants_gpu else 0.0
@@ -156,6 +165,7 @@ class Fleet:
         self._began = clock.monotonic()
         self._complete = False
         self.slot = slot_of(settings, look())
+        self._shared: SlotResources | None = None
 
     def useful_nodes(self) -> list[Node]:
         """The nodes that a worker fits on."""
@@ -165,7 +175,19 @@ class Fleet:
         """Number of workers that should exist now: at least one, which Ray keeps in its queue until a node has room."""
         if self._range.most is not None:
             return self._range.most
-        return max(1, sum(room(node, self.slot) for node in self._look()))
+        if self._shared is None:
+            return max(1, sum(room(node, self.slot) for node in self._look()))
+        shares = round(self.slot.num_gpus / self._shared.num_gpus)  # the first worker keeps a whole GPU
+        return max(1, sum(room(node, self._shared) for node in self._look()) - shares + 1)
+
+    def draining(self) -> frozenset[str]:
+        """Ray's ids of the nodes that are about to leave."""
+        return draining_nodes()
+
+    def shared(self, machine: Machine) -> SlotResources:
+        """What each worker but the first gets; from now on `wanted` counts by it."""
+        self._shared = replace(self.slot, num_gpus=self.slot.num_gpus / workers_on(machine))
+        return self._shared
 
     def bundles(self) -> list[dict[str, float]]:
         """What to ask of an autoscaler: the resources of each worker; none if the cluster is taken as it is."""

@@ -1,74 +1,51 @@
 """Slots as Ray actors with one warm worker each. Ray restarts and retries nothing; that is left to the scheduler.
 
 The first slot starts alone, because its worker may write what the others read (a metric, a cache of weights). The
-others start when it is ready. What is sent is small: units to a worker, outcomes back. A worker's exception is sent as
-text, so that the driver needs none of the worker's classes. Each failure of Ray becomes a `Failure`.
+others start when it is ready, or when its first unit has shown how many of them can share a GPU. A slot on a node that
+is about to leave ends its units and starts on another node. What is sent is small: units to a worker, outcomes back.
+Each failure of Ray becomes a `Failure`.
 """
 
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle
 from ray import exceptions as errors
 
-from cluster.failures import failure_of_ray, failure_of_worker, text_of
-from cluster.fitness import Needs, problems
+from cluster.actor import WATCH, SlotActor
+from cluster.failures import failure_of_ray
+from cluster.fitness import Needs
 from cluster.fleet import SlotResources
-from pipeline.contract.units import Activity, Outcome, TrainUnit, Unit
+from pipeline.contract.units import Activity, Machine, TrainUnit, Unit
 from pipeline.engine.executor import Completion, Failure, Worker
 
 _GRACE_S = 5.0  # for idle workers to close; a busy one is killed, and its checkpoints limit the loss
 _ASK_EVERY_S = 1.0  # what workers are doing
 _SHOW_EVERY_S = 0.25  # the answers: the scheduler wants them at each event
 _LOOK_EVERY_S = 5.0  # for new nodes
-_WATCH = "watch"  # the concurrency group that answers while a unit runs
+_DRAIN_EVERY_S = 2.0  # which nodes are about to leave: a spot machine has two minutes, a Kubernetes pod 30 seconds
+_MEASURE_S = 10.0  # for a worker to say what memory it has had
 
 
-class _Actor:
-    """The process of a slot. Its environment is set before the worker's modules are imported."""
+class Supply(Protocol):
+    """What a cluster gives to one run; see `cluster.fleet.Fleet`."""
 
-    def __init__(self, make_worker: bytes, env_vars: dict[str, str], needs: Needs | None) -> None:
-        os.environ.update(env_vars)
-        self._make_worker = make_worker
-        self._needs = needs
-        self._worker: Worker | None = None
+    def wanted(self) -> int:
+        """How many workers there should be now. Their number never shrinks."""
+        ...
 
-    def setup(self) -> Failure | None:
-        """Make the worker if this node is fit for it; returns None when it is ready."""
-        try:
-            lacks = problems(self._needs) if self._needs else []
-            if lacks:
-                return Failure("raised", f"node {ray.util.get_node_ip_address()}: {'; '.join(lacks)}")
-            worker: Worker = cloudpickle.loads(self._make_worker)()
-            self._worker = worker
-            worker.setup()
-        except Exception as error:  # noqa: BLE001 (the boundary of the process: any exception becomes text)
-            return Failure("raised", text_of(error))
-        return None
+    def draining(self) -> Collection[str]:
+        """Ray's ids of the nodes that are about to leave."""
+        ...
 
-    def run(self, unit: Unit) -> tuple[Outcome, ...] | Failure:
-        """Run one unit."""
-        assert self._worker is not None
-        try:
-            return tuple(self._worker.run(unit))
-        except Exception as error:  # noqa: BLE001 (as above)
-            return failure_of_worker(error)
-
-    @ray.method(concurrency_group=_WATCH)
-    def activity(self) -> Activity | None:
-        """What the worker is doing; answered while `setup` or `run` is in progress."""
-        return self._worker.activity() if self._worker is not None else None
-
-    def close(self) -> None:
-        """Close the worker."""
-        if self._worker is not None:
-            self._worker.close()
+    def shared(self, machine: Machine) -> SlotResources:
+        """What each worker but the first gets, once a unit has shown what memory it takes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +60,9 @@ class _Slot:
     actor: Any
     starting: Any  # the reference of its set-up; None when it is ready
     calls: deque[_Call] = field(default_factory=deque)
+    node: str = ""  # Ray's id of its node; empty until it is ready
+    kind: str = ""  # of its machine, its share of a GPU included
+    leaving: bool = False  # its node is about to leave
     asked: Any = None  # the reference of the question what it is doing; None when there is none
     activity: Activity | None = None  # the latest answer
 
@@ -113,7 +93,8 @@ class RayExecutor:
         resources: SlotResources,
         env_vars: Mapping[str, str] | None = None,
         needs: Needs | None = None,
-        wanted: Callable[[], int] | None = None,
+        supply: Supply | None = None,
+        measured: bool = False,
     ) -> None:
         """Start the first slot, without waiting for it.
 
@@ -123,17 +104,41 @@ class RayExecutor:
             resources: of each slot.
             env_vars: added to the environment of each process before the worker's modules are imported.
             needs: what a node must have; a worker on a node without it does not start.
-            wanted: how many workers there should be now; asked every few seconds. Their number never shrinks.
+            supply: a cluster whose nodes come and go; None on one machine.
+            measured: whether the other slots wait until the first one's work has shown what memory a worker needs.
 
         Raises:
             ValueError: `slots` is less than 1.
         """
         if slots < 1:
             raise ValueError(f"slots is {slots}: use 1 or more")
-        threads = str(resources.threads)
         remote: Any = ray.remote
-        actor_class = remote(concurrency_groups={_WATCH: 1})(_Actor)
-        self._actor_class = actor_class.options(
+        self._actor_class = remote(concurrency_groups={WATCH: 1})(SlotActor)
+        threads = str(resources.threads)
+        self._arguments = (
+            cloudpickle.dumps(make_worker),  # pyright: ignore[reportPrivateImportUsage]
+            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(env_vars or {})},
+            needs,
+        )
+        self._first = self._others = resources
+        self._slots: dict[int, _Slot] = {}
+        # The same tuples until a slot starts, is ready or is lost, so that the scheduler sees that nothing has changed.
+        self._listed: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._oldest: dict[Any, int] = {}  # what each slot completes next, and the slot's number
+        self._waiting = tuple(range(1, slots))  # until the first slot is ready
+        self._count = slots
+        self._supply = supply
+        self._unmeasured = measured and supply is not None
+        self._looked_at = self._drains_seen_at = time.monotonic()
+        self._was_ready = False  # whether the first slot has been
+        self._calls = 0
+        self._asked_at = self._shown_at = -math.inf
+        self._shown: tuple[Activity, ...] = ()
+        self._start(0)
+
+    def _start(self, number: int) -> None:
+        resources = self._others if number else self._first
+        actor = self._actor_class.options(
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus,
             resources=dict(resources.resources) or None,
@@ -142,28 +147,7 @@ class RayExecutor:
             max_restarts=0,
             max_task_retries=0,
             enable_task_events=False,
-        )
-        self._arguments = (
-            cloudpickle.dumps(make_worker),  # pyright: ignore[reportPrivateImportUsage]
-            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(env_vars or {})},
-            needs,
-        )
-        self._slots: dict[int, _Slot] = {}
-        # The same tuples until a slot starts, is ready or is lost, so that the scheduler sees that nothing has changed.
-        self._listed: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-        self._oldest: dict[Any, int] = {}  # what each slot completes next, and the slot's number
-        self._waiting = tuple(range(1, slots))  # until the first slot is ready
-        self._count = slots
-        self._wanted = wanted
-        self._looked_at = time.monotonic()
-        self._was_ready = False  # whether the first slot has been
-        self._calls = 0
-        self._asked_at = self._shown_at = -math.inf
-        self._shown: tuple[Activity, ...] = ()
-        self._start(0)
-
-    def _start(self, number: int) -> None:
-        actor = self._actor_class.remote(*self._arguments)
+        ).remote(*self._arguments)
         self._slots[number] = _Slot(actor, actor.setup.remote())
         self._oldest[self._slots[number].starting] = number
         self._listed = None
@@ -178,10 +162,14 @@ class RayExecutor:
 
     def _lists(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self._listed is None:
-            ready = tuple(sorted(number for number, slot in self._slots.items() if slot.starting is None))
-            starting = tuple(sorted(number for number, slot in self._slots.items() if slot.starting is not None))
+            ready = tuple(sorted(n for n, slot in self._slots.items() if slot.starting is None and not slot.leaving))
+            starting = tuple(sorted(n for n, slot in self._slots.items() if slot.starting is not None))
             self._listed = ready, starting
         return self._listed
+
+    def machine(self, slot: int) -> str:
+        """See `Executor`."""
+        return self._slots[slot].kind
 
     def submit(self, slot: int, unit: Unit) -> int:
         """See `Executor`."""
@@ -193,8 +181,9 @@ class RayExecutor:
         return self._calls
 
     def wait(self, timeout_s: float) -> Sequence[Completion]:
-        """See `Executor`. Also learns which slots have become ready, and starts slots on new nodes."""
+        """See `Executor`. Also learns which slots have become ready, and follows the nodes of the cluster."""
         self._grow()
+        self._leave()
         if not self._oldest:
             time.sleep(timeout_s)
             return []
@@ -207,11 +196,46 @@ class RayExecutor:
 
     def _grow(self) -> None:
         """Start the slots that new nodes have room for, once the first slot has been ready."""
-        if self._wanted is None or not self._was_ready or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+        if self._supply is None or not self._was_ready or self._unmeasured:
+            return
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = time.monotonic()
-        before, self._count = self._count, max(self._count, self._wanted())
+        before, self._count = self._count, max(self._count, self._supply.wanted())
         for number in range(before, self._count):
+            self._start(number)
+
+    def _leave(self) -> None:
+        """Give no more units to slots whose node is about to leave."""
+        if self._supply is None or time.monotonic() - self._drains_seen_at < _DRAIN_EVERY_S:
+            return
+        self._drains_seen_at = time.monotonic()
+        draining = self._supply.draining()
+        for number, slot in list(self._slots.items()):
+            if slot.node in draining and not slot.leaving:
+                slot.leaving, self._listed = True, None
+                self._move(number)
+
+    def _move(self, number: int) -> None:
+        """Start a leaving slot on another node if it is idle."""
+        slot = self._slots.get(number)
+        if slot is not None and slot.leaving and not slot.calls:
+            self.replace(number)
+
+    def _measure(self, slot: _Slot) -> None:
+        """Decide how many workers share a GPU, and start the others."""
+        assert self._supply is not None
+        try:
+            machine: Machine = ray.get(slot.actor.machine.remote(), timeout=_MEASURE_S)
+        except (errors.RayError, errors.GetTimeoutError):  # the next unit will show it
+            return
+        self._unmeasured, self._others = False, self._supply.shared(machine)
+        self._start_waiting()
+        self._looked_at = -math.inf
+
+    def _start_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, ()
+        for number in waiting:
             self._start(number)
 
     def _collect(self, number: int, reference: Any) -> Completion | None:
@@ -224,11 +248,12 @@ class RayExecutor:
             if isinstance(result, Failure):
                 self.retire(number)
                 return Completion(None, number, failure=result)
-            slot.starting, self._was_ready, self._listed = None, True, None
+            share = (self._others if number else self._first).num_gpus
+            slot.kind = f"{result.machine.kind}, {share:.3g} of a GPU" if 0 < share < 1 else result.machine.kind
+            slot.starting, slot.node, self._was_ready, self._listed = None, result.node, True, None
             self._shown_at = -math.inf
-            waiting, self._waiting = self._waiting, ()
-            for other in waiting:
-                self._start(other)
+            if not self._unmeasured:
+                self._start_waiting()
             return None
         call = slot.calls.popleft()
         if slot.calls:
@@ -238,7 +263,11 @@ class RayExecutor:
         if isinstance(result, Failure):
             if result.kind in ("died", "unavailable"):
                 self.retire(number)
+            self._move(number)
             return Completion(call.number, number, failure=result)
+        if self._unmeasured and any(outcome.accelerator_s > 0 for outcome in result):
+            self._measure(slot)
+        self._move(number)
         return Completion(call.number, number, outcomes=result)
 
     def activities(self) -> tuple[Activity, ...]:
@@ -270,6 +299,9 @@ class RayExecutor:
         """See `Executor`."""
         gone = self._slots.pop(slot, None)
         if gone is not None:
+            if gone.starting is None and self._unmeasured:  # the others must not depend on a worker that is lost
+                self._unmeasured = False
+                self._start_waiting()
             self._listed = None
             self._oldest.pop(gone.starting if gone.starting is not None else gone.oldest(), None)
             ray.kill(gone.actor, no_restart=True)

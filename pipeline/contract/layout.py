@@ -119,9 +119,20 @@ def is_part(path: str) -> bool:
     return bool(_PART.search(path))
 
 
+def part_lease(path: str) -> int:
+    """The lease under which a part was written; 0 for a path without one."""
+    number = PurePosixPath(path).name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def staged_tables_folder(run_id: str) -> str:
+    """Folder of the tables of a run before they are published, and of the intent that names them."""
+    return run_path(run_id, "publish")
+
+
 def staged_table_path(run_id: str, sha256: str) -> str:
     """File of a table before it is published, named by the digest of its bytes."""
-    return run_path(run_id, f"publish/{sha256}.parquet")
+    return f"{staged_tables_folder(run_id)}/{sha256}.parquet"
 
 
 def sweeps_root(root: str) -> str:

@@ -113,6 +113,21 @@ class Activity:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a worker runs on.
+
+    Attributes:
+        kind: name and memory of the device; what fits in memory on one fits on all of its kind.
+        memory_bytes: of the device in total.
+        peak_bytes: the most that this process has had of it, with what its libraries reserve.
+    """
+
+    kind: str
+    memory_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How one task ended.
 

@@ -5,13 +5,16 @@ A unit is a `WorkItem`, which records the failures of its attempts. The rules of
 - A unit that killed as many slots as `Policy.strikes` says is split into single tasks; so is a unit that hung once,
   because a hang costs a whole deadline. A single task that kills or hangs that many slots alone fails.
 - A unit whose worker raised an exception is split at once; a single task that raises fails.
-- Out of memory halves all later units of that kind and size; a single task that does not fit fails.
+- Out of memory halves all later units of that kind and size on machines of that kind. A single task that does not fit
+  waits for a machine of another kind, and fails if there is none. After a few of them in a row, all units of that kind
+  and size are left to other machines.
 
 A method that ends tasks returns their outcomes; no task is both returned and kept. Memory is bounded: a fresh unit is
-fetched only when no fresh unit waits, so at most as many units wait as were in flight at once.
+fetched only when no fresh unit waits and few units wait for other machines, so at most as many units wait as were in
+flight at once, and those few.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -48,12 +51,14 @@ class WorkItem:
         attempts: failed attempts that are charged to the tasks.
         strikes: numbers of the slots that died or hung while they ran it.
         alone: whether it is a single task split off from a unit that failed.
+        unfit: kinds of machines on which it did not fit in memory alone.
     """
 
     unit: Unit
     attempts: int = 0
     strikes: tuple[int, ...] = ()
     alone: bool = False
+    unfit: frozenset[str] = frozenset()
 
     @property
     def suspect(self) -> bool:
@@ -64,6 +69,10 @@ class WorkItem:
     def size(self) -> int:
         """Number of tasks."""
         return len(self.unit.tasks)
+
+
+_MISSES = 3  # single tasks in a row
+_MOST_UNFIT = 64  # units that wait for a machine of another kind before no more are fetched
 
 
 def kind_of(unit: Unit) -> Kind:
@@ -108,29 +117,38 @@ class Backlog:
         self._policy = policy
         self._clock = clock
         self._waiting: deque[WorkItem] = deque()
-        self._limits: dict[tuple[object, ...], int] = {}
+        # By kind of machine and memory class: how many tasks fit, and single tasks in a row that did not.
+        self._limits: dict[tuple[str, tuple[object, ...]], int] = {}
+        self._misses = Counter[tuple[str, tuple[object, ...]]]()
         self._dry = False
 
-    def take(self, accepts: Callable[[WorkItem], bool], *, largest: int | None = None) -> WorkItem | None:
-        """The first item for which `accepts` is true, cut to `largest` tasks and to what fits in memory; else None."""
+    def take(
+        self, accepts: Callable[[WorkItem], bool], *, machine: str = "", largest: int | None = None
+    ) -> WorkItem | None:
+        """The first item for which `accepts` is true and that fits on this kind of machine; None if there is none.
+
+        It is cut to `largest` tasks, and to what fits.
+        """
         for index, item in enumerate(self._waiting):
-            if accepts(item):
+            if self.fits(item, machine) and accepts(item):
                 del self._waiting[index]
-                return self._cut(item, largest)
-        if self._dry or any(not item.suspect for item in self._waiting):
+                return self._cut(item, machine, largest)
+        if self._dry or any(not item.suspect and self.fits(item, machine) for item in self._waiting):
+            return None
+        if sum(not self.fits(item, machine) for item in self._waiting) >= _MOST_UNFIT:
             return None
         unit = self._source.next()
         if unit is None:
             self._dry = True
             return None
         item = WorkItem(unit)
-        if accepts(item):
-            return self._cut(item, largest)
+        if self.fits(item, machine) and accepts(item):
+            return self._cut(item, machine, largest)
         self._waiting.append(item)
         return None
 
-    def _cut(self, item: WorkItem, largest: int | None) -> WorkItem:
-        limit = min(self._limits.get(_memory_class(item.unit), item.size), largest or item.size)
+    def _cut(self, item: WorkItem, machine: str, largest: int | None) -> WorkItem:
+        limit = min(self._limits.get((machine, _memory_class(item.unit)), item.size), largest or item.size)
         if limit >= item.size:
             return item
         self._waiting.appendleft(replace(item, unit=part_of(item.unit, limit, item.size)))
@@ -144,6 +162,10 @@ class Backlog:
     def exhausted(self) -> bool:
         """Whether `take` returns None for any slot until something is recorded or put back."""
         return self._dry and not self._waiting
+
+    def is_waiting(self) -> bool:
+        """Whether an item waits that was fetched already."""
+        return bool(self._waiting)
 
     def has_work(self) -> bool:
         """Whether an item waits; asks the source for a unit if none does. Call it when a slot has room."""
@@ -178,15 +200,45 @@ class Backlog:
         """Blame the item for an exception of its worker, whose message is `message`."""
         return self._split(replace(item, attempts=item.attempts + 1), slot, Code.INTERNAL, message)
 
-    def out_of_memory(self, item: WorkItem, slot: int, message: str) -> list[Outcome]:
-        """The item did not fit in memory: later units of its kind and size get at most half as many tasks."""
+    def out_of_memory(
+        self, item: WorkItem, slot: int, message: str, *, machine: str = "", others: Iterable[str] = ()
+    ) -> list[Outcome]:
+        """The item did not fit in memory; later units of its kind and size are smaller on this kind of machine.
+
+        Args:
+            item: a unit, or a single task.
+            slot: number of the slot that ran it.
+            message: what the worker said.
+            machine: the slot's kind of machine.
+            others: kinds of machines of all slots that are in use.
+        """
         item = replace(item, attempts=item.attempts + 1)
-        if item.size == 1:
-            return [self._failed(item, slot, Code.OUT_OF_MEMORY, message)]
-        memory_class = _memory_class(item.unit)
-        self._limits[memory_class] = min(self._limits.get(memory_class, item.size), item.size // 2)
+        if item.size > 1:
+            memory_class = machine, _memory_class(item.unit)
+            self._limits[memory_class] = min(self._limits.get(memory_class, item.size), item.size // 2)
+        else:
+            item = replace(item, unfit=item.unfit | {machine})
+            self._misses[machine, _memory_class(item.unit)] += 1
+            if not any(other not in item.unfit for other in others):
+                return [self._failed(item, slot, Code.OUT_OF_MEMORY, message)]
         self._waiting.appendleft(item)
         return []
+
+    def fits(self, item: WorkItem, machine: str) -> bool:
+        """Whether an item may fit in memory on a kind of machine."""
+        return machine not in item.unfit and self._misses[machine, _memory_class(item.unit)] < _MISSES
+
+    def fitted(self, item: WorkItem, machine: str) -> None:
+        """An item fitted in memory on a kind of machine."""
+        if self._misses:
+            self._misses.pop((machine, _memory_class(item.unit)), None)
+
+    def retry_unfit(self) -> bool:
+        """Let every machine try again what did not fit on it: no other can. Returns whether anything waits for that."""
+        found = any(item.unfit for item in self._waiting) or (bool(self._waiting) and bool(self._misses))
+        self._misses.clear()
+        self._waiting = deque(replace(item, unfit=frozenset()) for item in self._waiting)
+        return found
 
     def pardon(self, item: WorkItem, slot: int) -> WorkItem:
         """The item without the strikes of a slot that was quarantined."""

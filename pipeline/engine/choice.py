@@ -54,12 +54,14 @@ class Choice:
 
     def _pick(self, slot: Slot) -> WorkItem | None:
         if slot.calls:
-            return self._backlog.take(_is_fresh_render)
+            return self._backlog.take(_is_fresh_render, machine=slot.machine)
         if not self._slots.is_trusted(slot):
-            canary = self._backlog.take(lambda item: not item.suspect, largest=1)
+            canary = self._backlog.take(lambda item: not item.suspect, machine=slot.machine, largest=1)
             if canary is not None:
                 return canary
-        return self._backlog.take(lambda item: not item.suspect or self._is_best_judge(slot, item))
+        return self._backlog.take(
+            lambda item: not item.suspect or self._is_best_judge(slot, item), machine=slot.machine
+        )
 
     def _is_best_judge(self, slot: Slot, suspect: WorkItem) -> bool:
         """Whether no other slot's verdict would say more: of a slot it has not killed, that is trusted and warm.
@@ -72,7 +74,12 @@ class Choice:
 
         if bias(slot) == (0, False, False):
             return True
-        in_use = (each for each in self._slots if each.state not in (SlotState.QUARANTINED, SlotState.GIVEN_BACK))
+        in_use = (
+            each
+            for each in self._slots
+            if each.state not in (SlotState.QUARANTINED, SlotState.GIVEN_BACK)
+            and self._backlog.fits(suspect, each.machine)
+        )
         return bias(slot) <= min(bias(each) for each in in_use)
 
 

@@ -4,11 +4,11 @@ A slot is one accelerator, or a share of a CPU machine, with one warm worker. It
 order in which they were submitted. A failing unit raises nothing here: failures are values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pipeline.contract.units import Activity, Outcome, Unit
+from pipeline.contract.units import Activity, Machine, Outcome, Unit
 
 FailureKind = Literal["died", "unavailable", "out_of_memory", "raised"]
 
@@ -59,8 +59,16 @@ class Worker(Protocol):
         """Run one unit; returns exactly one outcome for each of its tasks."""
         ...
 
+    def machine(self) -> Machine:
+        """What the worker runs on; called after `setup`, also while `run` is in progress."""
+        ...
+
     def activity(self) -> Activity | None:
         """What the worker is doing, or None; called from another thread while `setup` or `run` is in progress."""
+        ...
+
+    def counters(self) -> Mapping[str, float]:
+        """What the worker has counted since it was made, for metrics: `storage_retries`."""
         ...
 
     def close(self) -> None:
@@ -72,11 +80,18 @@ class Executor(Protocol):
     """Slots, numbered from 0, and their calls. Not thread-safe."""
 
     def slots(self) -> tuple[int, ...]:
-        """Numbers of the slots that take units now, ascending."""
+        """Numbers of the slots that take units now, ascending.
+
+        A slot that is in neither list although it was ready is leaving: it ends its calls, and then starts again.
+        """
         ...
 
     def starting(self) -> tuple[int, ...]:
-        """Numbers of the slots whose worker starts, ascending."""
+        """Numbers of the slots whose worker starts, ascending. None of them holds a call."""
+        ...
+
+    def machine(self, slot: int) -> str:
+        """The kind of machine of a slot of `slots()`: what fits in memory on one fits on all of its kind."""
         ...
 
     def submit(self, slot: int, unit: Unit) -> int:

@@ -1,10 +1,11 @@
 """Which machines run the work: section `cluster` of a spec."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import AllowInfNan, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from perfusion_ops.config import Frozen
 
@@ -21,6 +22,10 @@ _Slots = Annotated[
             ]
         }
     ),
+]
+_Gpus = Annotated[
+    Annotated[float, AllowInfNan(True)] | str | None,
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"const": "auto"}, {"type": "null"}]}),
 ]
 _Positive = Annotated[float, Field(gt=0)]
 
@@ -54,11 +59,11 @@ class ClusterSettings(Frozen):
         description="seconds for nodes with room for the least number of workers to join; then the run stops with exit "
         "code 4",
     )
-    gpus: float | None = Field(
+    gpus: _Gpus = Field(
         default=None,
-        ge=0,
-        description="GPUs of a worker on a cluster: a share such as 0.5 puts two workers on one GPU; when absent 1 if "
-        "any node has a GPU, else 0",
+        description="GPUs of a worker on a cluster: a share such as 0.5 puts two workers on one GPU; 'auto' puts as "
+        "many on each GPU but the first as fit, by the memory that the first unit takes; when absent 1 if any node has "
+        "a GPU, else 0",
     )
     cpus: float | None = Field(
         default=None,
@@ -84,6 +89,13 @@ class ClusterSettings(Frozen):
         default=False,
         description="every node mounts the same folders at the same paths, so that local paths may be used",
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="port of this machine on which a private Ray serves metrics; when absent one that is free; a "
+        "cluster has its own",
+    )
 
     @field_validator("address")
     @classmethod
@@ -104,8 +116,12 @@ class ClusterSettings(Frozen):
 
     @field_validator("gpus")
     @classmethod
-    def _whole_above_one(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and value != int(value):
+    def _known_gpus(cls, value: float | str | None) -> float | str | None:
+        if value is None or value == "auto":
+            return value
+        if isinstance(value, str) or not 0 <= value < math.inf:
+            raise ValueError("use a number from 0, or 'auto'")
+        if value > 1 and value != int(value):
             raise ValueError("a worker can have a share of one GPU or a whole number of them")
         return value
 
@@ -114,6 +130,19 @@ class ClusterSettings(Frozen):
     def _known_slots(cls, value: int | str | None) -> int | str | None:
         slot_range(value)
         return value
+
+    @model_validator(mode="after")
+    def _auto_decides(self) -> "ClusterSettings":
+        if self.gpus == "auto" and self.slots not in (None, "all"):
+            raise ValueError(
+                "gpus is 'auto', which decides the number of workers: leave slots out, or give gpus a number"
+            )
+        return self
+
+    @property
+    def first_gpus(self) -> float | None:
+        """GPUs of the first worker; None to find out from the nodes."""
+        return 1.0 if isinstance(self.gpus, str) else self.gpus
 
     @property
     def remote(self) -> bool:

@@ -113,7 +113,12 @@ class _Run:
 
     def _assert_progress_possible(self, *, ready: bool) -> None:
         """Nothing runs: something must be about to, or the run would wait forever."""
-        if self._slots.is_changing() or (not ready and self._slots.recall(self._clock.monotonic())):
+        if self._slots.is_changing():
+            return
+        # What waits may fit only on machines whose slots were given back, or are gone.
+        if (not ready or self._backlog.is_waiting()) and self._slots.recall(self._clock.monotonic()):
+            return
+        if ready and self._backlog.retry_unfit():
             return
         if ready:
             raise EngineError(

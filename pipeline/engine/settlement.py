@@ -86,9 +86,14 @@ class Settlement:
             self._death(slot, Code.WORKER_DIED, f"the worker died while it ran this: {failure.message}")
         else:
             item = self._end_call(slot, wasted=True)
-            end = self._backlog.out_of_memory if failure.kind == "out_of_memory" else self._backlog.raised
-            _log.warning("slot %d, %s: %s", slot.number, failure.kind, failure.message)
-            self._after_failure(end(item, slot.number, failure.message))
+            _log.warning("slot %d, %s: %s", slot.number, failure.kind, failure.message, extra=_where(slot, item))
+            if failure.kind == "raised":
+                self._after_failure(self._backlog.raised(item, slot.number, failure.message))
+            else:
+                machine, others = slot.machine, self._slots.machines()
+                self._after_failure(
+                    self._backlog.out_of_memory(item, slot.number, failure.message, machine=machine, others=others)
+                )
 
     def kill_overdue(self, slots: Sequence[Slot]) -> None:
         """Kill what has been running, or starting, for too long on these slots.
@@ -120,6 +125,7 @@ class Settlement:
         call = slot.calls[0]
         self._watchdog.learn(call.item.unit, self._clock.monotonic() - call.since)
         item = self._end_call(slot, wasted=False)
+        self._backlog.fitted(item, slot.machine)
         slot.deaths = slot.losses = self._outages = 0
         slot.warm = True
         self._finish([replace(outcome, attempts=item.attempts + 1) for outcome in outcomes])
@@ -158,7 +164,7 @@ class Settlement:
         self._backlog.put_back(items)
         self.tally.outages += 1
         self.tally.retries += bool(items)
-        _log.warning("slot %d lost to an outage: %s", slot.number, failure.message)
+        _log.warning("slot %d lost to an outage: %s", slot.number, failure.message, extra=_where(slot))
         if self._outages >= self._policy.infrastructure_failures * len(self._slots):
             raise EngineError(
                 f"{self._outages} outages in a row without a success between them. The last one: {failure.message}. "
@@ -170,7 +176,7 @@ class Settlement:
         self.tally.deaths += 1
         ran, *queued = self._lose(slot)
         # Only an item that is not suspect is evidence against the slot: a suspect may be what killed the worker.
-        if self._count_death(slot, message, condemn=not ran.suspect):
+        if self._count_death(slot, message, ran, condemn=not ran.suspect):
             self._backlog.put_back([ran, *queued])
             self.tally.retries += 1
         else:
@@ -186,13 +192,13 @@ class Settlement:
         self._lose(slot)
         if failure.kind == "died":
             self.tally.deaths += 1
-        self._count_death(slot, f"the worker could not start: {failure.message}", condemn=True)
+        self._count_death(slot, f"the worker could not start: {failure.message}", None, condemn=True)
 
-    def _count_death(self, slot: Slot, message: str, *, condemn: bool) -> bool:
+    def _count_death(self, slot: Slot, message: str, ran: WorkItem | None, *, condemn: bool) -> bool:
         """Count a death against a slot; returns whether it is quarantined, which `condemn` allows."""
         self.last_cause = message
         slot.deaths += 1
-        _log.warning("slot %d, failure %d in a row: %s", slot.number, slot.deaths, message)
+        _log.warning("slot %d, failure %d in a row: %s", slot.number, slot.deaths, message, extra=_where(slot, ran))
         if not condemn or slot.deaths < self._policy.slot_deaths:
             return False
         self._slots.quarantine(slot)
@@ -201,8 +207,16 @@ class Settlement:
             for call in other.calls:
                 call.item = self._backlog.pardon(call.item, slot.number)
                 self._slots.touch(other)
-        _log.error("slot %d gets no more work", slot.number)
+        _log.error("slot %d gets no more work", slot.number, extra=_where(slot))
         return True
+
+
+def _where(slot: Slot, item: WorkItem | None = None) -> dict[str, object]:
+    """What a warning is about, for logs that have fields: the slot, its unit, and the key of a single task."""
+    if item is None:
+        return {"slot": slot.number}
+    key = {"key": item.unit.tasks[0].key} if item.size == 1 else {}
+    return {"slot": slot.number, "unit": item.unit.unit_id, **key}
 
 
 def _mismatch(item: WorkItem, outcomes: Sequence[Outcome]) -> Failure | None:

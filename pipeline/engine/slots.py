@@ -2,7 +2,7 @@
 
 A slot starts, becomes ready, and is lost (its worker died, hung or vanished) or given back (no task is left for it). A
 lost slot backs off and starts again, until it has died too often in a row and is quarantined. A slot that was given
-back starts again if the others are lost.
+back starts again if the others are lost. A slot whose machine is about to leave ends its units and starts elsewhere.
 
 The scheduler asks at each event, so nothing here but a change of many slots takes time that grows with their number:
 totals are kept up to date, and `changed` and `candidates` say which slots are worth a look.
@@ -27,6 +27,7 @@ class SlotState(Enum):
 
     STARTING = auto()  # its worker loads; `until` is when it must be ready
     READY = auto()  # it takes units
+    LEAVING = auto()  # it ends the units that it has and takes no more; then the executor starts it elsewhere
     BACKING_OFF = auto()  # it has no worker; `until` is when one is started
     QUARANTINED = auto()  # given up for the rest of the run
     GIVEN_BACK = auto()  # released: no task is left for it
@@ -60,6 +61,7 @@ class Slot:
         losses: in a row, without a success: deaths and outages.
         warm: whether its worker has completed a call.
         busy_s: seconds spent on calls.
+        machine: kind of the machine that its worker is or was on; empty if it is unknown.
     """
 
     number: int
@@ -70,6 +72,7 @@ class Slot:
     losses: int = 0
     warm: bool = False
     busy_s: float = 0.0
+    machine: str = ""
 
     def deadline(self, watchdog: Watchdog) -> Deadline:
         """The limit of the oldest call, in seconds from its `since`."""
@@ -126,10 +129,11 @@ class SlotTable:
                 self._begin_start(self.slot(number), now)
         for number in [number for number in ready if number not in self._ready]:
             slot = self._ready[number] = self.slot(number)
+            slot.machine = self._executor.machine(number)
             self._set(slot, SlotState.READY, slot.until)
         if len(self._ready) > len(ready):
             for number in self._ready.keys() - set(ready):
-                del self._ready[number]
+                self._set(self._slots[number], SlotState.LEAVING, float("inf"))
         self.was_ready = self.was_ready or bool(ready)
         return self._ready
 
@@ -164,6 +168,7 @@ class SlotTable:
                 self._executor.replace(slot.number)
 
     def _begin_start(self, slot: Slot, now: float) -> None:
+        slot.warm = False
         self._set(slot, SlotState.STARTING, now + self._policy.setup_deadline_s)
 
     def _set(self, slot: Slot, state: SlotState, until: float) -> None:
@@ -223,6 +228,10 @@ class SlotTable:
     def is_running(self) -> bool:
         """Whether any slot holds a call."""
         return self._running > 0
+
+    def machines(self) -> set[str]:
+        """The kinds of machines of all slots that are not quarantined; empty for one that was never ready."""
+        return {slot.machine for slot in self if slot.state is not SlotState.QUARANTINED}
 
     def count(self, *states: SlotState) -> int:
         """How many slots are in one of these states."""

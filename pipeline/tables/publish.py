@@ -5,7 +5,7 @@ A crash between any two of these steps is harmless:
 1. The files of the tables are staged in the run's folder, each named by the digest of its bytes.
 2. An intent names them. It is created exclusively; from then on the tables of the run are fixed.
 3. The staged bytes are copied to tables/; each file is created exclusively.
-4. The bytes of the intent become published.json, the commit marker.
+4. The bytes of the intent become published.json, the commit marker. Then all staged files are deleted.
 
 Two drivers that publish the same run end with the same tables.
 """
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from perfusion_ops.errors import PerfusionError
 from pipeline.contract.keys import digest
 from pipeline.contract.kinds import RESULTS, ResultTable
-from pipeline.contract.layout import staged_table_path, table_path
+from pipeline.contract.layout import staged_table_path, staged_tables_folder, table_path
 from pipeline.contract.schemas import METADATA, PUBLISHED, RUN_ID, conform
 from pipeline.database.memory import retried
 from pipeline.database.plandb import PlanDB, Stage
@@ -80,6 +80,7 @@ def publish(
     """
     record = RunRecord(storage, run_id)
     if record.is_published():
+        _remove_staged(storage, run_id)
         return record.published()
     if not record.is_decided():
         db.require(Stage.REQUESTS, Stage.DONE)
@@ -111,9 +112,15 @@ def publish(
     for file in published.files:
         _place(storage, run_id, file)
     record.commit()
-    for file in published.files:
-        storage.delete(staged_table_path(run_id, file.sha256))
+    _remove_staged(storage, run_id)
     return published
+
+
+def _remove_staged(storage: Storage, run_id: str) -> None:
+    """Delete the staged tables of a published run, also those of attempts that were refused or broke off."""
+    for path, _ in list(storage.list(staged_tables_folder(run_id))):
+        if path.endswith(".parquet"):
+            storage.delete(path)
 
 
 @dataclass

@@ -8,14 +8,15 @@ the scheduler decides what follows.
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.contract.units import Activity, Outcome, TrainUnit, Unit
+from pipeline.contract.units import Activity, Machine, Outcome, TrainUnit, Unit
 from pipeline.inputs.store import InputStore
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.worker.concept_files import ConceptFiles
+from pipeline.worker.machine import machine_of
 from pipeline.worker.models import Models, load_models
 from pipeline.worker.rendering import Rendering
 from pipeline.worker.settings import WorkerSettings
@@ -82,9 +83,17 @@ class PerfusionWorker:
     def _show(self, activity: Activity | None) -> None:
         self._activity = activity
 
+    def machine(self) -> Machine:
+        """See `Worker`."""
+        return machine_of(self.models.base.device)
+
     def activity(self) -> Activity | None:
         """See `Worker`."""
         return self._activity
+
+    def counters(self) -> Mapping[str, float]:
+        """See `Worker`."""
+        return {"storage_retries": self._patience.retries}
 
     def close(self) -> None:
         """Forget the concepts in memory."""

@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_get
 
 from cluster.attach import attached, ensure_reachable
@@ -23,10 +24,11 @@ from pipeline.clock import SystemClock
 from pipeline.contract.errors import Status
 from pipeline.engine.figures import EngineError
 from pipeline.engine.machines import ClusterSettings
-from tests.support.ray_pool import Worker, go
+from tests.support.ray_pool import Source, Worker, go
 
 NODE = {"node_ip_address": "127.0.0.1", "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 500}
+PREEMPTION = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
 ACCELERATOR = SlotResources(num_cpus=0, num_gpus=1, threads=1)
 
 
@@ -121,7 +123,7 @@ def test_a_machine_that_joins_later_is_used_and_the_request_for_machines_is_take
     fleet = Fleet(ClusterSettings(address="auto", slots="1..2", gpus=1), SystemClock())
     assert (fleet.slot.num_gpus, fleet.slot.num_cpus, len(fleet.useful_nodes())) == (1, 1, 1)
     every = Fleet(ClusterSettings(address="auto", gpus=1), SystemClock())
-    executor = make(every.wanted(), resources=every.slot, wanted=every.wanted)
+    executor = make(every.wanted(), resources=every.slot, supply=every)
     while executor.slots() != (0,):
         executor.wait(10)
     add(cluster)
@@ -133,6 +135,87 @@ def test_a_machine_that_joins_later_is_used_and_the_request_for_machines_is_take
     outcomes, summary = background.submit(go, executor, ["ok"] * 8).result()
     assert len(outcomes) == 8
     assert summary.outages == 0
+
+
+def drain(node):
+    """Tell Ray that a node is about to be taken away, as a cloud's notice or a pod's SIGTERM does."""
+    client = ray._private.worker.global_worker.gcs_client
+    accepted, reason = client.drain_node(node.node_id, PREEMPTION, "the spot machine is taken away", in_a_minute_ms())
+    assert accepted, reason
+
+
+def in_a_minute_ms():
+    return int((time.time() + 60) * 1000)
+
+
+def test_a_node_that_is_about_to_leave_ends_its_unit_gets_no_more_and_its_slot_starts_elsewhere(
+    cluster, make, tmp_path
+):
+    nodes = [add(cluster), add(cluster)]
+    fleet = Fleet(ClusterSettings(address="auto", slots=2, gpus=1), SystemClock())
+    executor = make(2, supply=fleet)
+    while executor.slots() != (0, 1):
+        executor.wait(10)
+    call = executor.submit(0, Source(["wait", "ok"]).next())
+    pid = when_written(tmp_path / "r0")
+    (leaving,) = (node for node in nodes if under(node, pid))
+    drain(leaving)
+    while executor.slots() != (1,):
+        executor.wait(1)
+    assert executor.starting() == ()  # it still runs its unit
+    (tmp_path / "enough").touch()
+    (done,) = when_any(executor)
+    assert (done.call, done.failure, [row.status for row in done.outcomes]) == (call, None, [Status.OK, Status.OK])
+    assert (executor.slots(), executor.starting()) == ((1,), (0,))
+    newcomer = add(cluster)
+    while executor.slots() != (0, 1):
+        executor.wait(1)
+    executor.submit(0, Source(["other", "ok"], first=10).next())
+    assert under(newcomer, when_written(tmp_path / "r10"))
+    drain(newcomer)
+    (done,) = when_any(executor)
+    while executor.slots() != (1,):
+        executor.wait(1)
+    assert executor.starting() == (0,)  # an idle slot moves at once
+
+
+def when_any(executor):
+    while not (completions := executor.wait(1)):
+        pass
+    return completions
+
+
+def test_workers_share_a_gpu_by_the_memory_that_the_first_unit_took(cluster, make, background):
+    cluster.add_node(num_gpus=2, **{**NODE, "num_cpus": 8})
+    fleet = Fleet(ClusterSettings(address="auto", gpus="auto"), SystemClock())
+    executor = make(fleet.wanted(), resources=fleet.slot, supply=fleet, measured=True)
+    while executor.slots() != (0,):
+        executor.wait(10)
+    assert executor.starting() == ()
+    executor.submit(0, Source(["ok"]).next())
+    (done,) = when_any(executor)
+    assert done.failure is None
+    # A worker took 20 of 80: three fit on the second GPU, and the first worker keeps the first one.
+    while executor.slots() != (0, 1, 2, 3):
+        executor.wait(10)
+    assert executor.machine(0) == "test machine"
+    assert {executor.machine(slot) for slot in (1, 2, 3)} == {"test machine, 0.333 of a GPU"}
+    outcomes, _ = background.submit(go, executor, ["ok"] * 30).result()
+    assert len(outcomes) == 30
+
+
+def test_a_first_worker_that_is_lost_before_it_is_measured_does_not_hold_the_others_back(cluster, make, tmp_path):
+    cluster.add_node(num_gpus=2, **{**NODE, "num_cpus": 8})
+    fleet = Fleet(ClusterSettings(address="auto", gpus="auto"), SystemClock())
+    executor = make(fleet.wanted(), resources=fleet.slot, supply=fleet, measured=True)
+    while executor.slots() != (0,):
+        executor.wait(10)
+    executor.submit(0, Source(["exit"]).next())
+    (done,) = when_any(executor)
+    assert done.failure.kind == "died"
+    while executor.slots() != (1,):
+        executor.wait(10)
+    assert executor.machine(1) == "test machine"
 
 
 def test_a_node_that_is_not_fit_is_named_before_a_worker_starts_and_costs_no_row_later(cluster, make, background):

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
 from cluster.fleet import Fleet, Node, SlotResources, room, slot_of
+from cluster.sharing import workers_on
+from pipeline.contract.units import Machine
 from pipeline.engine.machines import ClusterSettings
 from tests.support.fake_clock import FakeClock
 
@@ -298,3 +300,27 @@ def test_the_message_shows_five_nodes_at_most():
     assert fleet.lacking().endswith("10.0.0.3 with 2 CPU; 10.0.0.4 with 2 CPU")
     cluster.nodes += [Node(str(number), f"10.0.0.{number}", {"CPU": 2.0}) for number in range(5, 7)]
     assert fleet.lacking().endswith("10.0.0.4 with 2 CPU and 2 more")
+
+
+# Workers that share a GPU
+
+
+@pytest.mark.parametrize(
+    ("peak", "total", "workers"),
+    [(20, 80, 3), (9, 80, 8), (1, 80, 8), (37, 80, 1), (36, 80, 2), (80, 80, 1), (200, 80, 1), (0, 80, 1)],
+)
+def test_as_many_workers_share_a_gpu_as_its_memory_holds(peak, total, workers):
+    assert workers_on(Machine("A100", total, peak)) == workers
+
+
+@given(gpus=st.integers(1, 8), cpus=st.integers(1, 64), nodes=st.integers(1, 3), peak=st.integers(1, 90))
+def test_with_shares_no_more_workers_are_wanted_than_fit_beside_a_first_one_with_a_whole_gpu(gpus, cpus, nodes, peak):
+    there = [node(f"n{number}", GPU=float(gpus), CPU=float(cpus)) for number in range(nodes)]
+    fleet = Fleet(ClusterSettings(address="auto", gpus="auto"), FakeClock(), lambda: there)
+    assert (fleet.slot.num_gpus, fleet.wanted()) == (1.0, nodes * min(gpus, cpus))
+    slot = fleet.shared(Machine("A100", 80, peak))
+    beside = node("n0", GPU=float(gpus - 1), CPU=float(cpus - 1))
+    fit = 1 + placed_one_by_one(beside, slot) + sum(placed_one_by_one(each, slot) for each in there[1:])
+    assert 1 <= fleet.wanted() <= fit
+    if cpus >= 8 * gpus:
+        assert fleet.wanted() == fit

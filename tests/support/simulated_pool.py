@@ -81,6 +81,10 @@ class World:
     bugs: frozenset = frozenset()  # raise
     huge: frozenset = frozenset()  # do not fit in memory alone
     capacity: int = 1000  # tasks that fit in memory
+    small_slots: frozenset = frozenset()  # on machines of another kind, ...
+    small_capacity: int = 1000  # ... on which this many tasks fit, ...
+    too_big: frozenset = frozenset()  # ... and these not even alone
+    moves: tuple = ()  # (seconds, slot): when the machine of a slot is about to leave
     bad_slots: frozenset = frozenset()  # die whatever they run
     outage: float = 0.0  # share of calls that end in an outage
     storm: tuple = (0.0, 0.0)  # seconds between which every call does
@@ -98,6 +102,8 @@ class Pool:
         self.calls = {slot: deque() for slot in range(world.slots)}
         self.live = set()
         self.ready_at = {slot: 5.0 * (slot > 0) for slot in range(world.slots)}
+        self.moves = deque(sorted(world.moves))
+        self.leaving = set()
         self.number = 0
         self.trace = []
         self.most = 0
@@ -108,6 +114,9 @@ class Pool:
 
     def starting(self):
         return tuple(sorted(self.ready_at))
+
+    def machine(self, slot):
+        return "small" if slot in self.world.small_slots else "large"
 
     def submit(self, slot, unit):
         assert slot in self.live
@@ -138,7 +147,9 @@ class Pool:
             return lasts * self.random.random(), Failure("died", "killed by signal 11")
         if keys & world.hangs:
             return float("inf"), None
-        if len(keys) > world.capacity or keys & world.huge:
+        small = slot in world.small_slots
+        no_room = len(keys) > (world.small_capacity if small else world.capacity)
+        if no_room or keys & world.huge or (small and keys & world.too_big):
             return 1.0, Failure("out_of_memory", "CUDA out of memory")
         if keys & world.bugs:
             return 1.0, Failure("raised", "ValueError: a bug")
@@ -151,6 +162,14 @@ class Pool:
         events = [(calls[0][2], slot) for slot, calls in self.calls.items() if calls]
         events += [(at, slot) for slot, at in self.ready_at.items()]
         at, slot = min(events, default=(float("inf"), -1))
+        if self.moves and self.moves[0][0] <= max(self.clock.now, min(at, self.clock.now + timeout_s)):
+            at, slot = self.moves.popleft()
+            self.clock.now = max(self.clock.now, at)
+            if slot in self.live:
+                self.live.remove(slot)
+                self.leaving.add(slot)
+                self._move(slot)
+            return []
         if at > self.clock.now + timeout_s:
             self.clock.now += timeout_s
             return []
@@ -165,14 +184,23 @@ class Pool:
         if isinstance(result, Failure):
             if result.kind in ("died", "unavailable"):
                 self.live.discard(slot)
+                self.leaving.discard(slot)
                 self.calls[slot].clear()
             self._begin(slot)
+            self._move(slot)
             return [Completion(number, slot, failure=result)]
         self._begin(slot)
+        self._move(slot)
         return [Completion(number, slot, outcomes=result)]
+
+    def _move(self, slot):
+        """Start a leaving slot elsewhere when it is idle."""
+        if slot in self.leaving and not self.calls[slot]:
+            self.replace(slot)
 
     def retire(self, slot):
         self.live.discard(slot)
+        self.leaving.discard(slot)
         self.calls[slot].clear()
         self.ready_at.pop(slot, None)
 

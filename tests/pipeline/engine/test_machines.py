@@ -213,3 +213,17 @@ def test_a_wrong_value_of_the_old_name_is_refused_as_the_new_one():
     with pytest.raises(ValidationError) as caught:
         RunSettings.model_validate({**REQUIRED, "engine": {"slots": 0}})
     assert [problem["loc"] for problem in caught.value.errors()] == [("cluster", "slots")]
+
+
+def test_auto_decides_the_number_of_workers_itself():
+    assert (cluster(gpus="auto").gpus, cluster(gpus="auto").first_gpus, cluster(gpus=0.5).first_gpus) == (
+        "auto",
+        1,
+        0.5,
+    )
+    assert cluster(gpus="auto", slots="all").slots == "all"
+    where, message = refusal(gpus="auto", slots=4)
+    assert where == ()
+    assert message.endswith(
+        "gpus is 'auto', which decides the number of workers: leave slots out, or give gpus a number"
+    )

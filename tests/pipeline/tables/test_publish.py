@@ -214,11 +214,32 @@ def test_a_crash_between_any_two_steps_changes_nothing(tmp_path, after):
         assert RunRecord(storage, "r1").published() == published
         with planned([], []) as db:
             assert publish(db, storage, run_id="r1", **RUN) == published
+        assert staged(storage) == []
         if not crashed:
             break
         crashes += 1
     # Two tables' columns, two files staged, intent, two files placed, published.json, two staged files deleted.
     assert crashes == 10
+
+
+def staged(storage):
+    return [path for path, _ in storage.list("runs/r1/publish") if path.endswith(".parquet")]
+
+
+def test_rows_of_an_attempt_that_was_refused_are_removed_by_the_next(tmp_path):
+    storage = Storage(str(tmp_path))
+    with planned(MANIFEST, PROMPTS) as db:
+        all_is_there(db)
+        db.connection.execute("DELETE FROM requests WHERE prompt_row = 3")
+        with pytest.raises(UnaccountedError):
+            publish(db, storage, run_id="r1", **RUN)
+    refused = staged(storage)
+    assert refused
+    with run(storage, "r1") as db:
+        published = publish(db, storage, run_id="r1", **RUN)
+    assert {file.sha256 for file in published.files}.isdisjoint(path.rpartition("/")[2][:64] for path in refused)
+    assert staged(storage) == []
+    assert len(tables(storage)) == 2
 
 
 def test_another_publisher_was_first(tmp_path):

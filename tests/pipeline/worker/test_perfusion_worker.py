@@ -114,6 +114,7 @@ def test_storage_that_is_busy_for_a_moment_fails_no_row(tmp_path):
     root, waits = troubled("busy"), []
     worker = ready_worker(root, sleep=waits.append, checkpoint_s=1e-9)
     train, draw = trainings(concept(tmp_path, "mug")), renders(picture("a", "mug"))
+    retried = 0
     for unit, where in ((train, "/weights/"), (train, "/checkpoints/"), (draw, "/images/")):
         for operation in ("read", "write"):
             for path in [weights_path(key("mug")), image_path(draw.tasks[0].key)][unit is draw :]:
@@ -121,6 +122,7 @@ def test_storage_that_is_busy_for_a_moment_fails_no_row(tmp_path):
             TROUBLES["busy"] = Trouble(errors=3, where=where, operations=(operation,))
             waits.clear()
             [outcome] = worker.run(unit)
+            retried += len(waits)
             assert outcome.status == Status.OK, outcome.error_message
             if TROUBLES["busy"].errors == 0:
                 assert waits[:3] == list(WAITS_S[:3])
@@ -128,6 +130,7 @@ def test_storage_that_is_busy_for_a_moment_fails_no_row(tmp_path):
                 assert Storage(root).exists(weights_path(key("mug")))
         if unit is train:
             worker.files.clear()
+    assert worker.counters() == {"storage_retries": retried}
     assert Storage(root).exists(image_path(draw.tasks[0].key))
 
 
