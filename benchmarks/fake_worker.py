@@ -3,7 +3,7 @@
 import time
 
 from pipeline.contract.errors import Origin, Status
-from pipeline.contract.units import Outcome, TrainUnit, Unit
+from pipeline.contract.units import Machine, Outcome, TrainUnit, Unit
 
 
 class FakeWorker:
@@ -24,6 +24,10 @@ class FakeWorker:
     def counters(self) -> dict[str, float]:
         """Nothing to count."""
         return {}
+
+    def machine(self) -> Machine:
+        """All workers are alike."""
+        return Machine("no accelerator", 1, 1)
 
     def run(self, unit: Unit) -> list[Outcome]:
         """An ok outcome for each task."""

@@ -7,6 +7,7 @@ because photos, renders and weights never pass through it.
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,16 +54,32 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _ensure_free(port: int) -> None:
+    """Ray itself would start without metrics, or not at all."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", port))
+        except OSError as error:
+            raise ClusterError(
+                f"port {port} cannot be used for metrics ({error.strerror}): set cluster.metrics_port to a free port, "
+                "or leave it out"
+            ) from error
+
+
 @contextlib.contextmanager
-def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterator[LocalCluster]:
+def start_local(
+    *, slots: int | None = None, cpus: int | None = None, metrics_port: int | None = None
+) -> Iterator[LocalCluster]:
     """Start Ray on this machine; shut it down at the end of the block.
 
     Args:
         slots: number of workers; see `share_out`.
         cpus: cores to use; if None, all that this process may use.
+        metrics_port: where Ray serves metrics; if None, on a port that is free.
 
     Raises:
-        ClusterError: Ray already runs in this process, or does not start.
+        ClusterError: Ray already runs in this process, or does not start, or the port is in use.
     """
     # Ray reads these when it starts: no prompt about usage reports, and an actor without a GPU share still sees GPUs.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -73,6 +90,8 @@ def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterato
 
     if ray.is_initialized():
         raise ClusterError("Ray already runs in this process: call ray.shutdown() first, or use another process")
+    if metrics_port is not None:
+        _ensure_free(metrics_port)
     cores = cpus if cpus is not None else _cores()
     try:
         ray.init(
@@ -82,6 +101,7 @@ def start_local(*, slots: int | None = None, cpus: int | None = None) -> Iterato
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
+            _metrics_export_port=metrics_port,
         )
     except Exception as error:
         ray.shutdown()

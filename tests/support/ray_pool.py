@@ -4,15 +4,17 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ray import cloudpickle
 
 from pipeline.clock import SystemClock
 from pipeline.contract.errors import Origin, Status
-from pipeline.contract.units import Activity, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit
+from pipeline.contract.units import Activity, Machine, Outcome, RenderShape, RenderTask, RenderUnit, TrainUnit
 from pipeline.engine.policy import Policy
 from pipeline.engine.scheduler import run
+from pipeline.observer import Pulse
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
 
@@ -27,6 +29,7 @@ class Worker:
         self.folder = Path(folder)
         self.setup_error = setup_error
         self.doing = None
+        self.retries = 0
 
     def setup(self):
         started = time.time()
@@ -40,7 +43,7 @@ class Worker:
         if isinstance(unit, TrainUnit):
             self.linger(Activity("training", 3, 4, len(unit.tasks)))
             return [Outcome("concept", task.key, Status.OK, origin=Origin.TRAINED) for task in unit.tasks]
-        return [self.one(task) for task in unit.tasks]
+        return [replace(self.one(task), batch=len(unit.tasks)) for task in unit.tasks]
 
     def linger(self, doing):
         """Do something that shows until a file says that it is enough."""
@@ -55,6 +58,10 @@ class Worker:
         mark.write_text(str(os.getpid()))
         if task.prompt == "hang" or (task.prompt == "hang once" and first):
             threading.Event().wait()
+        if task.prompt == "wait":
+            self.linger(None)
+        if task.prompt == "retry":
+            self.retries += 1
         if task.prompt == "memory":
             raise MemoryError("no room for 12 GB")
         if task.prompt == "raise":
@@ -67,19 +74,28 @@ class Worker:
             Status.OK,
             origin=Origin.RENDERED,
             error_message=os.environ["OMP_NUM_THREADS"] + os.environ.get("EXTRA", ""),
+            bytes=1000,
+            accelerator_s=0.5,
             worker=str(os.getpid()),
         )
 
+    def machine(self):
+        return Machine("test machine", 80, 20)
+
     def activity(self):
         return self.doing
+
+    def counters(self):
+        """One retry of the storage for each task with such a prompt."""
+        return {"storage_retries": self.retries}
 
     def close(self):
         (self.folder / "closed").write_text(str(os.getpid()))
 
 
 class Source:
-    def __init__(self, prompts, batch=2):
-        tasks = [RenderTask(f"r{i}", p, "", (), 0, 0.6, 0.15, "local", SHAPE) for i, p in enumerate(prompts)]
+    def __init__(self, prompts, batch=2, first=0):
+        tasks = [RenderTask(f"r{i}", p, "", (), 0, 0.6, 0.15, "local", SHAPE) for i, p in enumerate(prompts, first)]
         self.units = [RenderUnit(f"u{i}", tuple(tasks[i : i + batch])) for i in range(0, len(tasks), batch)]
         self.open = {task.key for task in tasks}
 
@@ -94,13 +110,19 @@ class Source:
         return len(self.open)
 
 
-def go(executor, prompts, policy=POLICY, batch=2):
+def go(executor, prompts, policy=POLICY, batch=2, observer=None):
     outcomes = {}
 
     def sink(rows):
+        if observer:
+            observer.outcomes(rows)
         for row in rows:
             assert row.key not in outcomes
             outcomes[row.key] = row
 
-    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=lambda _: None)
+    def stop(now):
+        if observer:
+            observer.working(Pulse(now, (), 2.5, 7))
+
+    summary = run(Source(prompts, batch), executor, sink, policy=policy, clock=SystemClock(), stop=stop)
     return outcomes, summary
