@@ -5,13 +5,30 @@ before the end, 130 interrupted before the work began. Those of errors are in `p
 """
 
 import sys
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from jobs.commands import catalog, cluster, demo, plan, query, report, retry, run, schema, score, status, submit, sweep
-from jobs.output import INTERRUPTED, OK, complain, say
+from jobs.commands import (
+    catalog,
+    cluster,
+    demo,
+    nightly,
+    plan,
+    query,
+    report,
+    retry,
+    run,
+    schema,
+    score,
+    status,
+    submit,
+    sweep,
+)
+from jobs.options import Log, LogFormat
+from jobs.output import INTERRUPTED, OK, complain, fail, say
 from perfusion_ops.errors import PerfusionError
 
 app = typer.Typer(
@@ -32,8 +49,12 @@ Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_e
 
 
 @app.callback()
-def _perfusion(_: Version = False) -> None:
+def _perfusion(context: typer.Context, log: Log = LogFormat.TEXT, _: Version = False) -> None:
     """Bulk personalisation of product photos: manifests in, concepts, renders and tables out."""
+    if log is LogFormat.JSON:
+        from jobs.logs.json_log import JsonLog
+
+        context.ensure_object(ExitStack).enter_context(JsonLog(sys.stderr))
 
 
 app.command("demo")(demo.command)
@@ -42,6 +63,7 @@ app.command("validate")(plan.validate)
 app.command("plan")(plan.plan)
 app.command("run")(run.command)
 app.command("rerender")(run.rerender)
+app.command("nightly", cls=nightly.OneLine)(nightly.command)
 app.command("retry")(retry.command)
 app.command("submit")(submit.submit)
 app.command("jobs")(submit.jobs)
@@ -58,13 +80,12 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
-        app(prog_name="perfusion")
-    except PerfusionError as error:
-        for line in str(error).splitlines():
-            complain(line)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # how typer ends a command after Ctrl-C
-            complain("stopped; run the same command again to resume")
-        raise
+    with ExitStack() as log:  # the JSON log, if the command opens it
+        try:
+            app(prog_name="perfusion", obj=log)
+        except PerfusionError as error:
+            fail(error)
+        except SystemExit as end:
+            if end.code == INTERRUPTED and isinstance(end.__context__, typer.Exit):  # how typer ends it after Ctrl-C
+                complain("stopped; run the same command again to resume")
+            raise

@@ -1,8 +1,22 @@
 """Options and arguments that several commands share, each with its help text."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+
+class LogFormat(StrEnum):
+    """What is written to stderr: text for people, or JSON lines for programs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Log = Annotated[
+    LogFormat,
+    typer.Option("--log", envvar="PERFUSION_LOG", show_envvar=True, help="stderr as text, or as JSON lines"),
+]
 
 Spec = Annotated[str, typer.Argument(help="spec file: .yaml, .toml or .json", show_default=False)]
 Target = Annotated[str, typer.Argument(help="results root, or a spec file that names one", show_default=False)]

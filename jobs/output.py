@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+import logging
 import math
 import re
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
+
+from jobs.logs.json_log import installed
+from perfusion_ops.errors import PerfusionError
 
 OK, CRASH, USAGE, FAILED_ROWS, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 _NUMBER = re.compile(r"-?[0-9][0-9,]*(\.[0-9]+)?(e[+-]?[0-9]+)?")
@@ -31,7 +35,20 @@ def say_json(value: Any) -> None:
 
 def complain(text: str) -> None:
     """Print a message on stderr."""
-    sys.stderr.write(f"perfusion: {text}\n")
+    if log := installed():
+        log.tell("message", text)
+    else:
+        sys.stderr.write(f"perfusion: {text}\n")
+
+
+def fail(error: PerfusionError) -> NoReturn:
+    """End the command with an error's message on stderr and its exit code."""
+    if log := installed():
+        log.tell("error", str(error), logging.ERROR, type=type(error).__name__, exit_code=error.exit_code)
+    else:
+        for line in str(error).splitlines():
+            complain(line)
+    raise SystemExit(error.exit_code)
 
 
 def tell_notices(notices: Iterable[str]) -> None:
@@ -42,7 +59,10 @@ def tell_notices(notices: Iterable[str]) -> None:
 
 def refuse(text: str) -> NoReturn:
     """End the command with a message on stderr and the exit code for wrong usage."""
-    complain(text)
+    if log := installed():
+        log.tell("error", text, logging.ERROR, type="UsageError", exit_code=USAGE)
+    else:
+        complain(text)
     raise typer.Exit(USAGE)
 
 
@@ -132,12 +152,15 @@ def duration(seconds: float) -> str:
 
 
 def location(uri: str) -> str:
-    """A local URI or path, relative to the current folder if it lies below it; any other location unchanged."""
+    """A local URI or path, relative to the current folder if it lies below it; any other location unchanged.
+
+    In the root of the filesystem, where services run, a path stays absolute.
+    """
     path = uri.removeprefix("file://")
     if not path.startswith("/"):
         return uri
     here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    return str(Path(path).relative_to(here)) if here.name and Path(path).is_relative_to(here) else path
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

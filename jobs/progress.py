@@ -8,15 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from jobs.logs.json_log import installed
+from jobs.logs.observing import RunLog
 from jobs.output import location
 from jobs.tally import Tally, describe
 from pipeline.contract.kinds import PlanCounts
 from pipeline.contract.units import Outcome
-from pipeline.observer import Begun, Pulse
+from pipeline.observer import Begun, Observer, Pulse
 
 if TYPE_CHECKING:  # rich is slow to load
     from rich.live import Live
@@ -33,6 +35,12 @@ _STAGES = {
     "publish": "publishing",
     "report": "writing the report of",
 }
+
+
+def watching(*, brief: bool = False) -> AbstractContextManager[Observer]:
+    """Shows a run on stderr: a `Progress`, or the events of the JSON log. `brief` is for one of many runs."""
+    log = installed()
+    return nullcontext(RunLog(log)) if log else Progress(brief=brief)
 
 
 class Progress(AbstractContextManager["Progress"]):

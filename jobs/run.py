@@ -5,6 +5,9 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import PurePosixPath
 from typing import Any
 
+from cluster.metrics import Metrics
+from jobs.lineage.start import lineage_of
+from jobs.logs.json_log import installed
 from jobs.output import (
     FAILED_ROWS,
     OK,
@@ -19,10 +22,11 @@ from jobs.output import (
     tell_notices,
 )
 from jobs.placement.engine import engines
-from jobs.progress import Progress
+from jobs.progress import watching
 from pipeline.contract.errors import MEANING, Code
 from pipeline.contract.kinds import RESULTS
 from pipeline.contract.layout import table_path
+from pipeline.observer import Observer, Observers
 from pipeline.plan.changes import Changes
 from pipeline.plan.selection import Selection
 from pipeline.run import MakeEngine, RunResult, execute
@@ -60,15 +64,8 @@ def run(
     Raises:
         PerfusionError: the run cannot start or continue.
     """
-    # Ray reports dead workers on stdout, which is for the result alone.
-    with (
-        redirect_stdout(sys.stderr),
-        nullcontext(make_engine) if make_engine else engines(settings) as start,
-        Progress() as progress,
-    ):
-        result = execute(settings, make_engine=start, observer=progress, selection=selection, explain=explain)
-    published = result.published
-    code = STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
+    result = executed(settings, selection=selection, explain=explain, make_engine=make_engine)
+    published, code = result.published, exit_code(result)
     if not json:
         tell_notices(result.planned.checked.notices)
     if json:
@@ -76,10 +73,51 @@ def run(
     elif published is not None:
         _tell(result, published, Storage(settings.root))
     if published is None:
-        left = f"{counted(result.left.concepts, 'concept')} and {counted(result.left.renders, 'render')} left"
-        why = f": {result.summary.stopped}" if result.summary.stopped else ""
-        complain(f"run {result.run_id} stopped with {left}{why}; run the same command again to resume")
+        complain(stopped(result))
     return code
+
+
+def executed(
+    settings: RunSettings,
+    *,
+    selection: Selection | None = None,
+    explain: bool = False,
+    make_engine: MakeEngine | None = None,
+    also: Observer | None = None,
+) -> RunResult:
+    """Execute one run and show it on stderr; stdout stays empty.
+
+    Arguments and errors are those of `run`; `also` is told what happens.
+    """
+    # Ray reports dead workers on stdout, which is for the result alone.
+    with (
+        redirect_stdout(sys.stderr),
+        lineage_of(settings) as lineage,
+        nullcontext(make_engine) if make_engine else engines(settings) as start,
+        watching() as progress,
+        Metrics(settings.engine) as metrics,
+    ):
+        observer = Observers(progress, metrics, *([lineage] if lineage else ()), *([also] if also else ()))
+        result = execute(settings, make_engine=start, observer=observer, selection=selection, explain=explain)
+        if lineage:
+            lineage.ended(result)
+    if (log := installed()) and result.published:
+        log.name(run_id=result.run_id)
+        log.published(result.published.statuses, result.published.codes)
+    return result
+
+
+def exit_code(result: RunResult) -> int:
+    """The exit code of a command that ends with this run."""
+    published = result.published
+    return STOPPED if published is None else OK if _all_ok(published.statuses) else FAILED_ROWS
+
+
+def stopped(result: RunResult) -> str:
+    """What is left of a run that stopped, why it stopped, and what to do."""
+    left = f"{counted(result.left.concepts, 'concept')} and {counted(result.left.renders, 'render')} left"
+    why = f": {result.summary.stopped}" if result.summary.stopped else ""
+    return f"run {result.run_id} stopped with {left}{why}; run the same command again to resume"
 
 
 def _summary(result: RunResult, code: int) -> dict[str, Any]:

@@ -94,6 +94,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     if isinstance(inputs, dict) and isinstance(inputs.get("allow"), list):
         allow = [resolve(prefix, folder) if isinstance(prefix, str) else prefix for prefix in inputs["allow"]]
         values["inputs"] = {**inputs, "allow": allow}
+    lineage = values.get("lineage")
+    if isinstance(lineage, dict) and isinstance(lineage.get("file"), str):
+        values["lineage"] = {**lineage, "file": resolve(lineage["file"], folder)}
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -141,6 +144,7 @@ def _known(names: Sequence[str]) -> list[str]:
     schema = whole = spec_schema()
     for name in names:
         schema = schema.get("properties", {}).get(name, {})
+        schema = next((each for each in schema.get("anyOf", ()) if "$ref" in each), schema)  # a section or null
         if "$ref" in schema:
             schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
     return sorted(schema.get("properties", {}))

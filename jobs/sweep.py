@@ -6,13 +6,15 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.metrics import Metrics
 from jobs.output import FAILED_ROWS, OK, STOPPED, complain, counted, location, say, say_json, tell_notices
 from jobs.placement.engine import engines
-from jobs.progress import Progress
+from jobs.progress import watching
 from jobs.score import score
 from perfusion_ops.scoring.choice import ScorerChoice
 from pipeline.contract.layout import sweeps_root
 from pipeline.database.plandb import PlanDB
+from pipeline.observer import Observers
 from pipeline.plan.selection import Selection
 from pipeline.prepare import check
 from pipeline.run import MakeEngine, RunResult, execute
@@ -65,7 +67,7 @@ def sweep(
     swept = Storage(sweeps_root(settings.root), settings.storage_options or None)
     under = _with(settings, {}, root=swept.root)
     with redirect_stdout(sys.stderr):
-        with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
+        with watching() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
             checked = check(db, swept, under, progress)
             paths = shared_paths(db, checked.worker.metric_key)
         if not json:
@@ -104,9 +106,12 @@ def _run_points(
     with nullcontext(make_engine) if make_engine else engines(settings) as start:
         for number, point in enumerate(grid.points, 1):
             complain(f"point {number} of {len(grid.points)}: {_shown(point)}")
-            with Progress(brief=number > 1) as progress:
+            with watching(brief=number > 1) as progress, Metrics(settings.engine) as metrics:
                 result = execute(
-                    _with(settings, point, settings.root), make_engine=start, observer=progress, selection=selection
+                    _with(settings, point, settings.root),
+                    make_engine=start,
+                    observer=Observers(progress, metrics),
+                    selection=selection,
                 )
             if result.published is None:
                 why = f": {result.summary.stopped}" if result.summary.stopped else ""

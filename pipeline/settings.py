@@ -3,9 +3,10 @@
 It holds no secrets: credentials come from the environment, and an option that looks like a credential is refused.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
 
@@ -94,6 +95,48 @@ class EngineSettings(Frozen):
     threads: int = Field(default=8, ge=1, le=256, description="photos inspected at once")
 
 
+class LineageSettings(Frozen):
+    """Who is told about a run, as OpenLineage events. No field is part of a key.
+
+    Without `url` and `file`, the receiver is that of OPENLINEAGE_URL or of the client's `openlineage.yml`.
+    """
+
+    namespace: str = Field(default="perfusion", min_length=1, description="namespace of the job")
+    job: str | None = Field(
+        default=None, min_length=1, description="name of the job; when absent the root without its scheme"
+    )
+    url: str | None = Field(
+        default=None,
+        description="server that receives the events, such as http://marquez:5000; OPENLINEAGE_API_KEY has its key",
+    )
+    file: str | None = Field(
+        default=None, min_length=1, description="local file that the events are appended to, one JSON object per line"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        _refuse_credentials(value if "://" in value else f"http://{value}")
+        if not re.match(r"https?://[^/]", value):
+            raise ValueError("it is not the address of a server: give http://HOST:PORT or https://HOST")
+        return value
+
+    @field_validator("file")
+    @classmethod
+    def _usable_file(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and not value.startswith("file://"):
+            raise ValueError("events are appended to a local file only: give a path, or a url instead")
+        return None if value is None else _refuse_mistyped(value)
+
+    @model_validator(mode="after")
+    def _one_receiver(self) -> Self:
+        if self.url is not None and self.file is not None:
+            raise ValueError("url and file exclude each other: give one of them")
+        return self
+
+
 class RunSettings(Frozen):
     """One run: two manifests, a base model, and the root under which everything is written."""
 
@@ -116,6 +159,9 @@ class RunSettings(Frozen):
     engine: EngineSettings = EngineSettings()
     cluster: ClusterSettings = ClusterSettings()
     policy: Policy = Policy()
+    lineage: LineageSettings | None = Field(
+        default=None, description="OpenLineage events of the run; off when absent, an empty table turns them on"
+    )
     storage_options: dict[str, Any] = Field(default_factory=dict, description="fsspec options, flat or by scheme")
 
     @model_validator(mode="before")

@@ -114,14 +114,14 @@ def _tell_cost(cost: "Estimate") -> None:
 def _plan(
     settings: "RunSettings", limit: int, selection: "Selection | None" = None, *, explain: bool = False
 ) -> "tuple[Planned, int, list[dict[str, Any]]]":
-    from jobs.progress import Progress
+    from jobs.progress import watching
     from pipeline.database.plandb import PlanDB
     from pipeline.database.query import rows
     from pipeline.plan.done import list_objects
     from pipeline.prepare import check, make_plan
     from pipeline.storage.objects import Storage
 
-    with Progress() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
+    with watching() as progress, PlanDB(memory_limit=settings.engine.plan_memory) as db:
         storage = Storage(settings.root, settings.storage_options or None)
         checked = check(db, storage, settings, progress, selection)
         progress.stage("plan", settings.root)

@@ -62,8 +62,11 @@ def _this_machine(settings: RunSettings) -> Iterator[_Start]:
     from cluster.ray_executor import RayExecutor
     from cluster.signals import stop_on_signals
 
-    slots = settings.cluster.slots
-    with start_local(slots=slots if isinstance(slots, int) else None) as local, stop_on_signals() as asked:
+    slots, port = settings.cluster.slots, settings.cluster.metrics_port
+    with (
+        start_local(slots=slots if isinstance(slots, int) else None, metrics_port=port) as local,
+        stop_on_signals() as asked,
+    ):
 
         @contextmanager
         def start(worker: WorkerSettings) -> Iterator[Engine]:
@@ -105,7 +108,8 @@ def _cluster(settings: RunSettings) -> Iterator[_Start]:
                     resources=fleet.slot,
                     env_vars=WORKER_ENVIRONMENT,
                     needs=needs,
-                    wanted=fleet.wanted,
+                    supply=fleet,
+                    measured=settings.cluster.gpus == "auto",
                 )
                 try:
                     yield Engine(executor, lambda: _ASKED if asked() else fleet.lacking(), executor.activities)

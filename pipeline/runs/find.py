@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pipeline.contract.layout import PLAN, PUBLISHED, RUNS_FOLDER, SPEC, is_part, split_run_path
+from pipeline.contract.layout import PLAN, PUBLISHED, RUNS_FOLDER, SPEC, is_part, run_path, split_run_path
 from pipeline.storage.objects import Storage
 
 
@@ -35,20 +35,20 @@ class Runs:
     published: tuple[str, ...]
 
 
-def list_runs(storage: Storage) -> dict[str, RunFiles]:
-    """Files of every run by run id.
+def list_runs(storage: Storage, run_id: str | None = None) -> dict[str, RunFiles]:
+    """Files of every run by run id; only of `run_id` if it is given.
 
     Raises:
         StorageError: storage cannot be listed.
     """
     files: dict[str, set[str]] = defaultdict(set)
-    for path, _ in storage.list(RUNS_FOLDER):
+    for path, _ in storage.list(RUNS_FOLDER if run_id is None else run_path(run_id)):
         if found := split_run_path(path):
-            run_id, name = found
-            files[run_id].add(path if is_part(path) else name)
+            run, name = found
+            files[run].add(path if is_part(path) else name)
     return {
-        run_id: RunFiles(SPEC in names, PLAN in names, PUBLISHED in names, tuple(sorted(filter(is_part, names))))
-        for run_id, names in files.items()
+        run: RunFiles(SPEC in names, PLAN in names, PUBLISHED in names, tuple(sorted(filter(is_part, names))))
+        for run, names in files.items()
     }
 
 

@@ -113,8 +113,8 @@ def _numbers(storage: Storage, run_id: str) -> list[int]:
     return sorted(number for number in numbers if number is not None)
 
 
-def _latest(storage: Storage, run_id: str) -> int:
-    """The highest number, 0 without any. Listings may be stale, so the next number is looked up by name."""
+def latest_lease(storage: Storage, run_id: str) -> int:
+    """The number of the newest lease, 0 without any. Listings may be stale, so the next one is looked up by name."""
     latest = max(_numbers(storage, run_id), default=0)
     while storage.exists(lease_path(run_id, latest + 1)):
         latest += 1
@@ -142,7 +142,7 @@ def acquire(
         LeaseHeld: another driver is alive, or may be.
         StorageError: storage fails.
     """
-    latest = _latest(storage, run_id)
+    latest = latest_lease(storage, run_id)
     if latest:
         _refuse_if_held(storage, run_id, latest, clock)
     now = clock.wall()

@@ -1,17 +1,16 @@
 """The state of every run, read from storage alone: it works on any machine and needs no running process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from perfusion_ops.errors import UsageError
 from pipeline.clock import Clock
-from pipeline.contract.kinds import RESULTS
-from pipeline.database.memory import in_memory
+from pipeline.contract.kinds import PlanCounts
 from pipeline.runs.find import RunFiles, list_runs
-from pipeline.runs.lease import describe_holder
-from pipeline.runs.parts import read_parts
-from pipeline.runs.record import RunRecord
-from pipeline.storage.objects import Storage
+from pipeline.runs.lease import describe_holder, latest_lease
+from pipeline.runs.record import RunRecord, RunSpec
+from pipeline.runs.staged import StagedCounts
+from pipeline.storage.objects import Storage, StorageError
 
 State = Literal["finished", "running", "interrupted"]
 
@@ -32,6 +31,7 @@ class RunStatus:
         holder: the process that holds the lease; empty unless the run is running.
         planned: planned rows, per table.
         statuses: rows by status, per table; of an unfinished run, keys that are staged so far.
+        left: keys without an outcome, per table; empty if the run is finished or has no plan yet.
     """
 
     run_id: str
@@ -41,6 +41,71 @@ class RunStatus:
     holder: str
     planned: dict[str, int]
     statuses: dict[str, dict[str, int]]
+    left: dict[str, int] = field(default_factory=dict)
+
+
+class RunReader:
+    """Reads the state of one run again and again. What cannot change is read once: its spec, its parts, its end."""
+
+    def __init__(self, storage: Storage, clock: Clock, run_id: str) -> None:
+        """Read nothing yet.
+
+        Args:
+            storage: the root of the run.
+            clock: tells whether a lease has expired.
+            run_id: a run that has begun.
+        """
+        self._storage = storage
+        self._clock = clock
+        self._record = RunRecord(storage, run_id)
+        self._staged = StagedCounts(storage)
+        self._spec: RunSpec | None = None
+        self._end: RunStatus | None = None
+
+    def read(self, files: RunFiles | None = None) -> RunStatus:
+        """The state now.
+
+        Args:
+            files: what a listing shows of the run; default: a new listing.
+
+        Raises:
+            StorageError: a file of the run cannot be read.
+            LeaseHeld: its lease cannot be read.
+        """
+        if self._end is not None:
+            return self._end
+        record, run_id = self._record, self._record.run_id
+        files = files or list_runs(self._storage, run_id).get(run_id)
+        if files is None:
+            raise StorageError(f"run {run_id} is gone from {self._storage.root}: somebody deleted its folder")
+        spec = self._spec = self._spec or record.spec()
+        plan = record.plan() if files.planned else None
+        holder = "" if files.published else describe_holder(self._storage, run_id, self._clock)
+        # A driver that finished after the listing holds nothing any more.
+        published = files.published or (not holder and record.is_published())
+        if not published:
+            self._staged.add(files.parts)
+        status = RunStatus(
+            run_id=run_id,
+            run_date=spec.run_date,
+            began_at=spec.began,
+            state="finished" if published else "running" if holder else "interrupted",
+            holder=holder,
+            planned={table.name: counts.rows for table, counts in plan.items()} if plan else {},
+            statuses=record.published().statuses if published else self._staged.statuses(),
+            left=self._left(plan) if plan and not published else {},
+        )
+        if published:
+            self._end = status
+        return status
+
+    def _left(self, plan: PlanCounts) -> dict[str, int]:
+        """Keys of the newest plan that have no outcome: a driver that resumes a run plans what is left at that time."""
+        lease = latest_lease(self._storage, self._record.run_id)
+        return {
+            table.name: max(0, counts.keys_to_do - self._staged.rows(lease, table.name))
+            for table, counts in plan.items()
+        }
 
 
 def read_status(storage: Storage, clock: Clock, run_id: str | None = None) -> list[RunStatus]:
@@ -50,8 +115,29 @@ def read_status(storage: Storage, clock: Clock, run_id: str | None = None) -> li
         StorageError: the root, or a file of a run, cannot be read.
         LeaseHeld: a lease cannot be read.
     """
-    found = [_status(storage, clock, name, files) for name, files in _begun(storage, run_id).items()]
+    found = [RunReader(storage, clock, name).read(files) for name, files in _begun(storage, run_id).items()]
     return sorted(found, key=lambda run: (run.began_at, run.run_id))
+
+
+def run_to_watch(storage: Storage, run_id: str | None = None) -> str | None:
+    """The newest unfinished run, else the newest run, or `run_id`; None if there is no such run.
+
+    Raises:
+        StorageError: the root, or a file of a run, cannot be read.
+    """
+    runs = _begun(storage, run_id)
+    chosen = [name for name, files in runs.items() if not files.published] or list(runs)
+    return max(((RunRecord(storage, name).spec().began, name) for name in chosen), default=(None, None))[1]
+
+
+def newest_whole_run(storage: Storage) -> str | None:
+    """The id of the newest finished run of all rows, not of a selection such as `retry`; None if there is none.
+
+    Raises:
+        StorageError: the root, or a file of a run, cannot be read.
+    """
+    specs = [RunRecord(storage, name).spec() for name, files in _begun(storage, None).items() if files.published]
+    return max(((spec.began, spec.run_id) for spec in specs if spec.selection is None), default=(None, None))[1]
 
 
 def finished_run(storage: Storage, run_id: str | None = None, *, root: str | None = None) -> str:
@@ -79,28 +165,7 @@ def finished_run(storage: Storage, run_id: str | None = None, *, root: str | Non
 
 def _begun(storage: Storage, run_id: str | None) -> dict[str, RunFiles]:
     return {
-        name: files for name, files in list_runs(storage).items() if files.begun and (run_id is None or name == run_id)
+        name: files
+        for name, files in list_runs(storage, run_id).items()
+        if files.begun and (run_id is None or name == run_id)
     }
-
-
-def _status(storage: Storage, clock: Clock, run_id: str, files: RunFiles) -> RunStatus:
-    record = RunRecord(storage, run_id)
-    spec, plan = record.spec(), record.plan() if files.planned else None
-    holder = "" if files.published else describe_holder(storage, run_id, clock)
-    state: State = "finished" if files.published else "running" if holder else "interrupted"
-    return RunStatus(
-        run_id=run_id,
-        run_date=spec.run_date,
-        began_at=spec.began,
-        state=state,
-        holder=holder,
-        planned={table.name: counts.rows for table, counts in plan.items()} if plan else {},
-        statuses=record.published().statuses if files.published else _staged(storage, run_id),
-    )
-
-
-def _staged(storage: Storage, run_id: str) -> dict[str, dict[str, int]]:
-    with in_memory() as connection:
-        read_parts(connection, storage, run_id)
-        rows = connection.execute("SELECT kind, status, count(*) FROM outcomes GROUP BY ALL").fetchall()
-    return {table.name: {status: count for kind, status, count in rows if kind == table.kind} for table in RESULTS}

@@ -14,8 +14,8 @@ from jobs.spec import load_spec
 from tests.support.command import only_object, stopped
 
 COMMANDS = (
-    "demo", "catalog", "validate", "plan", "run", "rerender", "retry", "submit", "jobs", "logs", "stop", "status",
-    "query", "score", "sweep", "report", "schema", "cluster",
+    "demo", "catalog", "validate", "plan", "run", "rerender", "nightly", "retry", "submit", "jobs", "logs", "stop",
+    "status", "query", "score", "sweep", "report", "schema", "cluster",
 )  # fmt: skip
 
 

@@ -110,6 +110,8 @@ def test_locations_are_short_where_they_are_local(tmp_path, monkeypatch):
     assert location(f"{tmp_path}-other/a") == f"{tmp_path}-other/a"
     assert location("s3://bucket/a") == "s3://bucket/a"
     assert location("run run-1") == "run run-1"
+    monkeypatch.chdir("/")
+    assert location("file:///srv/shop/results") == "/srv/shop/results"
 
 
 NAMES = ("name", "count")

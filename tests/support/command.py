@@ -95,6 +95,9 @@ def interrupted(_):
 class Nobody:
     """No workers at all."""
 
+    def machine(self, slot):
+        return ""
+
     def slots(self):
         return ()
 

@@ -180,6 +180,9 @@ class InProcess:
         for slot in range(slots):
             self.replace(slot)
 
+    def machine(self, slot):
+        return ""
+
     def slots(self):
         return tuple(sorted(self.workers))
 

@@ -5,10 +5,19 @@ import pytest
 from pipeline.contract.errors import Code, Origin, Status
 from pipeline.contract.layout import PLAN, SPEC, run_path
 from pipeline.contract.units import Outcome
+from pipeline.runs.find import list_runs
 from pipeline.runs.lease import EXPIRY_S, Owner, acquire
 from pipeline.runs.parts import PartWriter
 from pipeline.runs.record import RunRecord
-from pipeline.runs.status import NoFinishedRunError, RunStatus, finished_run, read_status
+from pipeline.runs.status import (
+    NoFinishedRunError,
+    RunReader,
+    RunStatus,
+    finished_run,
+    newest_whole_run,
+    read_status,
+    run_to_watch,
+)
 from pipeline.storage.objects import Storage, StorageError
 from tests.support import records
 from tests.support.fake_clock import FakeClock
@@ -102,6 +111,61 @@ def test_what_is_staged_so_far_counts_each_key_once(storage, clock):
     [status] = read_status(storage, clock)
     assert status.statuses == {"concepts": {"ok": 2}, "renders": {"invalid": 1, "ok": 1}}
     assert status.planned == {"concepts": 3, "renders": 9}
+
+
+def test_what_is_left_is_what_the_newest_driver_planned_and_has_not_done(storage, clock):
+    begin(storage, "r1")
+    with acquire(storage, "r1", clock=clock):
+        parts = PartWriter(storage, "r1", 1, clock=clock.monotonic)
+        parts.add([ended("concept", "a"), ended("render", "x", Status.FAILED)])
+        parts.flush()
+        reader = RunReader(storage, clock, "r1")
+        assert reader.read().left == {"concepts": 2, "renders": 8}
+    with acquire(storage, "r1", clock=clock):
+        RunRecord(storage, "r1").write_plan(plan_counts(concepts=2, renders=9))
+        assert reader.read().left == {"concepts": 2, "renders": 9}
+        parts = PartWriter(storage, "r1", 2, clock=clock.monotonic)
+        parts.add([ended("render", "x")])
+        parts.flush()
+        assert reader.read().left == {"concepts": 2, "renders": 8}
+        assert reader.read().statuses == {"concepts": {"ok": 1}, "renders": {"ok": 1}}
+        finish(storage, "r1", {"concepts": {"ok": 3}, "renders": {"ok": 9}})
+    assert (reader.read().state, reader.read().left) == ("finished", {})
+    assert reader.read() == read_status(storage, clock)[0]
+
+
+def test_a_run_that_ends_between_two_reads_is_finished(storage, clock):
+    """The listing is older than the end, and the lease is released: it must not look interrupted."""
+    begin(storage, "r1")
+    before = list_runs(storage)["r1"]
+    with acquire(storage, "r1", clock=clock):
+        finish(storage, "r1", {"concepts": {"ok": 3}, "renders": {"ok": 9}})
+    assert RunReader(storage, clock, "r1").read(before).state == "finished"
+
+
+def test_a_run_whose_folder_is_gone_is_an_error(storage, clock):
+    with pytest.raises(StorageError, match="run r1 is gone from"):
+        RunReader(storage, clock, "r1").read()
+
+
+def test_the_run_to_watch_is_the_newest_unfinished_one_else_the_newest(storage):
+    assert run_to_watch(storage) is None
+    for number in (1, 2, 3):
+        begin(storage, f"r{number}", f"2024-02-02T12:00:0{number}Z")
+        finish(storage, f"r{number}", {"concepts": {"ok": 3}, "renders": {"ok": 9}})
+    assert run_to_watch(storage) == "r3"
+    begin(storage, "r0", "2024-02-01T12:00:00Z")
+    assert run_to_watch(storage) == "r0"
+    assert (run_to_watch(storage, "r1"), run_to_watch(storage, "r9")) == ("r1", None)
+
+
+def test_the_newest_whole_run_is_no_retry(storage):
+    assert newest_whole_run(storage) is None
+    for run_id, second, selection in (("r1", 1, None), ("r2", 2, None), ("r3", 3, "retry r2 failed")):
+        RunRecord(storage, run_id).begin(run_spec(run_id, f"2024-02-02T12:00:0{second}Z", selection=selection))
+        finish(storage, run_id, {"concepts": {"ok": 3}, "renders": {"ok": 9}})
+    begin(storage, "r4", "2024-02-02T12:00:04Z")
+    assert newest_whole_run(storage) == "r2"
 
 
 def test_runs_come_oldest_first_and_one_can_be_asked_for(storage, clock):

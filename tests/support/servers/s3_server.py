@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: SeaweedFS from its wheel, with one identity that may do everything."""
+"""A real S3 server on loopback: SeaweedFS from its wheel, with an identity that may do everything."""
 
 import json
 import socket
@@ -41,16 +41,23 @@ class Server:
 
 @contextmanager
 def s3_server(
-    folder: Path, bucket: str = "shop", *, ip: str = "127.0.0.1", inside: Sequence[str] = ()
+    folder: Path,
+    bucket: str = "shop",
+    *,
+    ip: str = "127.0.0.1",
+    inside: Sequence[str] = (),
+    others: Sequence[dict] = (),
 ) -> Iterator[Server]:
     """A server with an empty bucket whose data lies in `folder`; gone at the end.
 
-    `ip` is where it listens, and `inside` what a command begins with to run on the host that has this address.
+    `ip` is where it listens, and `inside` what a command begins with to run on the host that has this address. `others`
+    are more identities, as SeaweedFS takes them.
     """
     identity = {"accessKey": _KEY, "secretKey": _SECRET}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     config = folder / "identities.json"
-    config.write_text(json.dumps({"identities": [{"name": "us", "credentials": [identity], "actions": actions}]}))
+    us = {"name": "us", "credentials": [identity], "actions": actions}
+    config.write_text(json.dumps({"identities": [us, *others]}))
     for attempt in range(1, _ATTEMPTS + 1):
         server = _started(folder, config, ip, inside)
         try:

@@ -1,0 +1,1 @@
+"""The log as JSON lines, and the events that it tells."""
