@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.signals import sigterm_interrupts
 from jobs.commands import (
     catalog,
     cluster,
@@ -80,7 +81,7 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """Entry point of the console script."""
-    with ExitStack() as log:  # the JSON log, if the command opens it
+    with sigterm_interrupts(), ExitStack() as log:  # the JSON log, if the command opens it
         try:
             app(prog_name="perfusion", obj=log)
         except PerfusionError as error:

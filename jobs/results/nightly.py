@@ -4,14 +4,10 @@ Every line has every field of `FIELDS`, so that a rule of an alerting system nev
 is null. `docs/logs.md` repeats the list (a test compares).
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from jobs.logs.json_log import without_secrets
 from jobs.output import CRASH, INTERRUPTED, complain, say_json, tell_notices
@@ -59,13 +55,12 @@ def nightly(load: Callable[[], RunSettings], *, make_engine: MakeEngine | None =
     """
     began, watch = time.monotonic(), _Watch()
     try:
-        with _terminable():
-            settings = load()
-            storage = Storage(settings.root, settings.storage_options or None)
-            before = newest_whole_run(storage)
-            compared = RunRecord(storage, before).published() if before else None
-            result = executed(settings, explain=True, make_engine=make_engine, also=watch)
-            line = _of_result(result, compared, storage)
+        settings = load()
+        storage = Storage(settings.root, settings.storage_options or None)
+        before = newest_whole_run(storage)
+        compared = RunRecord(storage, before).published() if before else None
+        result = executed(settings, explain=True, make_engine=make_engine, also=watch)
+        line = _of_result(result, compared, storage)
     except BaseException as error:
         say_json(line_of_error(error, time.monotonic() - began, watch.run))
         raise
@@ -152,26 +147,6 @@ def _compared(before: Published, now: Published) -> dict[str, dict[str, dict[str
             "delta": {code: change for code, change in delta.items() if change},
         }
     return found
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Within the block, SIGTERM ends the command as Ctrl-C does, so that its line is printed.
-
-    While workers run, the engine handles both signals itself and stops the run.
-    """
-
-    def interrupt(_: int, __: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt("SIGTERM")
-
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Watch:

@@ -180,6 +180,17 @@ def test_a_signal_before_the_work_is_one_line(shop, number):
     assert json.loads(err.splitlines()[-1])["exit_code"] == 130
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_work_ends_every_other_command_alike(shop, number):
+    with start("run", shop.spec("shop")) as process:
+        assert process.stderr is not None
+        assert "reading the base model" in process.stderr.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "stopped; run the same command again to resume" in err
+
+
 def test_a_crash_is_one_line_and_a_traceback(shop, capsysbinary, monkeypatch):
     from jobs.results.nightly import nightly
 
