@@ -16,6 +16,8 @@ from cluster.errors import ClusterError
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 OPEN = ("PENDING", "RUNNING")
+# Loggers of Ray's client that choose INFO for themselves, and tell of uploads between the lines of the run.
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class JobApi:
         with self._explained():
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray").setLevel(logging.WARNING)  # else its uploads are told between the run's own lines
+            for name in _TALKATIVE:
+                logging.getLogger(name).setLevel(logging.WARNING)
             self._client = JobSubmissionClient(self.address)
 
     def submit(
