@@ -55,7 +55,7 @@ SLOTS = Metric(
     "perfusion_slots",
     "gauge",
     "slots",
-    "worker slots; state: running, idle, starting or quarantined",
+    "worker slots; state: running, idle, leaving, starting or quarantined",
     ("run_id", "state"),
 )
 BATCH_TASKS = Metric(

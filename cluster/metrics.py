@@ -176,6 +176,7 @@ def _slots(now: Snapshot) -> dict[str, int]:
     return {
         "running": now.running,
         "idle": now.ready - now.running,
+        "leaving": now.leaving,
         "starting": now.starting,
         "quarantined": now.quarantined,
     }

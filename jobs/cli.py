@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from cluster.signals import sigterm_interrupts
 from jobs.commands import (
     catalog,
     cluster,
@@ -81,6 +80,8 @@ app.add_typer(cluster.app, name="cluster")
 
 def main() -> None:
     """Entry point of the console script."""
+    from cluster.signals import sigterm_interrupts
+
     with sigterm_interrupts(), ExitStack() as log:  # the JSON log, if the command opens it
         try:
             app(prog_name="perfusion", obj=log)

@@ -57,7 +57,7 @@ FIELDS = {
     "left": "`concepts` and `renders` without an outcome",
     "failed": "`concepts` and `renders` that did not end ok, since this command began",
     "per_s": "`concepts` and `renders` that ended per second, since the line before; null in the first line",
-    "slots": "workers that are `ready`, `running` (of the ready ones), `starting` and `quarantined`",
+    "slots": "workers that are `ready`, `running` (of the ready ones), `leaving`, `starting` and `quarantined`",
     "spent_s": "accelerator seconds since this command began",
     "kind": "`concept` or `render`",
     "key": "the content key: `concept_key` or `render_key` of the tables; in `log` only if one task is meant",

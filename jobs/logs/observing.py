@@ -56,7 +56,7 @@ class RunLog:
             return
         ended = self._done + self._failed
         left, engine = self._total - ended, pulse.engine
-        slots = {name: getattr(engine, name) for name in ("ready", "running", "starting", "quarantined")}
+        slots = {name: getattr(engine, name) for name in ("ready", "running", "leaving", "starting", "quarantined")}
         recent = ended - self._told
         rates = {kind: round(recent[kind] / since, 4) for kind in recent} if since else {}
         text = ", ".join(f"{table.name} {ended[table.kind]:,}/{self._total[table.kind]:,}" for table in RESULTS)

@@ -46,7 +46,8 @@ class Snapshot:
 
     Attributes:
         ready: slots whose worker takes units.
-        running: slots that hold a unit; all of them are ready.
+        running: the ready slots that hold a unit.
+        leaving: slots that end their units, because their machine is about to leave.
         starting: slots whose worker loads, or will be started after a backoff.
         quarantined: slots that were given up.
         spent_s: slot seconds spent on units so far, running ones included.
@@ -58,6 +59,7 @@ class Snapshot:
 
     ready: int = 0
     running: int = 0
+    leaving: int = 0
     starting: int = 0
     quarantined: int = 0
     spent_s: float = 0.0

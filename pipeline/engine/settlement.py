@@ -51,9 +51,11 @@ class Settlement:
     def snapshot(self, now: float) -> Snapshot:
         """The engine at this moment."""
         slots, tally = self._slots, self.tally
+        leaving = slots.count(SlotState.LEAVING)
         return Snapshot(
             ready=slots.count(SlotState.READY),
-            running=slots.running(),
+            running=max(0, slots.running() - leaving),
+            leaving=leaving,
             starting=slots.count(SlotState.STARTING, SlotState.BACKING_OFF),
             quarantined=slots.count(SlotState.QUARANTINED),
             spent_s=slots.spent_s(now),

@@ -343,8 +343,8 @@ def test_worker_that_is_killed_costs_no_row(catalogue):
     with started(catalogue) as (process, seen):
         wait_for(process, 900, lambda: count(catalogue, "weights/*/*.safetensors") >= 1)
         seen.update(family(process.pid))
-        # One that has started: Ray names a process after the call that it runs, "_Actor" alone between two.
-        workers = [each for each in seen if re.search(r"ray::_Actor(\.run)?$", " ".join(each.cmdline()).strip())]
+        # One that has started: Ray names a process after the call that it runs, "SlotActor" alone between two.
+        workers = [each for each in seen if re.search(r"ray::SlotActor(\.run)?$", " ".join(each.cmdline()).strip())]
         assert workers, [each.cmdline() for each in seen]
         workers[0].kill()
         assert process.wait(timeout=900) == 0, (catalogue / "output.txt").read_text()

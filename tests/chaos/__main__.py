@@ -95,7 +95,7 @@ def hurt(scene: Scene, kind: str, chance: random.Random) -> bool:
         while not workers and scene.driver.poll() is None:
             assert time.monotonic() < until, "no worker to kill"
             ours = psutil.Process().children(recursive=True)
-            workers = [each for each in ours if _name(each).startswith("ray::_Actor")]
+            workers = [each for each in ours if _name(each).startswith("ray::SlotActor")]
         if not workers:
             return False
         chance.choice(workers).kill()

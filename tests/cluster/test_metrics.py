@@ -121,6 +121,7 @@ def test_endings_batches_time_and_bytes_are_counted_once(recorded):
         (table.LAST_UNIT, run): 5004.0,
         (table.SLOTS, run, "running"): 0,
         (table.SLOTS, run, "idle"): 1,
+        (table.SLOTS, run, "leaving"): 0,
         (table.SLOTS, run, "starting"): 0,
         (table.SLOTS, run, "quarantined"): 0,
         (table.SPENT, run): 12,

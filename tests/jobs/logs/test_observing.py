@@ -71,7 +71,7 @@ def test_progress_is_told_at_once_and_then_every_minute(told):
         told.run.working(pulse)
     first, second, third = told.lines("progress")
     assert (first["per_s"], first["left"]) == (None, {"concepts": 3, "renders": 90})
-    assert first["slots"] == {"ready": 2, "running": 1, "starting": 0, "quarantined": 0}
+    assert first["slots"] == {"ready": 2, "running": 1, "leaving": 0, "starting": 0, "quarantined": 0}
     assert first["spent_s"] == 12.3
     assert (second["done"], second["failed"]) == ({"concepts": 0, "renders": 30}, {"concepts": 0, "renders": 1})
     assert second["left"] == {"concepts": 3, "renders": 59}
