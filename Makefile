@@ -4,7 +4,7 @@ BIN := .venv/bin
 NAME ?=
 ARGS ?=
 
-.PHONY: demo test test-fresh check bench quality chaos cluster-test stores clean
+.PHONY: demo test test-long test-fresh check bench quality chaos cluster-test stores clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perfusion needs Python 3.11 or newer; this is " + sys.version)'
@@ -17,8 +17,11 @@ demo: .venv/ready  ## train 6 products with the embedded model, render them, pub
 	@$(BIN)/perfusion demo
 
 # Three processes for two cores: tests that wait for a server or a time limit would leave a core idle.
-test: .venv/ready  ## the full test suite: under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not hosts'
+test: .venv/ready  ## every test of seconds
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not hosts and not long'
+
+test-long: .venv/ready  ## every test of minutes: kills between any two writes, a month of nights, the runbook, building a base
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m long
 
 test-fresh: .venv/ready  ## property tests with ten times as many, new examples: 20 minutes; a failure prints how to repeat it
 	@PERFUSION_FRESH_EXAMPLES=10 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m hypothesis --timeout 7200 $(ARGS)
@@ -31,7 +34,7 @@ check: .venv/ready  ## lint, format and types
 bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | plan | noop | publish
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, with 36 faults; make test has a small share
+chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, with 36 faults; make test-long has a small share
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 cluster-test: .venv/ready  ## attach and submit on hosts of their own (network namespaces; root and iproute2), cut, lost and late

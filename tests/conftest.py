@@ -5,6 +5,7 @@ draws other ones, ten times as many.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
@@ -16,6 +17,22 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _WAITING = ("behaviour", "project")  # folders of tests that start servers and processes, and wait for them
+# Files that take minutes: `make test-long` runs them, and `make test` the others.
+_LONG = (
+    "behaviour/test_chaos.py",
+    "behaviour/test_deletion.py",
+    "behaviour/test_kills.py",
+    "behaviour/test_monitoring.py",
+    "behaviour/test_month.py",
+    "behaviour/test_operations.py",
+    "perfusion_ops/compare/test_compare.py",
+    "perfusion_ops/mini/methods/test_measurement.py",
+    "perfusion_ops/mini/pairs/test_pairs.py",
+    "perfusion_ops/mini/test_build.py",
+    "perfusion_ops/mini/test_build_training.py",
+    "perfusion_ops/mini/test_quality.py",
+)
+assert all((Path(__file__).parent / name).is_file() for name in _LONG), "a file of tests/conftest.py is gone"
 FRESH = int(os.environ.get("PERFUSION_FRESH_EXAMPLES", "0"))
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.register_profile("fresh", derandomize=False, database=None, deadline=None, print_blob=True)
@@ -26,11 +43,15 @@ settings.load_profile("fresh" if FRESH else "same")
 providers._get_local_constants = providers.Constants
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items):
-    """Spread the tests that wait; no property fails because the machine is slow.
+    """Mark the long tests, and spread those that wait; no property fails because the machine is slow.
 
     PERFUSION_FRESH_EXAMPLES multiplies the examples of each property.
     """
+    for item in items:
+        if item.path.as_posix().endswith(tuple(f"/tests/{name}" for name in _LONG)):
+            item.add_marker(pytest.mark.long)
     items[:] = spread(items)
     properties = {item.function for item in items if isinstance(item, pytest.Function)}  # parametrized: one function
     for test in filter(is_hypothesis_test, properties):
