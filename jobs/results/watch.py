@@ -81,7 +81,7 @@ def watch(
         view: shows it.
         every_s: seconds between two readings.
         clock: times the readings.
-        wait: waits so many seconds.
+        wait: sleeps for the given seconds.
 
     Raises:
         StorageError: as `read`.
