@@ -257,3 +257,13 @@ def test_every_error_code_and_every_column_is_documented():
     assert [code for code, meaning in MEANING.items() if f"| `{code.value}` | {meaning} |" not in manifests] == []
     columns = {name for schema in PUBLISHED.values() for name in schema.names}
     assert [name for name in sorted(columns) if f"`{name}`" not in tables] == []
+
+
+def test_the_files_of_make_test_long_exist():
+    tree = ast.parse((ROOT / "tests/conftest.py").read_text(encoding="utf-8"))
+    [names] = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_LONG"
+    ]
+    assert [name for name in names if not (ROOT / "tests" / name).is_file()] == []
