@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.contract.errors import Code
-from tests.pipeline.engine.test_scheduler import codes, renders, replace_policy, simulate
-from tests.support.simulated_pool import World, concept, render
+from pipeline.contract.units import RenderUnit
+from pipeline.engine.backlog import Backlog, WorkItem
+from pipeline.engine.choice import Choice
+from pipeline.engine.slots import SlotTable
+from tests.pipeline.engine.test_scheduler import POLICY, codes, renders, replace_policy, simulate
+from tests.support.fake_clock import FakeClock
+from tests.support.simulated_pool import Pool, Source, World, concept, render
 
 MIXED = World(slots=4, small_slots=frozenset({1, 2}), small_capacity=2)
 
@@ -83,6 +88,19 @@ def test_a_slot_that_hangs_while_it_leaves_is_killed():
     world = World(slots=2, hangs=frozenset({"r5"}), moves=((5.5, 0), (5.5, 1)))
     result = simulate(world, (), renders(40), batch=4)
     assert codes(result) == {"r5": Code.TIMED_OUT}
+
+
+def test_a_suspect_row_that_fits_on_one_machine_alone_is_judged_there_even_if_that_slot_is_on_probation():
+    clock = FakeClock()
+    pool = Pool(World(slots=2, small_slots=frozenset({0})), clock)
+    table, backlog = SlotTable(pool, POLICY), Backlog(Source([], []), POLICY, clock)
+    while len(table.refresh(clock.now)) < 2:
+        pool.wait(10)
+    table.slot(1).deaths = POLICY.probation_deaths
+    suspect = RenderUnit("u", (render("r0"),))
+    backlog.put_back([WorkItem(suspect, strikes=(1,), unfit=frozenset({"small"}))])
+    Choice(backlog, table, pool, POLICY).fill(clock.now)
+    assert [slot for slot, calls in pool.calls.items() if calls] == [1]
 
 
 @pytest.mark.hypothesis
