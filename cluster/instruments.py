@@ -25,7 +25,7 @@ class Instruments:
         self._of(metric).inc(amount or _NOTHING, dict(zip(metric.tags, values, strict=True)))
 
     def set(self, metric: Metric, values: Sequence[str], value: float) -> None:
-        """Set a gauge. Ray forgets it after two of its report intervals (20 s), so set it again and again."""
+        """Set a gauge. Ray forgets it after two of its report intervals (20 s), so set it repeatedly."""
         self._of(metric).set(value, dict(zip(metric.tags, values, strict=True)))
 
     @staticmethod

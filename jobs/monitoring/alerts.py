@@ -72,7 +72,7 @@ def alerts(options: Monitoring) -> list[Alert]:
             promql.latest(table.SLOTS, where='state="quarantined"') + " > 0",
             "1m",
             "warning",
-            f"{_RUN}: {{{{ $value }}}} slots were given up after failing again and again",
+            f"{_RUN}: {{{{ $value }}}} slots were given up after repeated failures",
             "The driver's log names the slots and the last failure of each. Drain the machine that they were on.",
         ),
         Alert(

@@ -1,4 +1,4 @@
-"""Shows the state of one run again and again, until the run ends: what `perfusion status --watch` does.
+"""Shows the state of one run repeatedly, until the run ends: what `perfusion status --watch` does.
 
 Rates come from successive readings, so they need no help of the driver. Outcomes reach storage in parts, every
 `engine.flush_s` seconds: a rate is that of a window, not that of the last two readings.

@@ -1,4 +1,4 @@
-"""How the tasks of an unfinished run have ended so far, for somebody who asks again and again.
+"""How the tasks of an unfinished run have ended so far, for a caller that asks repeatedly.
 
 Parts never change, so each is read once. A key is remembered as a number of 64 bits. Among ten million tasks, two have
 the same number, and are counted as one, with a probability of 1 in 300,000.

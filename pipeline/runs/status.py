@@ -45,7 +45,7 @@ class RunStatus:
 
 
 class RunReader:
-    """Reads the state of one run again and again. What cannot change is read once: its spec, its parts, its end."""
+    """Reads the state of one run repeatedly. What cannot change is read once: its spec, its parts, its end."""
 
     def __init__(self, storage: Storage, clock: Clock, run_id: str) -> None:
         """Read nothing yet.
