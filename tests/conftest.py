@@ -5,6 +5,7 @@ draws other ones, ten times as many.
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
@@ -14,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a busy machine does not turn se
 # Where somebody asks for more threads than there are cores, their long spins make everything five times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A shell that starts a job with & makes it ignore SIGINT, and its children inherit that: Control-C would reach no process.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _WAITING = ("behaviour", "project")  # folders of tests that start servers and processes, and wait for them
 # Files that take minutes: `make test-long` runs them, and `make test` the others.
