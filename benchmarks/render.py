@@ -128,8 +128,8 @@ def _ours(
 def _ready(name: str, parts: dict[str, Any], sampler: Sampler, batch: int, words: str) -> Callable[[], object]:
     edited = base_of(name, copy.deepcopy(parts))
     metric = plain_metric(edited)
-    positive = condition(edited, metric, [PromptRow(words)]).expand(batch, -1, -1)
-    negative = condition(edited, metric, [PromptRow("")]).expand(batch, -1, -1)
+    positive = condition(edited, metric, [PromptRow(words)]).expand(batch).kv
+    negative = condition(edited, metric, [PromptRow("")]).expand(batch).kv
     pipe = make_pipeline(edited, "ddim")
     return lambda: pipe(prompt_embeds=positive, negative_prompt_embeds=negative, **_arguments(sampler, batch)).images
 
@@ -149,10 +149,10 @@ def _flops(edited: Base, rows: int) -> int:
     """FLOPs of one denoising step of `rows` rows."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = edited.unet.config
+    config = edited.denoiser.config
     latents = torch.randn(rows, config.in_channels, config.sample_size, config.sample_size, device=edited.device)
-    conditioning = condition(edited, plain_metric(edited), [PromptRow("")]).expand(rows, -1, -1)
+    conditioning = condition(edited, plain_metric(edited), [PromptRow("")]).expand(rows).kv
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        edited.unet(latents.to(edited.dtype), torch.tensor(500, device=edited.device), conditioning)
+        edited.denoiser(latents.to(edited.dtype), torch.tensor(500, device=edited.device), conditioning)
     return counter.get_total_flops()

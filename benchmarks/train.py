@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> bool:
 
 
 def _examples(edited: Base, batch: int) -> list[Example]:
-    channels, size = edited.unet.config.in_channels, edited.resolution // edited.latent_factor
+    channels, size = edited.denoiser.config.in_channels, edited.resolution // edited.latent_factor
     generator = torch.Generator().manual_seed(0)
     config = TrainingConfig(steps=10**5, batch=batch)
     return [

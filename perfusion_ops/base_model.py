@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from perfusion_ops.attention_maps import cross_attentions
+from perfusion_ops.attention.maps import cross_attentions
 from perfusion_ops.base.folder import BaseError, BaseFolder
 from perfusion_ops.projection import KeyValueStack, install
+from perfusion_ops.text_models import TextModel, TextModels
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,25 @@ class Base:
     """Everything that the method needs of a base model.
 
     Attributes:
-        folder: its folder, with digest and settings.
-        tokenizer: CLIPTokenizer.
-        text_encoder: CLIPTextModel, float32, frozen.
-        unet: UNet2DConditionModel whose cross-attention takes pre-projected conditioning (B, N, R), frozen.
+        folder: its folder, with digest, settings and family.
+        texts: its text encoders, float32, frozen.
+        denoiser: the UNet or transformer whose cross-attention takes pre-projected conditioning (B, N, R), frozen.
         vae: AutoencoderKL, frozen.
         scheduler: the folder's scheduler; its config is the noise schedule.
         stack: the stacked key/value projections.
     """
 
     folder: BaseFolder
-    tokenizer: Any
-    text_encoder: nn.Module
-    unet: Any
+    texts: TextModels
+    denoiser: Any
     vae: Any
     scheduler: Any
     stack: KeyValueStack
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that counts the tokens of a text."""
+        return self.texts.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -55,9 +59,8 @@ class Base:
 
     @property
     def embedding_width(self) -> int:
-        """E, the width of a word embedding."""
-        encoder: Any = self.text_encoder
-        return int(encoder.get_input_embeddings().weight.shape[1])
+        """E, the width of a word embedding, over all text encoders."""
+        return self.texts.embedding_width
 
     @property
     def latent_factor(self) -> int:
@@ -67,70 +70,65 @@ class Base:
     @property
     def resolution(self) -> int:
         """Side in pixels of the pictures that the model was trained on."""
-        return self.folder.settings.resolution or int(self.unet.config.sample_size) * self.latent_factor
+        return self.folder.settings.resolution or int(self.denoiser.config.sample_size) * self.latent_factor
 
 
 def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
     """Load a base model from a local folder, for training and rendering.
 
     Args:
-        folder: a described diffusers folder (StableDiffusionPipeline).
+        folder: a described diffusers folder.
         device: a torch device.
         dtype: type of denoiser and VAE; bfloat16 or float16 on an accelerator.
-    """
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+    Raises:
+        BaseError: see `base_from_parts`.
+    """
+    import diffusers
+
+    family = folder.family
     with quiet_libraries():
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder.path, dtype=dtype, safety_checker=None, local_files_only=True, use_safetensors=True
+        pipe = getattr(diffusers, family.pipelines["text"]).from_pretrained(
+            folder.path, dtype=dtype, local_files_only=True, use_safetensors=True, **family.options
         )
-        return base_from_parts(
-            folder,
-            tokenizer=pipe.tokenizer,
-            text_encoder=pipe.text_encoder.to(device=device, dtype=torch.float32),
-            unet=pipe.unet.to(device=device, dtype=dtype),
-            vae=pipe.vae.to(device=device, dtype=dtype),
-            scheduler=pipe.scheduler,
-        )
+        parts = {text.encoder: getattr(pipe, text.encoder).to(device, torch.float32) for text in family.texts}
+        parts |= {text.tokenizer: getattr(pipe, text.tokenizer) for text in family.texts}
+        parts[family.denoiser] = getattr(pipe, family.denoiser).to(device=device, dtype=dtype)
+        vae = pipe.vae.to(device=device, dtype=dtype)
+        return base_from_parts(folder, vae=vae, scheduler=pipe.scheduler, **parts)
 
 
 def base_from_parts(
-    folder: BaseFolder,
-    *,
-    tokenizer: Any,
-    text_encoder: Any,
-    unet: Any,
-    vae: Any,
-    scheduler: Any,
-    keep_projections: bool = False,
+    folder: BaseFolder, *, vae: Any, scheduler: Any, keep_projections: bool = False, **parts: Any
 ) -> Base:
     """Freeze the parts and take the key/value stack out of the denoiser, in place.
 
     Args:
         folder: where the parts come from.
-        tokenizer: see `Base`.
-        text_encoder: see `Base`.
-        unet: a UNet2DConditionModel with its projections.
         vae: see `Base`.
         scheduler: see `Base`.
         keep_projections: let the denoiser take ordinary text encodings beside pre-projected conditioning.
+        parts: the family's denoiser, tokenizers and text encoders by their names in the folder, such as `unet`.
 
     Raises:
         BaseError: `mask_layers` of its perfusion.json names no cross-attention of the denoiser.
         ValueError, TypeError: see `perfusion_ops.projection.install`.
     """
-    known = [name for name, _ in cross_attentions(unet)]
+    family = folder.family
+    denoiser = parts[family.denoiser]
+    known = [name for name, _ in cross_attentions(denoiser)]
     unknown = [name for name in folder.settings.mask_layers if name not in known]
     if unknown:
         raise BaseError(
             f"mask_layers in {folder.path / 'perfusion.json'} has {unknown[0]!r}: use some of {', '.join(known)}"
         )
-    for module in (text_encoder, unet, vae):
+    models = tuple(TextModel(text, parts[text.tokenizer], parts[text.encoder]) for text in family.texts)
+    for module in (*(model.encoder for model in models), denoiser, vae):
         module.requires_grad_(False).eval()
-    for module in (unet, vae):
+    for module in (denoiser, vae):
         # Convolutions run a tenth faster in this layout on CPUs, and on GPUs in half precision.
         module.to(memory_format=torch.channels_last)
-    return Base(folder, tokenizer, text_encoder, unet, vae, scheduler, install(unet, keep=keep_projections))
+    return Base(folder, TextModels(models), denoiser, vae, scheduler, install(denoiser, keep=keep_projections))
 
 
 @torch.no_grad()
@@ -144,9 +142,27 @@ def encode_pictures(base: Base, pictures: Tensor) -> Tensor:
     Returns:
         (B, C, H / f, W / f) float32.
     """
-    posterior = base.vae.encode(pictures.to(base.device, base.vae.dtype)).latent_dist
-    shift = getattr(base.vae.config, "shift_factor", None) or 0.0
-    return ((posterior.mean - shift) * base.vae.config.scaling_factor).float()
+    config = base.vae.config
+    with _wide_enough(base.vae):
+        latents = base.vae.encode(pictures.to(base.device, base.vae.dtype)).latent_dist.mean.float()
+    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(each, device=latents.device).view(1, -1, 1, 1) for each in (mean, std))
+        return (latents - mean) * config.scaling_factor / std
+    return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+
+@contextlib.contextmanager
+def _wide_enough(vae: Any) -> Iterator[None]:
+    """A VAE in float32 if it is one whose activations are too large for float16; its pipelines decode alike."""
+    if not (vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)
 
 
 @contextlib.contextmanager

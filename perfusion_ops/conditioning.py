@@ -4,8 +4,8 @@ Each row has its own concepts, biases, temperatures and lock. A row without conc
 unmodified model. A concept of recipe `offset` acts here through its word alone; `perfusion_ops.offset` adds the rest.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept, GatedConcept, Spelled
 from perfusion_ops.config import Combine, Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
+from perfusion_ops.families.family import POOLED
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import Tokens, encode, pieces, renumber, substitute, tokenize
+from perfusion_ops.text import Tokens, pieces, renumber
 
 
 @dataclass(frozen=True)
@@ -76,27 +77,57 @@ def prompt_row(
 
 
 @dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is given for B prompts.
+
+    Attributes:
+        kv: keys and values of all layers, (B, N, R).
+        extra: what the family needs beside them, each with B rows; see `perfusion_ops.families.family`.
+    """
+
+    kv: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, index: Tensor) -> "Conditioning":
+        """The prompts chosen by an index (P,)."""
+        return Conditioning(self.kv[index], {name: each[index] for name, each in self.extra.items()})
+
+    def expand(self, rows: int) -> "Conditioning":
+        """One prompt as `rows` equal ones, without a copy."""
+        extra = {name: each.expand(rows, *each.shape[1:]) for name, each in self.extra.items()}
+        return Conditioning(self.kv.expand(rows, -1, -1), extra)
+
+    def with_zeros(self, index: Tensor) -> "Conditioning":
+        """The same prompts, those chosen by an index (P,) as zeros."""
+        return Conditioning(
+            self.kv.index_fill(0, index, 0), {name: each.index_fill(0, index, 0) for name, each in self.extra.items()}
+        )
+
+
+@dataclass(frozen=True)
 class _Plan:
     tokens: tuple[Tokens, ...]
-    plain: dict[int, tuple[Tokens, tuple[int, ...]]]  # rows under global lock: superclass prompt and alignment
+    plain: dict[int, tuple[Tokens, tuple[int, ...]]]  # rows with a superclass prompt, and its alignment
+    locked: tuple[int, ...]  # rows under global lock: their keys come from the superclass prompt
 
 
 def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
     for row in rows:
         if max(pieces(row.prompt)[1], default=-1) >= len(row.concepts):
             raise ValueError(f"{row.prompt!r} names a concept number that its {len(row.concepts)} concepts do not have")
+    substituted = base.folder.settings.pooled == "superclass" and any(text.pooled for text in base.folder.family.texts)
+    named = {index for index, row in enumerate(rows) if len(_spelled(row)) < len(row.concepts)}
+    locked = tuple(index for index in sorted(named) if rows[index].lock == "global")
     plain = {
-        index: substitute(
-            base.tokenizer,
-            row.prompt,
-            [concept.superclass for concept in row.concepts],
-            [concept.noun for concept in row.concepts],
-            _spelled(row),
+        index: base.texts.substitute(
+            rows[index].prompt,
+            [concept.superclass for concept in rows[index].concepts],
+            [concept.noun for concept in rows[index].concepts],
+            _spelled(rows[index]),
         )
-        for index, row in enumerate(rows)
-        if row.lock == "global" and len(_spelled(row)) < len(row.concepts)
+        for index in (sorted(named) if substituted else locked)
     }
-    return _Plan(tuple(prompt_tokens(base, row) for row in rows), plain)
+    return _Plan(tuple(prompt_tokens(base, row) for row in rows), plain, locked)
 
 
 def prompt_tokens(base: Base, row: PromptRow) -> Tokens:
@@ -105,7 +136,7 @@ def prompt_tokens(base: Base, row: PromptRow) -> Tokens:
     Raises:
         PromptTooLongError: they do not fit the text encoder.
     """
-    return tokenize(base.tokenizer, row.prompt, [concept.noun for concept in row.concepts], _spelled(row))
+    return base.texts.tokenize(row.prompt, [concept.noun for concept in row.concepts], _spelled(row))
 
 
 def _spelled(row: PromptRow) -> frozenset[int]:
@@ -118,8 +149,11 @@ def check_prompt(base: Base, row: PromptRow) -> None:
 
 
 @torch.no_grad()
-def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
+def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditioning:
     """Keys and values of B prompts for all layers (Eqs. 3 and 4), local, global or trained lock.
+
+    A pooled vector has no positions that an edit could be gated by, so it would bypass the key lock: it is the one of
+    the prompt with superclasses in the concepts' place, unless `pooled` in perfusion.json says otherwise.
 
     Args:
         base: the base model.
@@ -127,7 +161,7 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
         rows: B rows; each has as many biases and temperatures as concepts.
 
     Returns:
-        (B, N, R) in the denoiser's type: its `encoder_hidden_states`.
+        Keys and values (B, N, R) in the denoiser's type, which are its `encoder_hidden_states`, and the extras.
 
     Raises:
         PromptTooLongError: a prompt does not fit the text encoder.
@@ -139,7 +173,8 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
     order = {key: index for index, key in enumerate(distinct)}
     slots = max((len(row.concepts) for row in rows), default=0)
     if slots == 0:
-        return encode(base.text_encoder, plan.tokens).to(base.dtype) @ base.stack.weight.mT
+        encoded = base.texts.encode(plan.tokens)
+        return _typed(base, encoded.encodings.to(base.dtype) @ base.stack.weight.mT, encoded.extra)
     device = base.device
     index = torch.zeros(len(rows), slots, dtype=torch.long)
     used = torch.zeros(len(rows), slots, dtype=torch.bool)
@@ -165,21 +200,34 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Tensor:
             for (_, trained), concept in distinct.items()
         ]
     )[index]
-    encodings = encode(base.text_encoder, plan.tokens, embeddings)
+    encoded = base.texts.encode(plan.tokens, embeddings)
+    encodings = encoded.encodings
     targets = solve_targets(inputs, used, metric.inverse.to(device))
     kept, gates = gate_and_remove(encodings, targets, bias, temperature)
     # A row without an edit keeps the encoder's own encodings: it is bit-identical to the unmodified model's.
     kept = torch.where(used.any(1)[:, None, None], kept, encodings)
     result = project(kept, gates, outputs, base.stack.weight)
-    if plan.plain:
-        _lock_globally(base, plan, result)
-    return result
+    return _typed(base, result, _with_superclasses(base, plan, result, encoded.extra) if plan.plain else encoded.extra)
 
 
-def _lock_globally(base: Base, plan: _Plan, result: Tensor) -> None:
-    """Replace the keys of global rows by those of the superclass prompt, in place (section 4.3, global locking)."""
-    encodings = encode(base.text_encoder, [tokens for tokens, _ in plan.plain.values()])
-    align = torch.tensor([positions for _, positions in plan.plain.values()], device=encodings.device)
-    aligned = encodings.gather(1, align[..., None].expand(-1, -1, encodings.shape[-1]))
-    rows = torch.tensor(list(plan.plain), device=result.device)
-    result[rows, :, : base.stack.key_rows] = aligned.to(base.dtype) @ base.stack.keys.mT
+def _typed(base: Base, kv: Tensor, extra: Mapping[str, Tensor]) -> Conditioning:
+    return Conditioning(
+        kv, {name: each.to(base.dtype) if each.is_floating_point() else each for name, each in extra.items()}
+    )
+
+
+def _with_superclasses(base: Base, plan: _Plan, result: Tensor, extra: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What is taken from superclass prompts: the keys of global rows, in place (section 4.3), and pooled vectors."""
+    encoded = base.texts.encode([tokens for tokens, _ in plan.plain.values()])
+    place = {index: number for number, index in enumerate(plan.plain)}
+    if plan.locked:
+        chosen = [place[index] for index in plan.locked]
+        align = torch.tensor([plan.plain[index][1] for index in plan.locked], device=result.device)
+        encodings = encoded.encodings[chosen]
+        aligned = encodings.gather(1, align[..., None].expand(-1, -1, encodings.shape[-1]))
+        result[list(plan.locked), :, : base.stack.key_rows] = aligned.to(base.dtype) @ base.stack.keys.mT
+    if POOLED not in extra or base.folder.settings.pooled == "concept":
+        return extra
+    pooled = extra[POOLED].clone()
+    pooled[list(plan.plain)] = encoded.extra[POOLED]
+    return {**extra, POOLED: pooled}

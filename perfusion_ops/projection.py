@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.attention.maps import cross_attentions
+
 
 class ColumnSlice(nn.Module):
     """Replaces one `to_k` or `to_v`: takes its own columns out of pre-projected conditioning.
@@ -63,10 +65,10 @@ class KeyValueStack:
 
 
 def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
-    """Replace the key and value projections of every `attn2` of a diffusers denoiser, in place.
+    """Replace the key and value projections of every text cross-attention of a diffusers denoiser, in place.
 
     Args:
-        denoiser: a UNet whose text cross-attention modules are named `...attn2`.
+        denoiser: a denoiser whose cross-attentions to text `perfusion_ops.attention.maps.cross_attentions` finds.
         keep: keep the projections beside the stack, so that the denoiser takes text encodings (B, N, D) as well.
 
     Returns:
@@ -76,7 +78,7 @@ def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
         ValueError: there is no cross-attention, it has biases, or text widths differ between layers.
         TypeError: a projection is not a plain linear layer, for example because `install` was called before.
     """
-    layers = [(name, module) for name, module in denoiser.named_modules() if name.rsplit(".", 1)[-1] == "attn2"]
+    layers = cross_attentions(denoiser)
     if not layers:
         raise ValueError(f"{type(denoiser).__name__} has no cross-attention (attn2) to edit")
     pairs: list[tuple[nn.Linear, nn.Linear]] = []

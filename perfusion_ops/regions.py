@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.attention_maps import attention_to, cross_attentions, grid
+from perfusion_ops.attention.maps import attention_to, cross_attentions, grid
+from perfusion_ops.attention.masks import density, masks
 from perfusion_ops.base_model import Base
 from perfusion_ops.concept import OffsetConcept, Spelled
-from perfusion_ops.conditioning import PromptRow, condition, prompt_tokens
-from perfusion_ops.masks import density, masks
+from perfusion_ops.conditioning import Conditioning, PromptRow, condition, prompt_tokens
 from perfusion_ops.metric import Metric
 
 _WITHOUT = 0.05  # share of the steps, at least one, in which M is zero
@@ -78,8 +78,8 @@ def prompts_of(row: PromptRow) -> list[PromptRow]:
     return [spelled(row), *(spelled(row, number) for number in range(len(row.concepts)))]
 
 
-def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> tuple[Tensor, Regions]:
-    """Conditioning (B, N, R) of B rows that are all regional or all are not, and what acts in their regions.
+def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> tuple[Conditioning, Regions]:
+    """Conditioning of B rows that are all regional or all are not, and what acts in their regions.
 
     Raises:
         PromptTooLongError, ValueError: as `conditioning.condition`.
@@ -90,9 +90,9 @@ def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> 
     regions = row_regions(base, rows, plain)
     singles = [(b, j, spelled(row, j)) for b, row in enumerate(rows) for j in range(len(row.concepts))]
     prompts = condition(base, metric, plain)
-    own = prompts[:, None].repeat(1, regions.used.shape[1], 1, 1)
+    own = prompts.kv[:, None].repeat(1, regions.used.shape[1], 1, 1)
     places = torch.tensor([(b, j) for b, j, _ in singles], device=own.device)
-    own[places[:, 0], places[:, 1]] = condition(base, metric, [single for _, _, single in singles])
+    own[places[:, 0], places[:, 1]] = condition(base, metric, [single for _, _, single in singles]).kv
     return prompts, replace(regions, own=own)
 
 
@@ -128,17 +128,17 @@ def row_regions(base: Base, rows: Sequence[PromptRow], plain: Sequence[PromptRow
     return Regions(values.to(base.device), nouns.to(base.device), used.to(base.device))
 
 
-def everywhere(base: Base, rows: Sequence[PromptRow], conditioning: Tensor) -> Tensor:
-    """Conditioning (B, N, R) in which the offsets of B rows act at every pixel, without masks and hooks."""
+def everywhere(base: Base, rows: Sequence[PromptRow], conditioning: Conditioning) -> Conditioning:
+    """Conditioning in which the offsets of B rows act at every pixel, without masks and hooks."""
     added = row_regions(base, rows).values.sum(1)
-    moved = conditioning.clone()
+    moved = conditioning.kv.clone()
     moved[..., base.stack.key_rows :] += added[:, None].to(moved.dtype)
-    return moved
+    return replace(conditioning, kv=moved)
 
 
 @contextlib.contextmanager
 def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
-    """Let the regions act while `base.unet` denoises a batch whose last B rows are theirs.
+    """Let the regions act while `base.denoiser` denoises a batch whose last B rows are theirs.
 
     Args:
         base: the base model.
@@ -151,8 +151,8 @@ def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
     chosen = base.folder.settings.mask_layers
     run = _Run(regions, steps, select=not chosen)
     with contextlib.ExitStack() as hooks:
-        hooks.enter_context(_removed(base.unet.register_forward_pre_hook(run.begin, with_kwargs=True)))
-        for name, module in cross_attentions(base.unet):
+        hooks.enter_context(_removed(base.denoiser.register_forward_pre_hook(run.begin, with_kwargs=True)))
+        for name, module in cross_attentions(base.denoiser):
             looks = name in chosen if chosen else "up_blocks" in name.split(".")
             for hook in run.watch(module, looks=looks, key_rows=base.stack.key_rows):
                 hooks.enter_context(_removed(hook))
@@ -180,7 +180,7 @@ class _Run:
 
     def begin(self, _unet: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Before each call of the denoiser."""
-        sample = named["sample"] if "sample" in named else arguments[0]
+        sample = arguments[0] if arguments else named["sample" if "sample" in named else "hidden_states"]
         self._size = (int(sample.shape[-2]), int(sample.shape[-1]))
         if self._maps:
             new = density(by_default(self._maps, self._size) if self._select else self._maps, self._size)

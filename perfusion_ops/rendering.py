@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.conditioning import PromptRow, condition
+from perfusion_ops.conditioning import Conditioning, PromptRow, condition
 from perfusion_ops.config import Scheduler
 from perfusion_ops.metric import Metric
 from perfusion_ops.regions import acting, condition_regions, has_offsets, is_regional
@@ -36,20 +37,24 @@ class Sampler:
     scheduler: Scheduler
 
 
-def make_pipeline(base: Base, scheduler: Scheduler) -> Any:
-    """An unmodified StableDiffusionPipeline over the base's parts; nothing is copied."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
+    """An unmodified diffusers pipeline over the base's parts; nothing is copied.
 
-    pipe = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=None,  # pyright: ignore[reportArgumentType]
-        tokenizer=None,  # pyright: ignore[reportArgumentType]
-        unet=base.unet,
-        scheduler=make_scheduler(scheduler, base.scheduler.config),
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
+    Args:
+        base: the base model.
+        scheduler: a name of `perfusion_ops.config.Scheduler`.
+        task: which of the family's pipelines.
+    """
+    import diffusers
+
+    family = base.folder.family
+    kind = getattr(diffusers, family.pipelines[task])
+    absent = {part: None for part in (*family.text_parts, "feature_extractor") if part in signature(kind).parameters}
+    options = {**family.options, **{name: value for name, value in base.folder.index.items() if value is not None}}
+    if "requires_safety_checker" in signature(kind).parameters:
+        options["requires_safety_checker"] = False
+    parts = {family.denoiser: base.denoiser, "vae": base.vae}
+    pipe = kind(**absent, **parts, scheduler=make_scheduler(scheduler, base.scheduler.config), **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -98,7 +103,7 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
             for kind in dict.fromkeys(kinds)
         }
         return [next(parts[kind]) for kind in kinds]
-    guided = sampler.guidance > 1.0
+    family, guided = base.folder.family, sampler.guidance > 1.0
     texts = [row.positive for row in rows]
     positive, regions = (
         condition_regions(base, metric, texts) if any(kinds[0]) else (condition(base, metric, texts), None)
@@ -107,8 +112,8 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     pipe = make_pipeline(base, sampler.scheduler)
     with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
         images = pipe(
-            prompt_embeds=positive,
-            negative_prompt_embeds=negative,
+            **family.given("", positive.kv, positive.extra),
+            **(family.given("negative_", negative.kv, negative.extra) if negative else {}),
             width=sampler.width,
             height=sampler.height,
             num_inference_steps=sampler.steps,
@@ -122,9 +127,17 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
 
 
-def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> torch.Tensor:
-    """Conditioning of the negative rows; if all are equal and without concepts, they are computed once."""
+def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditioning:
+    """Conditioning of the negative rows; if all are equal and without concepts, they are computed once.
+
+    Families that train with zeros instead of an empty prompt, such as SDXL, are given zeros for it.
+    """
+    zero = bool(base.folder.index.get(base.folder.family.zero_negative or ""))
     distinct = list(dict.fromkeys(row for row in rows if not row.concepts))
     if len(distinct) == 1 and all(not row.concepts for row in rows):
-        return condition(base, metric, distinct).expand(len(rows), -1, -1)
-    return condition(base, metric, rows)
+        [row] = distinct
+        found = condition(base, metric, [row])
+        return (found.with_zeros(torch.tensor([0])) if zero and not row.prompt else found).expand(len(rows))
+    empty = [index for index, row in enumerate(rows) if zero and not row.concepts and not row.prompt]
+    found = condition(base, metric, rows)
+    return found.with_zeros(torch.tensor(empty)) if empty else found

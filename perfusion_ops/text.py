@@ -46,12 +46,14 @@ class Tokens:
         slots: N numbers: the concept at the position, or -1.
         length: tokens up to and including the first end token.
         nouns: N numbers: the concept whose superclass ends at the position, or -1; empty if none is spelt out.
+        others: the ids for each further text encoder of the base model; only the padding differs.
     """
 
     ids: tuple[int, ...]
     slots: tuple[int, ...]
     length: int
     nouns: tuple[int, ...] = ()
+    others: tuple[tuple[int, ...], ...] = ()
 
 
 def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = ()) -> Tokens:
@@ -144,11 +146,37 @@ def encode(text_encoder: nn.Module, tokens: Sequence[Tokens], embeddings: Tensor
     Returns:
         (B, N, D) in the encoder's type.
     """
-    table: Any = text_encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    return encoder_output(text_encoder, tokens, embeddings).last_hidden_state
+
+
+def encoder_output(
+    text_encoder: Any,
+    tokens: Sequence[Tokens],
+    embeddings: Tensor | None = None,
+    *,
+    which: int = 0,
+    hidden: bool = False,
+    masked: bool = False,
+) -> Any:
+    """What a text encoder returns for B prompts, with v* in the place of its concepts' word embeddings.
+
+    Args:
+        text_encoder: a frozen encoder of transformers.
+        tokens: see `encode`.
+        embeddings: see `encode`.
+        which: number of the encoder among those of the base model.
+        hidden: whether all hidden states are returned.
+        masked: whether positions behind the end token are hidden from the encoder.
+    """
+    table: Any = text_encoder.get_input_embeddings()
     device = table.weight.device
-    ids = torch.tensor([row.ids for row in tokens], device=device)
+    ids = torch.tensor([row.others[which - 1] if which else row.ids for row in tokens], device=device)
+    options: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
+    if masked:
+        lengths = torch.tensor([row.length for row in tokens], device=device)
+        options["attention_mask"] = (torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]).long()
     if embeddings is None:
-        return text_encoder(ids).last_hidden_state
+        return text_encoder(ids, **options)
     slots = torch.tensor([row.slots for row in tokens], device=device)
     chosen = embeddings.to(table.weight.dtype).gather(
         1, slots.clamp(min=0)[..., None].expand(-1, -1, embeddings.shape[-1])
@@ -159,6 +187,6 @@ def encode(text_encoder: nn.Module, tokens: Sequence[Tokens], embeddings: Tensor
 
     hook = table.register_forward_hook(replace)
     try:
-        return text_encoder(ids).last_hidden_state
+        return text_encoder(ids, **options)
     finally:
         hook.remove()

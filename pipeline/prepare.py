@@ -106,7 +106,9 @@ def check(
         observer.stage("validate", settings.points)
         points = load_points(db, settings.points, storage_options=options)
     key = metric_key(
-        base_digest=base.digest, metric=settings.metric, captions_sha256=captions_digest(settings.metric, options)
+        base_digest=base.metric_digest,
+        metric=settings.metric,
+        captions_sha256=captions_digest(settings.metric, options),
     )
     local_files = _shared_files(db, storage, settings) if settings.cluster.remote else ()
     training, sampling = settings.training(base), settings.sampling(base)

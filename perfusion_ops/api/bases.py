@@ -16,7 +16,7 @@ def load_base(source: str | Path = "mini", *, device: str = "cpu", dtype: torch.
     """Load a base model.
 
     Args:
-        source: "mini", the model that is part of the package, or a local diffusers folder (StableDiffusionPipeline).
+        source: "mini", the model that is part of the package, or a local diffusers folder of SD 1.x, SD 2.x or SDXL.
         device: a torch device.
         dtype: of the denoiser and the VAE; bfloat16 or float16 on a GPU. The text encoder stays in float32.
 
@@ -38,7 +38,7 @@ def attach(pipeline: Any, source: str | Path = "mini") -> Base:
     device first. A ControlNet or an IP-Adapter does not work with concepts: it has projections of its own.
 
     Args:
-        pipeline: a StableDiffusionPipeline, or one with the same parts, such as StableDiffusionImg2ImgPipeline.
+        pipeline: one of the folder's family, or one with the same parts, such as StableDiffusionImg2ImgPipeline.
         source: what it was loaded from, "mini" or a local folder. Concepts are bound to the digest of this folder.
 
     Returns:
@@ -53,23 +53,18 @@ def attach(pipeline: Any, source: str | Path = "mini") -> Base:
     >>> from perfusion_ops.mini import base_folder
     >>> pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32)
     >>> base = perfusion_ops.attach(pipeline, base_folder())
-    >>> base.unet is pipeline.unet
+    >>> base.denoiser is pipeline.unet
     True
     """
     folder = describe(_folder(source))
-    encoder = pipeline.text_encoder
-    if encoder.dtype != torch.float32:
+    family = folder.family
+    parts = {text.tokenizer: getattr(pipeline, text.tokenizer) for text in family.texts}
+    for text in family.texts:
+        encoder = getattr(pipeline, text.encoder)
         # The pipeline keeps its own: it takes the type of its embeddings from it.
-        encoder = copy.deepcopy(encoder).float()
-    return base_from_parts(
-        folder,
-        tokenizer=pipeline.tokenizer,
-        text_encoder=encoder,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        scheduler=pipeline.scheduler,
-        keep_projections=True,
-    )
+        parts[text.encoder] = encoder if encoder.dtype == torch.float32 else copy.deepcopy(encoder).float()
+    parts[family.denoiser] = getattr(pipeline, family.denoiser)
+    return base_from_parts(folder, vae=pipeline.vae, scheduler=pipeline.scheduler, keep_projections=True, **parts)
 
 
 def _folder(source: str | Path) -> Path:

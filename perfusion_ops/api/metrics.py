@@ -50,12 +50,11 @@ def estimate_metric(
     source = built_in_captions(base, captions + HELD_OUT) if isinstance(captions, int) else captions
     held_out, rest = held_out_first(source)
     return estimate(
-        base.text_encoder,
-        base.tokenizer,
+        base.texts,
         held_out=held_out,
         captions=rest,
         config=MetricConfig(tokens=tokens, ridge=ridge),
-        base_digest=base.folder.digest,
+        base_digest=base.folder.metric_digest,
     ).to(base.device)
 
 
@@ -86,4 +85,4 @@ def load_metric(base: Base, source: bytes | str | Path) -> Metric:
     >>> perfusion_ops.load_metric(base, "mini-metric.safetensors").digest == metric.digest
     True
     """
-    return read_metric(content(source), base_digest=base.folder.digest).to(base.device)
+    return read_metric(content(source), base_digest=base.folder.metric_digest).to(base.device)

@@ -106,8 +106,8 @@ def prompt_embeds(
     config = _sampling(base, settings)
     texts = [prompts] if isinstance(prompts, str) else prompts
     rows = [_row(text, concepts, config) for text in texts]
-    embeds = condition(base, metric, rows)
-    return everywhere(base, rows, embeds) if any(map(has_offsets, rows)) else embeds
+    found = condition(base, metric, rows)
+    return (everywhere(base, rows, found) if any(map(has_offsets, rows)) else found).kv
 
 
 @contextmanager
@@ -168,11 +168,11 @@ def regional_embeds(
     if any(regional) != all(regional):
         raise ValueError("some prompts name one concept and others several: use one `with` block for each of the kinds")
     if not any(regional) and not any(map(has_offsets, rows)):
-        yield condition(base, metric, rows)
+        yield condition(base, metric, rows).kv
         return
     embeds, regions = condition_regions(base, metric, rows)
     with acting(base, regions, steps):
-        yield embeds
+        yield embeds.kv
 
 
 def _row(

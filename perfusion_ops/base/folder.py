@@ -16,9 +16,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from perfusion_ops.base.schedules import PREDICTIONS
 from perfusion_ops.config import Frozen, SamplingConfig, TrainingConfig
 from perfusion_ops.errors import UsageError
+from perfusion_ops.families.family import Family
+from perfusion_ops.families.registry import FAMILIES
+from perfusion_ops.families.stable_diffusion import STABLE_DIFFUSION
 
-PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _DIGESTED_SUFFIXES = {".json", ".safetensors", ".txt"}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 # The neutral prompts of the reference implementations; {} is the concept.
 TEMPLATES = (
@@ -67,6 +70,11 @@ class BaseSettings(Frozen):
         description="cross-attentions whose maps say where a concept is, found by `python -m perfusion_ops.compare`; "
         "default: those of the up blocks at half the latent's side",
     )
+    pooled: Literal["superclass", "concept"] = Field(
+        default="superclass",
+        description="the prompt of SDXL's pooled vector: the one with the superclass in the concept's place, as "
+        "key-locking demands, or the concept's own",
+    )
     training: Annotated[dict[str, Any], AfterValidator(partial(_part_of, TrainingConfig))] = Field(
         default_factory=dict, description="defaults that differ from TrainingConfig's"
     )
@@ -85,6 +93,9 @@ class BaseFolder:
         digest: hex sha256 over everything that decides what the model computes.
         settings: its perfusion.json.
         schedule: its scheduler_config.json.
+        family: what kind of model it is.
+        text_digest: hex sha256 over its text encoders and tokenizers.
+        index: values of model_index.json that its family asks for.
     """
 
     path: Path
@@ -92,6 +103,14 @@ class BaseFolder:
     digest: str
     settings: BaseSettings
     schedule: dict[str, Any] = field(default_factory=dict)
+    family: Family = STABLE_DIFFUSION
+    text_digest: str = ""
+    index: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metric_digest(self) -> str:
+        """The digest that its metric is bound to."""
+        return self.text_digest if self.family.shares_metric else self.digest
 
 
 def describe(path: Path) -> BaseFolder:
@@ -100,23 +119,66 @@ def describe(path: Path) -> BaseFolder:
     Raises:
         BaseError: not a diffusers folder of this family, weights that are not safetensors, or a bad `perfusion.json`.
     """
-    index = path / "model_index.json"
-    if not index.is_file():
+    file = path / "model_index.json"
+    if not file.is_file():
         raise BaseError(f"{path} is not a base model: it has no model_index.json; give a folder saved by diffusers")
-    try:
-        kind = dict(json.loads(index.read_text())).get("_class_name")
-    except (ValueError, TypeError) as error:
-        raise BaseError(f"{index} is damaged ({error}): copy the model again") from error
-    if kind != "StableDiffusionPipeline":
-        raise BaseError(f"{path} holds a {kind}; this version works with StableDiffusionPipeline (SD 1.x and 2.x)")
-    for part in ("text_encoder", "unet", "vae"):
+    index = _read(file)
+    family = FAMILIES.get(str(index.get("_class_name")))
+    if family is None:
+        known = ", ".join(f"{each.kind} ({each.title})" for each in FAMILIES.values())
+        raise BaseError(f"{path} holds a {index.get('_class_name')}; this version works with {known}")
+    for part in family.weight_parts:
         if not list((path / part).glob("*.safetensors")):
             raise BaseError(f"{path / part} has no .safetensors weights; other formats can run code and are not read")
-    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise BaseError(f"{path} has no tokenizer: copy the folder 'tokenizer' as well")
+    for text in family.texts:
+        if not any((path / text.tokenizer / name).is_file() for name in _TOKENIZER_FILES):
+            raise BaseError(f"{path} has no tokenizer: copy the folder {text.tokenizer!r} as well")
     schedule = _schedule(path / "scheduler" / "scheduler_config.json")
+    check_denoiser(path, family)
     settings = _settings(path / "perfusion.json")
-    return BaseFolder(path, settings.name or path.name, _digest(path), settings, schedule)
+    chosen = {name: index.get(name) for name in family.index_settings}
+    singles = _digests(path, family.parts)
+    whole = singles if not chosen else {**singles, "model_index.json": json.dumps(chosen, sort_keys=True)}
+    texts = {name: digest for name, digest in singles.items() if name.split("/")[0] in family.text_parts}
+    return BaseFolder(
+        path, settings.name or path.name, _joined(whole), settings, schedule, family, _joined(texts), chosen
+    )
+
+
+def check_denoiser(path: Path, family: Family) -> None:
+    """Refuse a denoiser with inputs that training does not give.
+
+    Raises:
+        BaseError: see above; or its configuration is missing or damaged.
+    """
+    file = path / family.denoiser / "config.json"
+    if not file.is_file():
+        raise BaseError(f"{file} is missing: copy the folder {family.denoiser!r} as well")
+    config, latents = _read(file), _read(path / "vae" / "config.json").get("latent_channels", 4)
+    channels = config.get("in_channels", latents)
+    if channels != latents:
+        raise BaseError(
+            f"the denoiser of {path} has {channels} input channels and the VAE {latents}: it is a model for inpainting "
+            "or editing, which this version does not train; use the base model that it was made from"
+        )
+    kinds = [config.get(name) for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")]
+    if any(kind is not None for kind in kinds):
+        raise BaseError(
+            f"the denoiser of {path} takes class embeddings or projected image prompts, which this version does not "
+            f"give it: use a plain model of {family.title}"
+        )
+    if config.get("addition_embed_type") not in family.addition:
+        raise BaseError(
+            f"the denoiser of {path} has addition_embed_type {config.get('addition_embed_type')!r}: "
+            f"a model of {family.title} has {' or '.join(map(repr, family.addition))}"
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise BaseError(f"{file} is damaged ({error}): copy the model again") from error
 
 
 def _schedule(file: Path) -> dict[str, Any]:
@@ -124,10 +186,7 @@ def _schedule(file: Path) -> dict[str, Any]:
         raise BaseError(
             f"{file} is missing, and without it nothing can be trained: copy the folder 'scheduler' as well"
         )
-    try:
-        schedule = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise BaseError(f"{file} is damaged ({error}): copy the model again") from error
+    schedule = _read(file)
     if schedule.get("prediction_type", "epsilon") not in PREDICTIONS:
         raise BaseError(
             f"{file} has prediction_type {schedule['prediction_type']!r}: training knows {', '.join(PREDICTIONS)}"
@@ -144,13 +203,18 @@ def _settings(file: Path) -> BaseSettings:
         raise BaseError(f"{file} is not usable: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
 
 
-def _digest(path: Path) -> str:
+def _digests(path: Path, parts: tuple[str, ...]) -> dict[str, str]:
+    """Hex sha256 of each file of a folder that decides what the model computes, by its path in the folder."""
     files = [path / "perfusion.json"] if (path / "perfusion.json").is_file() else []
-    for part in PARTS:
+    for part in parts:
         files += [file for file in (path / part).rglob("*") if file.suffix in _DIGESTED_SUFFIXES and file.is_file()]
-    whole = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.relative_to(path).as_posix()):
+    found: dict[str, str] = {}
+    for file in files:
         with file.open("rb") as stream:
-            single = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{file.relative_to(path).as_posix()}\0{single}\n".encode())
-    return whole.hexdigest()
+            found[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _joined(digests: dict[str, str]) -> str:
+    lines = (f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -5,6 +5,7 @@ This module does not import torch, so that manifests are checked quickly and on 
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from perfusion_ops.base.folder import BaseError, BaseFolder
@@ -28,8 +29,12 @@ def words(tokenizer: Any, text: str) -> list[int]:
     )
 
 
-def load_tokenizer(folder: BaseFolder) -> Any:
-    """The tokenizer that the base model is loaded with.
+def load_tokenizer(folder: BaseFolder, part: str | None = None) -> Any:
+    """A tokenizer that the base model is loaded with.
+
+    Args:
+        folder: the base model.
+        part: the folder's part with it; by default the first of the family.
 
     Raises:
         BaseError: the folder has none, it cannot be read, or it accepts more tokens than the text encoder.
@@ -37,8 +42,9 @@ def load_tokenizer(folder: BaseFolder) -> Any:
     import transformers
     from transformers.utils import logging
 
-    path = folder.path / "tokenizer"
-    _, name = json.loads((folder.path / "model_index.json").read_text()).get("tokenizer") or (None, None)
+    text = next(each for each in folder.family.texts if part in (None, each.tokenizer))
+    path = folder.path / text.tokenizer
+    _, name = json.loads((folder.path / "model_index.json").read_text()).get(text.tokenizer) or (None, None)
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -47,7 +53,7 @@ def load_tokenizer(folder: BaseFolder) -> Any:
         raise BaseError(f"the tokenizer in {path} cannot be loaded ({error}): copy the model again") from error
     finally:
         logging.set_verbosity(level)
-    limit, positions = int(tokenizer.model_max_length), _positions(folder)
+    limit, positions = int(tokenizer.model_max_length), _positions(folder.path / text.encoder)
     if positions is not None and limit > positions:
         raise BaseError(
             f"the tokenizer in {path} reads {limit:,} tokens and the text encoder {positions:,}: "
@@ -56,9 +62,9 @@ def load_tokenizer(folder: BaseFolder) -> Any:
     return tokenizer
 
 
-def _positions(folder: BaseFolder) -> int | None:
+def _positions(encoder: Path) -> int | None:
     """How many tokens the text encoder's own configuration allows."""
-    config = folder.path / "text_encoder" / "config.json"
+    config = encoder / "config.json"
     return json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
 
 
@@ -90,6 +96,10 @@ class TokenCounter:
             found = self._counts.get(word)
             total += self._measure(word) if found is None else found
         return total
+
+    def units(self, text: str) -> list[str]:
+        """The smallest parts of a text whose counts add up to its count, whatever each part is replaced by."""
+        return text.split(" ") if self._by_word else [text]
 
     def knows(self, text: str) -> bool:
         """Whether at least one token represents characters of the text.

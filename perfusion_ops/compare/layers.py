@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from perfusion_ops.attention_maps import grid, watching
+from perfusion_ops.attention.maps import grid, watching
+from perfusion_ops.attention.masks import density
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.compare.products import Product
 from perfusion_ops.config import Frozen
-from perfusion_ops.masks import density
 from perfusion_ops.regions import by_default
-from perfusion_ops.text import encode, tokenize
 from perfusion_ops.training.examples import square
 
 _TIMES = (0.85, 0.7, 0.55)  # shares of the schedule, where a picture's layout is decided
@@ -169,18 +168,23 @@ def _seen(base: Base, shown: Sequence[_Photo]) -> list[_Seen]:
         return []
     nouns = [each.superclass for each in shown]
     prompt = "a photo of a {0}" if len(nouns) == 1 else "a photo of a {0} next to a {1}"
-    tokens = tokenize(base.tokenizer, prompt, nouns, range(len(nouns)))
+    tokens = base.texts.tokenize(prompt, nouns, range(len(nouns)))
     groups = torch.tensor(
         [[[float(noun == j) for noun in tokens.nouns] for j in range(len(nouns))]], device=base.device
     )
-    conditioning = encode(base.text_encoder, [tokens]).to(base.dtype) @ base.stack.weight.mT
+    encoded = base.texts.encode([tokens])
+    conditioning = encoded.encodings.to(base.dtype) @ base.stack.weight.mT
+    side = float(base.resolution)
+    sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=base.device, dtype=base.dtype)
+    extra = {name: each.to(base.dtype) if each.is_floating_point() else each for name, each in encoded.extra.items()}
+    added = base.folder.family.added(extra, sizes)
     found = []
     for share in _TIMES:
         step = int(share * base.scheduler.config.num_train_timesteps)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)).to(latents)
         noisy = base.scheduler.add_noise(latents, noise, torch.tensor([step]))
-        with watching(base.unet, groups) as maps:
-            base.unet(noisy.to(base.dtype), step, conditioning)
+        with watching(base.denoiser, groups) as maps:
+            base.denoiser(noisy.to(base.dtype), timestep=step, encoder_hidden_states=conditioning, **added)
         whole = {name: each.unflatten(2, grid(each.shape[2], size)).float().cpu() for name, each in maps.items()}
         found.append(_Seen(whole, small))
     return found

@@ -37,7 +37,9 @@ def make_example(
     """
     side = base.resolution
     squared: list[tuple[Tensor, Tensor]] = []
+    time_ids: list[tuple[int, ...]] = []
     for picture, mask in photos:
+        time_ids.append((picture.height, picture.width, *crop_corner(picture, side, config.fit), side, side))
         weight = mask or Image.new("L", picture.size, 255)
         squared.append(
             (
@@ -52,7 +54,8 @@ def make_example(
         # Mirrored pictures follow the others. They are encoded because mirroring a latent is not the same.
         batch, weights = torch.cat([batch, batch.flip(3)]), torch.cat([weights, weights.flip(3)])
     latents = torch.cat([encode_pictures(base, part) for part in batch.split(_ENCODE_BATCH)]).cpu()
-    return Example(superclass, latents, loss_masks(weights, *latents.shape[-2:]), config)
+    ids = torch.tensor(time_ids * (2 if config.flip else 1), dtype=torch.float32)
+    return Example(superclass, latents, loss_masks(weights, *latents.shape[-2:]), config, ids)
 
 
 def square(picture: Image.Image, side: int, fit: str) -> Image.Image:
@@ -66,6 +69,15 @@ def square(picture: Image.Image, side: int, fit: str) -> Image.Image:
         picture.resize((width, height), Image.Resampling.LANCZOS), ((side - width) // 2, (side - height) // 2)
     )
     return squared
+
+
+def crop_corner(picture: Image.Image, side: int, fit: str) -> tuple[int, int]:
+    """Top and left of the part that `square` cuts out, in pixels of the resized picture; 0, 0 where nothing is cut."""
+    if fit != "crop":
+        return 0, 0
+    shortest = min(picture.size)
+    top, left = ((length * side / shortest - side) / 2 for length in (picture.height, picture.width))
+    return round(top), round(left)
 
 
 def loss_masks(masks: Tensor, height: int, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import Tokens, encode
+from perfusion_ops.text import Tokens
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Example:
         latents: (n, C, h, w) float32, scaled; encoded once.
         masks: (n, 1, h, w) float32 in 0..1, each with its maximum at 1; how much a latent position counts.
         config: the concept's settings.
+        time_ids: (n, 6) float32: height and width of the photo, top and left of its crop, height and width of the
+            square; for families whose denoiser is told them.
     """
 
     superclass: str
     latents: Tensor
     masks: Tensor
     config: TrainingConfig
+    time_ids: Tensor | None = None
 
 
 @dataclass
@@ -92,29 +95,28 @@ def start(base: Base, example: Example) -> ConceptState:
     over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked. Under recipe
     `offset`, v* is the mean of all words' embeddings, and the offset is zero.
     """
-    table = base.text_encoder.get_input_embeddings().weight  # pyright: ignore[reportCallIssue]
     subtokens = words(base.tokenizer, example.superclass)
     if not subtokens:
         raise ValueError(f"the superclass {example.superclass!r} has no token")
-    rows, ends = [], []
-    for template in base.folder.settings.templates:
-        before, after = template.split("{}")
-        ids = [base.tokenizer.bos_token_id, *words(base.tokenizer, before), *subtokens]
-        ends.append(len(ids) - 1)
-        ids += [*words(base.tokenizer, after), base.tokenizer.eos_token_id]
-        padding = [base.tokenizer.pad_token_id] * (base.tokenizer.model_max_length - len(ids))
-        rows.append(Tokens((*ids, *padding), (-1,) * (len(ids) + len(padding)), len(ids)))
-    encodings = encode(base.text_encoder, rows)
+    rows = superclass_prompts(base, example.superclass)
+    ends = [row.nouns.index(0) for row in rows]
+    encodings = base.texts.encode(rows).encodings
     superclass_input = encodings[torch.arange(len(rows)), torch.tensor(ends)].mean(0)
     working = superclass_input.dtype
     values = base.stack.values.to(working) @ superclass_input
     keys = base.stack.keys.to(working) @ superclass_input
     offset = example.config.recipe == "offset"
     return ConceptState(
-        embedding=nn.Parameter((table.mean(0) if offset else table[subtokens].mean(0)).clone()),
+        embedding=nn.Parameter(base.texts.embeddings(None if offset else subtokens)),
         value_target=nn.Parameter(torch.zeros_like(values) if offset else values),
         key_target=nn.Parameter(keys) if example.config.lock == "trained" and not offset else None,
         target_input=superclass_input.clone(),
         superclass_input=superclass_input,
         generator=torch.Generator().manual_seed(example.config.seed),
     )
+
+
+def superclass_prompts(base: Base, superclass: str) -> list[Tokens]:
+    """The training templates with the superclass spelt out."""
+    templates = base.folder.settings.templates
+    return [base.texts.tokenize(template.format("{0}"), (superclass,), {0}) for template in templates]

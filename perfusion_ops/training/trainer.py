@@ -17,17 +17,28 @@ import torch
 from torch import Tensor
 
 from perfusion_ops.base_model import Base
+from perfusion_ops.conditioning import Conditioning
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
 from perfusion_ops.errors import PerfusionError
+from perfusion_ops.families.family import POOLED
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import encode, tokenize
 from perfusion_ops.training.attention import attention_for_training
 from perfusion_ops.training.draws import Draw, draw_rows
-from perfusion_ops.training.state import ConceptState, Example, start
+from perfusion_ops.training.state import ConceptState, Example, start, superclass_prompts
 
 _LOSS_WINDOW = 50
 _LAST_RATE = 0.02  # of a cosine decay
+
+
+@torch.no_grad()
+def _superclass_pooled(base: Base, superclasses: Sequence[str]) -> dict[str, Tensor]:
+    """Pooled vectors (T, P) of the templates with each superclass; empty if the family or its settings ask for none."""
+    pooled = any(text.pooled for text in base.folder.family.texts)
+    if not pooled or base.folder.settings.pooled == "concept":
+        return {}
+    distinct = dict.fromkeys(superclasses)
+    return {each: base.texts.encode(superclass_prompts(base, each)).extra[POOLED] for each in distinct}
 
 
 class TrainingDivergedError(PerfusionError, ValueError):
@@ -84,11 +95,12 @@ class Trainer:
         nouns = [example.superclass if example.config.recipe == "offset" else "" for example in self.examples]
         self._templates = {
             noun: tuple(
-                tokenize(base.tokenizer, template.format("{0}"), (noun,)) for template in base.folder.settings.templates
+                base.texts.tokenize(template.format("{0}"), (noun,)) for template in base.folder.settings.templates
             )
             for noun in dict.fromkeys(nouns)
         }
         self._nouns = tuple(nouns)
+        self._pooled = _superclass_pooled(base, [example.superclass for example in self.examples])
 
     def active(self) -> list[int]:
         """Concepts that have steps left and have not diverged."""
@@ -104,7 +116,7 @@ class Trainer:
 
     def advance(self, steps: int | None, on_step: Callable[["Trainer"], None] | None = None) -> None:
         """Train for `steps` optimiser steps, or all that are left if None; stop earlier if no concept is active."""
-        with attention_for_training(self.base.unet, self.base.device):
+        with attention_for_training(self.base.denoiser, self.base.device):
             while self.active() and steps != 0:
                 self.step()
                 steps = None if steps is None else steps - 1
@@ -183,7 +195,11 @@ class Trainer:
         noise = torch.stack([draw.noise for draw in draws]).to(latents)
         timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
         noisy = self._noise.add_noise(latents, noise, timesteps).to(self.base.dtype)
-        predicted = self.base.unet(noisy, timesteps, conditioning[row_pair]).sample.to(latents.dtype)
+        told = conditioning.rows(row_pair)
+        added = self.base.folder.family.added(told.extra, self._time_ids(draws))
+        predicted = self.base.denoiser(noisy, timestep=timesteps, encoder_hidden_states=told.kv, **added).sample
+        # Some denoisers also predict a variance, in further channels.
+        predicted = predicted[:, : latents.shape[1]].to(latents.dtype)
         errors = (predicted - self._wanted(latents, noise, timesteps)).square().mean(1, keepdim=True)
         per_row = (errors * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
         batch = torch.tensor([self.examples[draw.concept].config.batch for draw in draws], device=device)
@@ -197,14 +213,15 @@ class Trainer:
 
     def _conditioning(
         self, pairs: Sequence[tuple[int, int]], active: Sequence[int], targets: Targets
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values (P, N, R) of P (concept, template) pairs, and the concept's own encodings (P, D) detached."""
+    ) -> tuple[Conditioning, Tensor]:
+        """Conditioning of P (concept, template) pairs, and the concept's own encodings (P, D) detached."""
         device = self.base.device
         concepts = [concept for concept, _ in pairs]
         tokens = [self._templates[self._nouns[concept]][template] for concept, template in pairs]
         where = torch.tensor([row.slots.index(0) for row in tokens], device=device)
         embeddings = torch.stack([self.states[concept].embedding for concept in concepts])[:, None]
-        encodings = encode(self.base.text_encoder, tokens, embeddings)
+        encoded = self.base.texts.encode(tokens, embeddings)
+        encodings = encoded.encodings
         place = {concept: number for number, concept in enumerate(active)}
         chosen = torch.tensor([place[concept] for concept in concepts], device=device)
         rows = targets.rows(chosen)
@@ -219,7 +236,23 @@ class Trainer:
         if offset.any():
             # An offset acts on every position, on encodings of which nothing is removed.
             kept, gates = torch.where(offset, encodings, kept), torch.where(offset, torch.ones_like(gates), gates)
-        return project(kept, gates, outputs, self.base.stack.weight), own
+        extra = dict(encoded.extra)
+        if self._pooled:
+            extra[POOLED] = torch.stack(
+                [self._pooled[self.examples[concept].superclass][template] for concept, template in pairs]
+            )
+        typed = {name: each.to(self.base.dtype) if each.is_floating_point() else each for name, each in extra.items()}
+        return Conditioning(project(kept, gates, outputs, self.base.stack.weight), typed), own
+
+    def _time_ids(self, draws: Sequence[Draw]) -> Tensor | None:
+        """Size and crop (B, 6) of the rows' photos, for a denoiser that is told them."""
+        if not self.base.folder.family.time_ids:
+            return None
+        side = float(self.base.resolution)
+        whole = torch.tensor([side, side, 0.0, 0.0, side, side])
+        known = [self.examples[draw.concept].time_ids for draw in draws]
+        rows = [whole if each is None else each[draw.image] for each, draw in zip(known, draws, strict=True)]
+        return torch.stack(rows).to(self.base.device, self.base.dtype)
 
     def _wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         kind = self._noise.config.prediction_type

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfusion_ops.base.folder import PARTS, BaseError, BaseFolder, describe
+from perfusion_ops.base.folder import BaseError, BaseFolder, describe
+from perfusion_ops.families.registry import PARTS
 from perfusion_ops.mini import base_folder
 from pipeline.storage.objects import StorageError, absolute_uri, explain, mistyped_uri, open_location, options_for
 

@@ -45,7 +45,7 @@ def load_metric(
     if not storage.exists(path):
         storage.create(path, _shipped(base, config) or _estimated(base, config, storage.options, progress))
     try:
-        return read_metric(storage.read(path), base_digest=base.folder.digest).to(base.device)
+        return read_metric(storage.read(path), base_digest=base.folder.metric_digest).to(base.device)
     except MetricError as error:
         raise MetricError(f"{storage.uri(path)}: {error}") from error
 
@@ -74,12 +74,11 @@ def _estimated(
     if progress is not None:
         captions = _counted(captions, config.captions, progress)
     metric = estimate(
-        base.text_encoder,
-        base.tokenizer,
+        base.texts,
         captions,
         held_out=held_out,
         config=config,
-        base_digest=base.folder.digest,
+        base_digest=base.folder.metric_digest,
     )
     return metric.to_bytes()
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfusion_ops.attention.masks import density, masks
 from perfusion_ops.concept import ConceptFileError, GatedConcept, OffsetConcept, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import RECIPE_DEFAULTS, TrainingConfig
-from perfusion_ops.masks import density, masks
 from perfusion_ops.regions import Regions, acting, everywhere, has_offsets, row_regions
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import encode, substitute, tokenize
@@ -117,27 +117,27 @@ def test_hooks_equal_a_naive_attention(base, metric):
     ]
     offsets = row_regions(base, rows)
     conditioning = torch.cat(
-        [condition(base, metric, [PromptRow("")]).expand(2, -1, -1), condition(base, metric, rows)]
+        [condition(base, metric, [PromptRow("")]).kv.expand(2, -1, -1), condition(base, metric, rows).kv]
     )
     latents = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad(), acting(base, offsets, 20):
-        found = [base.unet(sample, 7, conditioning).sample for sample in latents]
+        found = [base.denoiser(sample, 7, conditioning).sample for sample in latents]
 
     expected = naive_steps(base, offsets, conditioning, latents)
     for one_found, one_expected in zip(found, expected, strict=True):
         torch.testing.assert_close(one_found, one_expected, rtol=1e-6, atol=1e-8)
-    plain = base.unet(latents[2], 7, conditioning).sample
+    plain = base.denoiser(latents[2], 7, conditioning).sample
     # Unconditional rows are not touched, and no hook is left behind.
     torch.testing.assert_close(found[2][:2], plain[:2], rtol=1e-9, atol=1e-10)
     assert not torch.allclose(found[2][2:], plain[2:])
-    torch.testing.assert_close(base.unet(latents[0], 7, conditioning).sample, found[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(base.denoiser(latents[0], 7, conditioning).sample, found[0], rtol=1e-9, atol=1e-10)
 
 
 def test_an_offset_everywhere_is_an_offset_of_the_values(base, metric):
     """The identity that the recipe rests on: attention weights add up to one."""
     row = PromptRow("a {0}", (offset_concept(base, metric, 3),), (0.5,), (0.1,))
-    conditioning = condition(base, metric, [row])
-    moved = everywhere(base, [row], conditioning)
+    found = condition(base, metric, [row])
+    conditioning, moved = found.kv, everywhere(base, [row], found).kv
     split = base.stack.key_rows
     assert torch.equal(moved[..., :split], conditioning[..., :split])
     torch.testing.assert_close(
@@ -149,16 +149,16 @@ def test_an_offset_everywhere_is_an_offset_of_the_values(base, metric):
     doubled = Regions(offsets.values * 2, offsets.nouns * 0, offsets.used)
     with torch.no_grad():
         with acting(base, doubled, 20):
-            base.unet(sample, 7, conditioning)
-            found = base.unet(sample, 7, conditioning).sample
-        torch.testing.assert_close(found, base.unet(sample, 7, moved).sample, rtol=1e-6, atol=1e-7)
+            base.denoiser(sample, 7, conditioning)
+            found = base.denoiser(sample, 7, conditioning).sample
+        torch.testing.assert_close(found, base.denoiser(sample, 7, moved).sample, rtol=1e-6, atol=1e-7)
 
 
 def test_strength_scales_the_offset_and_nothing_else(base, metric):
     row = PromptRow("a {0}", (offset_concept(base, metric, 3),), (0.5,), (0.1,))
     half = replace(row, strength=0.5)
     assert torch.equal(row_regions(base, [half]).values, 0.5 * row_regions(base, [row]).values)
-    assert torch.equal(condition(base, metric, [half]), condition(base, metric, [row]))
+    assert torch.equal(condition(base, metric, [half]).kv, condition(base, metric, [row]).kv)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -231,7 +231,7 @@ def test_an_offset_changes_the_picture(metric):
 
 def test_exactly_the_embedding_and_the_offset_learn(base, metric):
     weight = base.stack.weight.clone()
-    before = {name: tensor.clone() for name, tensor in base.text_encoder.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in base.texts.models[0].encoder.state_dict().items()}
     trainer = Trainer(base, metric, [example()])
     fresh = start(base, example())
     assert (fresh.value_target == 0).all()
@@ -240,7 +240,7 @@ def test_exactly_the_embedding_and_the_offset_learn(base, metric):
     assert (state.embedding != fresh.embedding).any()
     assert (state.value_target != 0).any()
     assert torch.equal(base.stack.weight, weight)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in base.text_encoder.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.texts.models[0].encoder.state_dict().items())
     concept = state.concept(trainer.examples[0], base, metric)
     assert isinstance(concept, OffsetConcept)
     assert set(concept.tensors()) == {"embedding", "value_offset"}
@@ -260,12 +260,12 @@ def test_the_first_step_equals_a_hand_made_one(base, metric):
     embedding = state.embedding.detach().clone().requires_grad_()
     offset = torch.zeros(base.stack.key_rows, dtype=torch.float64, requires_grad=True)
     text = base.folder.settings.templates[template].format("{0}")
-    e = encode(base.text_encoder, [tokenize(base.tokenizer, text, ["mug"])], embedding[None, None])
+    e = encode(base.texts.models[0].encoder, [tokenize(base.tokenizer, text, ["mug"])], embedding[None, None])
     keys = e @ base.stack.keys.T
     values = e @ base.stack.values.T + offset
     latents = trainer.examples[0].latents
     noisy = base.scheduler.add_noise(latents, noise, torch.tensor([step]))
-    predicted = base.unet(noisy, step, torch.cat([keys, values], -1)).sample
+    predicted = base.denoiser(noisy, step, torch.cat([keys, values], -1)).sample
     (predicted - noise).square().mean().backward()
     trainer.run()
     # Adam's first step is the sign of the gradient times the step size.

@@ -60,9 +60,9 @@ def test_a_spelled_concept_is_its_words_and_nothing_else(base, metric):
     assert set(tokens.slots) == {-1}
     ends = [tokens.nouns.index(number) for number in range(3)]
     assert [base.tokenizer.decode(tokens.ids[end]).strip() for end in ends] == ["bear", "mug", "hat"]
-    same = condition(base, metric, [PromptRow("a teddy bear next to a mug on a hat")])
-    assert torch.equal(condition(base, metric, [spelled(told)]), same)
-    assert torch.equal(condition(base, metric, [spelled(replace(told, lock="global"))]), same)
+    same = condition(base, metric, [PromptRow("a teddy bear next to a mug on a hat")]).kv
+    assert torch.equal(condition(base, metric, [spelled(told)]).kv, same)
+    assert torch.equal(condition(base, metric, [spelled(replace(told, lock="global"))]).kv, same)
 
 
 def test_a_single_prompt_has_one_concept_and_the_words_of_the_others(base, metric):
@@ -73,9 +73,11 @@ def test_a_single_prompt_has_one_concept_and_the_words_of_the_others(base, metri
     assert first.concepts == (one, Spelled("mug"))
     assert second.concepts == (Spelled("teddy bear"), two)
     alone = PromptRow("a {0} next to a mug", (one,), (0.3,), (0.15,))
-    torch.testing.assert_close(condition(base, metric, [first]), condition(base, metric, [alone]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        condition(base, metric, [first]).kv, condition(base, metric, [alone]).kv, rtol=1e-9, atol=1e-9
+    )
     words = PromptRow("a teddy bear next to a {0}", (two,), (0.3,), (0.15,))
-    assert torch.equal(condition(base, metric, [second]), condition(base, metric, [words]))
+    assert torch.equal(condition(base, metric, [second]).kv, condition(base, metric, [words]).kv)
 
 
 @pytest.mark.parametrize("name", ["a {0} next to a {1}", "a {1} on a {0} and the {1}"])
@@ -102,15 +104,16 @@ def test_regions_equal_a_naive_attention(base, metric, lock):
     assert regions.own is not None
     assert regions.own.shape[:2] == (2, 3)
     assert regions.used.tolist() == [[True, True, False], [True, True, True]]
-    assert torch.equal(conditioning, condition(base, metric, [spelled(each) for each in rows]))
-    empty = condition(base, metric, [PromptRow("")]).expand(2, -1, -1)
+    conditioning = conditioning.kv
+    assert torch.equal(conditioning, condition(base, metric, [spelled(each) for each in rows]).kv)
+    empty = condition(base, metric, [PromptRow("")]).kv.expand(2, -1, -1)
     whole = torch.cat([empty, conditioning])
     latents = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad(), acting(base, regions, 20):
-        found = [base.unet(sample, 7, whole).sample for sample in latents]
+        found = [base.denoiser(sample, 7, whole).sample for sample in latents]
     for one_found, one_expected in zip(found, naive_steps(base, regions, whole, latents), strict=True):
         torch.testing.assert_close(one_found, one_expected, rtol=1e-6, atol=1e-8)
-    plain = base.unet(latents[2], 7, whole).sample
+    plain = base.denoiser(latents[2], 7, whole).sample
     torch.testing.assert_close(found[2][:2], plain[:2], rtol=1e-9, atol=1e-10)
     assert not torch.allclose(found[2][2:], plain[2:])
 
@@ -118,8 +121,8 @@ def test_regions_equal_a_naive_attention(base, metric, lock):
 def test_a_concept_that_covers_the_picture_is_drawn_as_alone(base, metric):
     """With one concept and M = 1, the attention to its own prompt replaces the plain one."""
     told = row("a {0}", offset(base, metric, 1))
-    conditioning = condition(base, metric, [spelled(told)])
-    own = condition(base, metric, [told])
+    conditioning = condition(base, metric, [spelled(told)]).kv
+    own = condition(base, metric, [told]).kv
     regions = replace(row_regions(base, [told], [spelled(told)]), own=own[:, None])
     moved = own.clone()
     moved[..., base.stack.key_rows :] += told.concepts[0].value_offset.double()
@@ -128,14 +131,14 @@ def test_a_concept_that_covers_the_picture_is_drawn_as_alone(base, metric):
     half = replace(regions, nouns=regions.nouns * 0)
     with torch.no_grad():
         with acting(base, half, 20):
-            base.unet(sample, 7, conditioning)
-            found = base.unet(sample, 7, conditioning).sample
-        plain, alone = (base.unet(sample, 7, each).sample for each in (conditioning, moved))
+            base.denoiser(sample, 7, conditioning)
+            found = base.denoiser(sample, 7, conditioning).sample
+        plain, alone = (base.denoiser(sample, 7, each).sample for each in (conditioning, moved))
     assert not torch.allclose(found, plain)
     assert not torch.allclose(found, alone)
     with torch.no_grad(), acting(base, replace(half, own=conditioning[:, None], values=half.values * 0), 20):
-        base.unet(sample, 7, conditioning)
-        same = base.unet(sample, 7, conditioning).sample
+        base.denoiser(sample, 7, conditioning)
+        same = base.denoiser(sample, 7, conditioning).sample
     torch.testing.assert_close(same, plain, rtol=1e-9, atol=1e-10)
 
 

@@ -59,16 +59,16 @@ def rows(base, metric):
 
 
 def test_a_mixed_batch_equals_one_by_one(base, metric, rows):
-    together = condition(base, metric, rows)
+    together = condition(base, metric, rows).kv
     for index, row in enumerate(rows):
-        torch.testing.assert_close(together[index], condition(base, metric, [row])[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together[index], condition(base, metric, [row]).kv[0], rtol=1e-4, atol=1e-4)
 
 
 def test_conditioning_equals_the_naive_reference(base, metric, rows):
     for index in (0, 1, 5):
         row = rows[index]
         embeddings = torch.stack([item.embedding for item in row.concepts])[None]
-        e = encode(base.text_encoder, [tokenize(base.tokenizer, row.prompt)], embeddings)[0].detach()
+        e = encode(base.texts.models[0].encoder, [tokenize(base.tokenizer, row.prompt)], embeddings)[0].detach()
         outputs = [item.outputs(base.stack) for item in row.concepts]
         wanted = torch.stack(
             [
@@ -86,25 +86,25 @@ def test_conditioning_equals_the_naive_reference(base, metric, rows):
                 for token in e
             ]
         )
-        torch.testing.assert_close(condition(base, metric, [row])[0].double(), wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(condition(base, metric, [row]).kv[0].double(), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_an_unedited_row_in_an_edited_batch_is_the_unmodified_model_to_the_bit(base, metric, rows):
     ids = base.tokenizer("a photo of a mug", padding="max_length", return_tensors="pt")["input_ids"]
-    alone = condition(base, metric, [rows[2]])
-    assert torch.equal(alone[0], base.text_encoder(ids).last_hidden_state[0] @ base.stack.weight.T)
-    beside = condition(base, metric, [rows[2], rows[2], rows[0]])
+    alone = condition(base, metric, [rows[2]]).kv
+    assert torch.equal(alone[0], base.texts.models[0].encoder(ids).last_hidden_state[0] @ base.stack.weight.T)
+    beside = condition(base, metric, [rows[2], rows[2], rows[0]]).kv
     torch.testing.assert_close(beside[0], alone[0], rtol=1e-5, atol=1e-5)
 
 
 def test_global_lock_takes_the_keys_of_the_superclass_prompt_and_keeps_the_values(base, metric, rows):
     row = rows[3]
     local = PromptRow(row.prompt, row.concepts, row.bias, row.temperature, "local")
-    here, there = condition(base, metric, [row, local])
+    here, there = condition(base, metric, [row, local]).kv
     split = base.stack.key_rows
     torch.testing.assert_close(here[:, split:], there[:, split:], rtol=1e-5, atol=1e-5)
     tokens, align = substitute(base.tokenizer, row.prompt, ["teddy bear"])
-    plain = encode(base.text_encoder, [tokens])[0] @ base.stack.keys.T
+    plain = encode(base.texts.models[0].encoder, [tokens])[0] @ base.stack.keys.T
     torch.testing.assert_close(here[:, :split], plain[list(align)], rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_only_a_trained_lock_uses_trained_keys(base, metric):
     assert torch.equal(one.outputs(base.stack, trained_keys=True)[:split], one.key_target)
     torch.testing.assert_close(one.outputs(base.stack)[:split], base.stack.keys @ one.superclass_input)
     rows = [PromptRow("a {0}", (one,), (0.5,), (0.15,), lock) for lock in ("local", "trained")]
-    local, trained = condition(base, metric, rows)
+    local, trained = condition(base, metric, rows).kv
     assert (local[:, :split] != trained[:, :split]).any()
     torch.testing.assert_close(local[:, split:], trained[:, split:], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="learned no keys"):
@@ -128,9 +128,9 @@ def test_a_local_lock_maps_the_concept_to_the_superclass_key(base, metric):
 
 def test_a_prompt_without_the_concept_drifts_less_with_a_higher_bias(base, metric):
     one = concept(base, metric, 1)
-    plain = condition(base, metric, [PromptRow("a car in the city")])
+    plain = condition(base, metric, [PromptRow("a car in the city")]).kv
     drift = [
-        (condition(base, metric, [PromptRow("a car in the city", (one,), (bias,), (0.1,))]) - plain).norm()
+        (condition(base, metric, [PromptRow("a car in the city", (one,), (bias,), (0.1,))]).kv - plain).norm()
         for bias in (0.2, 0.6, 1.2)
     ]
     assert drift[0] > drift[1] > drift[2]

@@ -17,14 +17,14 @@ def base():
     ["{0}", "{0} on the beach", "a photo of a {0}, in the snow.", "on the beach, a {0} next to a {1}", "a {1}{0}"],
 )
 def test_a_concept_with_the_superclass_embedding_is_the_superclass(base, prompt):
-    table = base.text_encoder.get_input_embeddings().weight
+    table = base.texts.models[0].encoder.get_input_embeddings().weight
     names = ["mug", "bear"]
     embeddings = torch.stack([table[words(base.tokenizer, name)[0]] for name in names])[None]
     spelt = prompt.replace("}{", "} {").format(*names)
     plain = base.tokenizer(spelt, padding="max_length", return_tensors="pt")["input_ids"]
     assert torch.equal(
-        encode(base.text_encoder, [tokenize(base.tokenizer, prompt)], embeddings),
-        base.text_encoder(plain).last_hidden_state,
+        encode(base.texts.models[0].encoder, [tokenize(base.tokenizer, prompt)], embeddings),
+        base.texts.models[0].encoder(plain).last_hidden_state,
     )
 
 
@@ -57,11 +57,11 @@ def test_pieces_split_at_numbers():
 def test_the_gradient_reaches_the_concepts_embedding_alone(base):
     embeddings = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
     tokens = [tokenize(base.tokenizer, "a photo of a {0}"), tokenize(base.tokenizer, "the beach")]
-    encode(base.text_encoder, tokens, embeddings).square().sum().backward()
+    encode(base.texts.models[0].encoder, tokens, embeddings).square().sum().backward()
     assert embeddings.grad is not None
     assert embeddings.grad[0].abs().sum() > 0
     assert embeddings.grad[1].abs().sum() == 0
-    assert all(parameter.grad is None for parameter in base.text_encoder.parameters())
+    assert all(parameter.grad is None for parameter in base.texts.models[0].encoder.parameters())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from perfusion_ops.masks import density, masks
+from perfusion_ops.attention.masks import density, masks
 
 
 class Naive:
@@ -60,11 +60,11 @@ def attend(q, k, v, heads):
 def naive_steps(base, regions, conditioning, latents, timestep=7):
     """What the denoiser predicts for each of the latents in turn, masks and all."""
     naive = Naive(regions, base.stack.key_rows)
-    before = base.unet.attn_processors
-    base.unet.set_attn_processor(
+    before = base.denoiser.attn_processors
+    base.denoiser.set_attn_processor(
         {
             name: naive.processor("up_blocks" in name) if "attn2" in name else AttnProcessor()
-            for name in base.unet.attn_processors
+            for name in base.denoiser.attn_processors
         }
     )
     try:
@@ -76,7 +76,7 @@ def naive_steps(base, regions, conditioning, latents, timestep=7):
                     seen = new if seen is None else seen**0.7 * new**0.3
                 naive.maps = []
                 naive.masks = masks(seen, regions.used) if number else None
-                expected.append(base.unet(sample, timestep, conditioning).sample)
+                expected.append(base.denoiser(sample, timestep, conditioning).sample)
     finally:
-        base.unet.set_attn_processor(before)
+        base.denoiser.set_attn_processor(before)
     return expected

@@ -152,7 +152,7 @@ def keep_metric(storage):
 
 def limit_rows(worker, most):
     """Let the worker's denoiser run out of memory with more than `most` samples at once."""
-    unet = worker.models.base.unet
+    unet = worker.models.base.denoiser
     base = next(each for each in type(unet).__mro__ if not hasattr(each, "most_rows"))
 
     class Limited(base):

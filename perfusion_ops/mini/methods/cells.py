@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from perfusion_ops.base.folder import PARTS, BaseFolder
+from perfusion_ops.base.folder import BaseFolder
 from perfusion_ops.config import Frozen, SamplingConfig
+from perfusion_ops.families.stable_diffusion import STABLE_DIFFUSION
 from perfusion_ops.mini.methods.scores import Score
 from perfusion_ops.mini.methods.sets import SetName
 from perfusion_ops.mini.methods.sizes import Amount
@@ -84,7 +85,7 @@ def base_identity(folder: BaseFolder) -> str:
     if settings.mask_layers:
         used.append(settings.mask_layers)
     whole = hashlib.sha256(json.dumps(used).encode())
-    for part in PARTS:
+    for part in STABLE_DIFFUSION.parts:
         for file in sorted((folder.path / part).iterdir()):
             if file.suffix in _DIGESTED:
                 whole.update(f"{part}/{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())

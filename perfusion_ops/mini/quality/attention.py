@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.attention_maps import grid, watching
+from perfusion_ops.attention.maps import grid, watching
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.config import Frozen
 from perfusion_ops.mini.world.products import HELD_OUT, product
 from perfusion_ops.mini.world.scene import Scene, pair, photograph, render
 from perfusion_ops.mini.world.vocabulary import CATEGORIES, CONTEXTS, phrases, superclass
-from perfusion_ops.text import Tokens, encode, tokenize, words
+from perfusion_ops.text import Tokens, words
 
 _TIMESTEPS = (200, 500, 800)  # of 1,000
 _FIRST = 570_000  # of the products, which no other measurement uses
@@ -97,7 +97,7 @@ def _told_apart(base: Base, number: int) -> float:
 
 
 def _tokens(base: Base, nouns: Sequence[str], prompt: str) -> Tokens:
-    return tokenize(base.tokenizer, prompt, nouns, range(len(nouns)))
+    return base.texts.tokenize(prompt, nouns, range(len(nouns)))
 
 
 def _seen(
@@ -108,12 +108,12 @@ def _seen(
     pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     latents = encode_pictures(base, pixels)
     masks = nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture.masks), _size(latents)).to(base.device)
-    conditioning = encode(base.text_encoder, [tokens]).to(base.dtype) @ base.stack.weight.mT
+    conditioning = base.texts.encode([tokens]).encodings.to(base.dtype) @ base.stack.weight.mT
     for step in _TIMESTEPS:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)).to(latents)
         noisy = base.scheduler.add_noise(latents, noise, torch.tensor([step]))
-        with watching(base.unet, groups) as maps:
-            base.unet(noisy.to(base.dtype), step, conditioning)
+        with watching(base.denoiser, groups) as maps:
+            base.denoiser(noisy.to(base.dtype), step, conditioning)
         yield (
             masks,
             [each.unflatten(2, grid(each.shape[2], _size(latents))) for name, each in maps.items() if only in name],

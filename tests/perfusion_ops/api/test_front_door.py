@@ -158,7 +158,7 @@ def test_steps_are_reported_and_a_mask_changes_what_is_learned(base, metric, pho
 
 def test_what_cannot_be_trained_says_why(base, metric, photos):
     damaged = perfusion_ops.load_base("mini")
-    damaged.unet.conv_out.bias.fill_(float("nan"))
+    damaged.denoiser.conv_out.bias.fill_(float("nan"))
     with pytest.raises(TrainingDivergedError, match="diverged at step 1"):
         perfusion_ops.train_concept(damaged, metric, "mug", photos, steps=2)
     with pytest.raises(ValueError, match="no photo"):
@@ -275,5 +275,5 @@ def test_a_half_precision_pipeline_keeps_its_encoder(metric):
     pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.bfloat16)
     base = perfusion_ops.attach(pipeline)
     assert pipeline.text_encoder.dtype == base.dtype == torch.bfloat16
-    assert base.text_encoder.dtype == torch.float32
+    assert base.texts.models[0].encoder.dtype == torch.float32
     assert perfusion_ops.prompt_embeds(base, metric, "a mug").dtype == torch.bfloat16

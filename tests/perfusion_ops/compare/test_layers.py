@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perfusion_ops.attention_maps import cross_attentions
+from perfusion_ops.attention.maps import cross_attentions
 from perfusion_ops.base.folder import BaseError, BaseFolder, BaseSettings, describe
 from perfusion_ops.base_model import base_from_parts, load_base
 from perfusion_ops.compare.layers import calibrate, greedy, roc_area
@@ -60,7 +60,7 @@ def test_the_embedded_base_looks_at_its_products(base, products):
     found = calibrate(base, products)
     assert found is not None
     assert found.scenes == 12
-    names = [name for name, _ in cross_attentions(base.unet)]
+    names = [name for name, _ in cross_attentions(base.denoiser)]
     assert set(found.alone) == set(names)
     assert all(0 <= area <= 1 for area in found.alone.values())
     assert found.default > 0.75
@@ -111,11 +111,11 @@ def drawn(layers):
     conditioning = torch.randn(1, 32, 2 * base.stack.key_rows, generator=g).double()
     sample = torch.randn(2, 1, 4, 8, 8, generator=g).double()
     with torch.no_grad(), acting(base, Regions(values, nouns, torch.ones(1, 1, dtype=torch.bool)), 20):
-        return [base.unet(each, 7, conditioning).sample for each in sample][1]
+        return [base.denoiser(each, 7, conditioning).sample for each in sample][1]
 
 
 def test_masks_come_from_the_layers_that_the_base_names():
-    names = [name for name, _ in cross_attentions(small_base().unet)]
+    names = [name for name, _ in cross_attentions(small_base().denoiser)]
     up = tuple(name for name in names if "up_blocks" in name)
     down = tuple(name for name in names if "down_blocks" in name)
     assert up

@@ -26,7 +26,7 @@ def test_shares_add_up_and_products_are_told_apart_better_than_by_chance(base):
     assert min(shares) > 0
     assert found.told_apart > 0.55
     assert found == noun_attention(base, 6)
-    assert not any(module._forward_hooks for module in base.unet.modules())
+    assert not any(module._forward_hooks for module in base.denoiser.modules())
 
 
 def test_equal_keys_give_each_position_its_share_and_tell_nothing_apart():

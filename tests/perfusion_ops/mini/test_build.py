@@ -48,7 +48,7 @@ def test_the_whole_chain_ends_in_folders_that_load_and_draw(built):
     assert base.resolution == 64
     lines = list(captions(300, seed=1))
     metric = estimate(
-        base.text_encoder, base.tokenizer, lines[:200], held_out=lines[200:], config=MetricConfig(),
+        base.texts, lines[:200], held_out=lines[200:], config=MetricConfig(),
         base_digest=base.folder.digest,
     )  # fmt: skip
     rows = [RenderRow(PromptRow("a photo of a mug on the beach"), PromptRow(""), 0)]
@@ -64,12 +64,13 @@ def test_a_build_that_starts_from_a_base_trains_its_denoiser_on(built, tmp_path)
     build.main([*start, "--size", "tiny", "--processes", "1", "--only", "base"])
     before, after = (load_base(describe(home / "out" / "base")) for home in (built, tmp_path))
     assert before.tokenizer.get_vocab() == after.tokenizer.get_vocab()
-    for name, kept in (("vae", True), ("unet", False), ("text_encoder", False)):
-        pairs = zip(getattr(before, name).parameters(), getattr(after, name).parameters(), strict=True)
+    parts = ((each.vae, each.denoiser, each.texts.models[0].encoder) for each in (before, after))
+    for *pair, name, kept in zip(*parts, ("vae", "denoiser", "text"), (True, False, False), strict=True):
+        pairs = zip(*(part.parameters() for part in pair), strict=True)
         moved = [not torch.equal(one, other) for one, other in pairs]
         assert not any(moved) if kept else sum(moved) > len(moved) / 2, name
     # What it learns starts at the base's weights: four steps cannot move it far.
-    for one, other in zip(before.unet.parameters(), after.unet.parameters(), strict=True):
+    for one, other in zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True):
         assert (one - other).abs().max() < 0.05
     lines = [json.loads(line) for line in (tmp_path / "out" / "base" / "log.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"begin", "denoiser"}

@@ -27,8 +27,7 @@ def trained():
     base = load_base(describe(base_folder()))
     captions = list(grammar.captions(4400, seed=1))
     metric = estimate(
-        base.text_encoder,
-        base.tokenizer,
+        base.texts,
         captions[:4000],
         held_out=captions[4000:],
         config=MetricConfig(),

@@ -29,7 +29,7 @@ def shipped(base):
 
 
 def encodings(base, captions, tokens="masked"):
-    return token_encodings(base.text_encoder, base.tokenizer, captions, tokens=tokens)
+    return token_encodings(base.texts, captions, tokens=tokens)
 
 
 def apart(one, other):

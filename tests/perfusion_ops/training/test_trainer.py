@@ -75,7 +75,7 @@ def test_exactly_the_embedding_and_the_value_target_learn(metric, prediction):
     base = small_base(dtype=torch.float64, prediction=prediction)
     before = {
         name: copy.deepcopy(part.state_dict())
-        for name, part in (("unet", base.unet), ("text", base.text_encoder), ("vae", base.vae))
+        for name, part in (("unet", base.denoiser), ("text", base.texts.models[0].encoder), ("vae", base.vae))
     }
     weight = base.stack.weight.clone()
     fresh = start(base, example())
@@ -87,7 +87,7 @@ def test_exactly_the_embedding_and_the_value_target_learn(metric, prediction):
         assert (parameter != fresh.parameters()[name]).float().mean() > 0.5
     assert torch.equal(state.superclass_input, fresh.superclass_input)
     assert torch.equal(base.stack.weight, weight)
-    for name, part in (("unet", base.unet), ("text", base.text_encoder), ("vae", base.vae)):
+    for name, part in (("unet", base.denoiser), ("text", base.texts.models[0].encoder), ("vae", base.vae)):
         assert all(torch.equal(value, before[name][key]) for key, value in part.state_dict().items())
         assert all(parameter.grad is None for parameter in part.parameters())
 
@@ -115,7 +115,7 @@ def test_the_target_input_is_a_running_mean_of_the_concepts_encoding(base, metri
     fresh = start(base, one)
     state = trained(base, metric, [one]).states[0]
     tokens = [tokenize(base.tokenizer, template.format("{0}")) for template in base.folder.settings.templates]
-    encodings = encode(base.text_encoder, tokens, fresh.embedding[None, None].expand(len(tokens), 1, -1))
+    encodings = encode(base.texts.models[0].encoder, tokens, fresh.embedding[None, None].expand(len(tokens), 1, -1))
     own = torch.stack([encodings[row, item.slots.index(0)] for row, item in enumerate(tokens)]).detach()
     moved = (state.target_input - 0.9 * fresh.target_input) / 0.1
     weights = torch.linalg.lstsq(own.T, moved[:, None]).solution[:, 0]

@@ -6,7 +6,8 @@ import shutil
 import fsspec
 import pytest
 
-from perfusion_ops.base.folder import PARTS, BaseError
+from perfusion_ops.base.folder import BaseError
+from perfusion_ops.families.stable_diffusion import STABLE_DIFFUSION
 from perfusion_ops.mini import base_folder
 from pipeline.bases.find import cache_folder, find_base
 
@@ -181,4 +182,4 @@ def test_cache_is_the_user_s_own_unless_said_otherwise(monkeypatch, cache):
 
 
 def test_every_part_is_there():
-    assert {path.name for path in base_folder().iterdir() if path.is_dir()} == set(PARTS)
+    assert {path.name for path in base_folder().iterdir() if path.is_dir()} == set(STABLE_DIFFUSION.parts)

@@ -149,7 +149,7 @@ def test_a_resumed_training_continues_at_its_checkpoint(tmp_path):
 
 def count_forwards(worker):
     calls = []
-    worker.models.base.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    worker.models.base.denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
 
 

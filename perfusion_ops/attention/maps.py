@@ -10,8 +10,15 @@ from torch import Tensor
 
 
 def cross_attentions(unet: Any) -> list[tuple[str, Any]]:
-    """The cross-attentions of a denoiser with their names, in its order."""
-    return [(name, module) for name, module in unet.named_modules() if name.rsplit(".", 1)[-1] == "attn2"]
+    """The cross-attentions of a denoiser to its text with their names, in its order.
+
+    Some blocks, such as the motion modules of AnimateDiff, have an `attn2` that attends to the pixels themselves.
+    """
+    return [
+        (name, module)
+        for name, module in unet.named_modules()
+        if name.rsplit(".", 1)[-1] == "attn2" and getattr(module, "is_cross_attention", True)
+    ]
 
 
 def grid(places: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -1,0 +1,98 @@
+"""What a family of base models is: its text encoders, its denoiser, its pipelines, and what they take.
+
+This module imports neither torch nor diffusers, so that a base model is checked and planned with quickly.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+POOLED = "pooled"  # one vector of a whole prompt, beside the encodings of its tokens
+MASK = "mask"  # which positions of a prompt hold tokens
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text encoder of a family and what is read from it.
+
+    Attributes:
+        tokenizer: the folder's part with its tokenizer.
+        encoder: the folder's part with its weights.
+        layer: which hidden state the denoiser is given; None for the last one, normalised.
+        pooled: whether the denoiser is also given this encoder's pooled vector.
+        masked: whether the encoder and the denoiser ignore padding.
+    """
+
+    tokenizer: str
+    encoder: str
+    layer: int | None = None
+    pooled: bool = False
+    masked: bool = False
+
+
+def _nothing(_extra: Mapping[str, Any], _time_ids: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of base models.
+
+    Attributes:
+        kind: `_class_name` in the folder's model_index.json.
+        title: the family's name in messages.
+        texts: its text encoders; their encodings are joined side by side.
+        pipelines: the diffusers class that draws, by task; every family has `text`.
+        denoiser: the folder's part with the denoiser.
+        arguments: the pipeline's argument for each extra of a conditioning, such as `pooled`.
+        added: the denoiser's own arguments in training, from the extras and the time ids of the photos.
+        addition: the kinds of `addition_embed_type` that the denoiser may have.
+        time_ids: whether the denoiser is told the size and crop of each photo.
+        options: of the pipeline's constructor, and of `from_pretrained`.
+        index_settings: values of model_index.json that decide what is drawn.
+        zero_negative: the value of them that says that the empty negative prompt is zero.
+        shares_metric: the metric is bound to the text encoders and not to the whole folder, so that fine-tunes of the
+            denoiser share it.
+    """
+
+    kind: str
+    title: str
+    texts: tuple[Text, ...]
+    pipelines: Mapping[str, str]
+    denoiser: str = "unet"
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    added: Callable[[Mapping[str, Any], Any], dict[str, Any]] = _nothing
+    addition: tuple[str | None, ...] = (None,)
+    time_ids: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    index_settings: tuple[str, ...] = ()
+    zero_negative: str | None = None
+    shares_metric: bool = True
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """The folder's parts that decide the text encodings."""
+        return tuple(sorted({part for text in self.texts for part in (text.encoder, text.tokenizer)}))
+
+    @property
+    def weight_parts(self) -> tuple[str, ...]:
+        """The folder's parts that hold weights."""
+        return (*(text.encoder for text in self.texts), self.denoiser, "vae")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All parts of the folder that decide what is drawn."""
+        return tuple(sorted((*self.text_parts, self.denoiser, "scheduler", "vae")))
+
+    def given(self, prefix: str, kv: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The pipeline's arguments for one conditioning.
+
+        Args:
+            prefix: "" for the prompt, "negative_" for the negative prompt.
+            kv: keys and values (B, N, R).
+            extra: by name, one row per row of `kv`.
+        """
+        return {
+            f"{prefix}prompt_embeds": kv,
+            **{f"{prefix}{argument}": extra[name] for name, argument in self.arguments.items()},
+        }

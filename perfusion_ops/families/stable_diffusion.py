@@ -1,0 +1,19 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, whose last hidden state the denoiser is given."""
+
+from perfusion_ops.families.family import Family, Text
+
+STABLE_DIFFUSION = Family(
+    kind="StableDiffusionPipeline",
+    title="SD 1.x and 2.x",
+    texts=(Text("tokenizer", "text_encoder"),),
+    pipelines={
+        "text": "StableDiffusionPipeline",
+        "image": "StableDiffusionImg2ImgPipeline",
+        "inpaint": "StableDiffusionInpaintPipeline",
+        "control": "StableDiffusionControlNetPipeline",
+        "video": "AnimateDiffPipeline",
+    },
+    options={"safety_checker": None},
+    # Metrics of this family are bound to the whole folder: the keys of existing concepts contain that digest.
+    shares_metric=False,
+)
