@@ -5,6 +5,10 @@ There is a kind of concept for each recipe of training. A file holds its tensors
 - paper: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key target is
   recomputed as W_K i_super; only the ablation with trained keys stores its own.
 - offset: v* and the value offset.
+
+Instead of o_V, a file may hold the difference o_V - W_V i_super. With it the concept also acts in siblings of its base
+model: models with the same text encoders and another denoiser (Turbo, LCM-merged, fine-tunes), whose W_V differs. A
+difference may be packed: eight bits a number, and a float16 scale for each 128 of them.
 """
 
 import math
@@ -21,6 +25,11 @@ from perfusion_ops.tensor_file import TensorFileError
 
 FORMAT = "perfusion-concept-1"
 OFFSET_FORMAT = "perfusion-offset-1"
+DIFFERENCE_FORMAT = "perfusion-concept-2"
+SIBLING_OFFSET_FORMAT = "perfusion-offset-2"
+_GATED = (FORMAT, DIFFERENCE_FORMAT)
+_SHARED = (DIFFERENCE_FORMAT, SIBLING_OFFSET_FORMAT)
+_BLOCK = 128  # numbers of a packed tensor that share a scale
 
 
 class ConceptFileError(PerfusionError, ValueError):
@@ -42,6 +51,7 @@ class GatedConcept:
         base_digest: digest of the base model.
         metric_digest: digest of the metric.
         loss: mean of the last training losses, if known.
+        text_digest: digest of the text encoders, if `value_target` is the difference o_V - W_V i_super; "" otherwise.
     """
 
     superclass: str
@@ -54,6 +64,7 @@ class GatedConcept:
     base_digest: str
     metric_digest: str
     loss: float | None = None
+    text_digest: str = ""
 
     @property
     def noun(self) -> str:
@@ -77,7 +88,10 @@ class GatedConcept:
             raise ValueError("the concept learned no keys: train it with train.lock 'trained', or use another lock")
         else:
             keys = self.key_target.to(device)
-        return torch.cat([keys, self.value_target.to(device)])
+        values = self.value_target.to(device)
+        if self.text_digest:
+            values = values + stack.values.float() @ self.superclass_input.to(device)
+        return torch.cat([keys, values])
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name."""
@@ -85,7 +99,7 @@ class GatedConcept:
             "embedding": self.embedding,
             "superclass_input": self.superclass_input,
             "target_input": self.target_input,
-            "value_target": self.value_target,
+            "value_difference" if self.text_digest else "value_target": self.value_target,
         }
         return stored if self.key_target is None else {**stored, "key_target": self.key_target}
 
@@ -101,6 +115,7 @@ class OffsetConcept:
         base_digest: digest of the base model.
         metric_digest: digest of the metric of the run; the offset does not depend on it.
         loss: mean of the last training losses, if known.
+        text_digest: digest of the text encoders, if the concept may act in siblings of its base model; "" otherwise.
     """
 
     superclass: str
@@ -109,6 +124,7 @@ class OffsetConcept:
     base_digest: str
     metric_digest: str
     loss: float | None = None
+    text_digest: str = ""
 
     @property
     def noun(self) -> str:
@@ -135,30 +151,41 @@ class Spelled:
 Concept = GatedConcept | OffsetConcept
 
 
-def write_concept(concept: Concept, *, key: str = "", dtype: torch.dtype = torch.float16) -> bytes:
+def write_concept(
+    concept: Concept, *, key: str = "", dtype: torch.dtype = torch.float16, packed: bool = False
+) -> bytes:
     """Serialise a concept; equal ones give equal bytes.
 
     Args:
         concept: what to store.
         key: the concept's content key, so that a file under another key's name is noticed.
         dtype: of the stored tensors.
+        packed: store the values in eight bits each; for concepts with a `text_digest`.
 
     Raises:
         ConceptFileError: a value is not finite, or too large for `dtype` (float16 ends at 65,504).
+        ValueError: `packed` is set for a concept whose values are no difference.
     """
+    if packed and not concept.text_digest:
+        raise ValueError("only differences can be packed: train with train.store 'int8'")
     stored: dict[str, Tensor] = {}
     for name, tensor in concept.tensors().items():
         stored[name] = tensor.detach().cpu().to(dtype)
         if not bool(torch.isfinite(stored[name]).all()):
             raise ConceptFileError(f"{name} of the concept has values that {dtype} cannot hold: training diverged")
     gated = isinstance(concept, GatedConcept)
+    if packed:
+        name = "value_difference" if gated else "value_offset"
+        stored[name], stored[f"{name}_scale"] = _pack(concept.tensors()[name])
+    shared = bool(concept.text_digest)
     metadata = {
-        "format": FORMAT if gated else OFFSET_FORMAT,
+        "format": (FORMAT, OFFSET_FORMAT, DIFFERENCE_FORMAT, SIBLING_OFFSET_FORMAT)[2 * shared + (not gated)],
         "superclass": concept.superclass,
         **({"lock": concept.lock} if gated else {}),
         "base_digest": concept.base_digest,
         "metric_digest": concept.metric_digest,
         "key": key,
+        **({"text_digest": concept.text_digest} if shared else {}),
     }
     if concept.loss is not None:
         metadata["loss"] = repr(concept.loss)
@@ -174,6 +201,7 @@ def read_concept(
     text_width: int,
     value_width: int,
     key: str | None = None,
+    text_digest: str = "",
 ) -> Concept:
     """Read and check a concept file; nothing in it is trusted.
 
@@ -185,34 +213,42 @@ def read_concept(
         text_width: D, the width of a text encoding.
         value_width: R / 2, the values of all layers.
         key: the content key that the file must have; None accepts any.
+        text_digest: digest of the text encoders in use. If it is given, concepts of a sibling are accepted that may act
+            in this base model.
 
     Raises:
         ConceptFileError: damaged, of another shape or type, not finite, or of another base model, metric or key.
     """
     try:
-        metadata, tensors = tensor_file.read(data, FORMAT, OFFSET_FORMAT)
+        metadata, tensors = tensor_file.read(data, FORMAT, OFFSET_FORMAT, DIFFERENCE_FORMAT, SIBLING_OFFSET_FORMAT)
     except TensorFileError as error:
         raise ConceptFileError(f"the concept file {error}") from error
     if key is not None and metadata.get("key") != key:
         raise ConceptFileError(f"the concept file has the key {metadata.get('key', '')[:12]!r}..., not {key[:12]!r}...")
+    shared = metadata["format"] in _SHARED
+    sibling = _sibling(metadata, text_digest) if shared else False
     for name, mine in (("base_digest", base_digest), ("metric_digest", metric_digest)):
         theirs = metadata.get(name, "")
-        if theirs != mine:
+        if theirs != mine and not (sibling and name == "base_digest"):
             what = "base model" if name == "base_digest" else "metric"
             raise ConceptFileError(
                 f"the concept was trained with another {what} ({theirs[:12]}..., this run has {mine[:12]}...): "
                 f"train it again, or run with that {what}"
             )
     superclass, loss = metadata.get("superclass", ""), _loss(metadata)
-    if metadata["format"] == OFFSET_FORMAT:
+    its_base, its_text = metadata["base_digest"], metadata.get("text_digest", "") if shared else ""
+    tensors = _unpacked(tensors, value_width) if shared else tensors
+    if metadata["format"] not in _GATED:
         found = _checked(tensors, {"embedding": embedding_width, "value_offset": value_width})
-        return OffsetConcept(superclass, found["embedding"], found["value_offset"], base_digest, metric_digest, loss)
+        return OffsetConcept(
+            superclass, found["embedding"], found["value_offset"], its_base, metric_digest, loss, its_text
+        )
     lock: Literal["local", "trained"] = "trained" if metadata.get("lock") == "trained" else "local"
     shapes = {
         "embedding": embedding_width,
         "superclass_input": text_width,
         "target_input": text_width,
-        "value_target": value_width,
+        "value_difference" if shared else "value_target": value_width,
     }
     if lock == "trained":
         shapes["key_target"] = value_width
@@ -222,13 +258,54 @@ def read_concept(
         embedding=found["embedding"],
         target_input=found["target_input"],
         superclass_input=found["superclass_input"],
-        value_target=found["value_target"],
+        value_target=found["value_difference" if shared else "value_target"],
         key_target=found.get("key_target"),
         lock=lock,
-        base_digest=base_digest,
+        base_digest=its_base,
         metric_digest=metric_digest,
         loss=loss,
+        text_digest=its_text,
     )
+
+
+def _sibling(metadata: dict[str, str], text_digest: str) -> bool:
+    """Whether the concept may act in a base model with these text encoders; trained keys belong to one denoiser."""
+    theirs = metadata.get("text_digest", "")
+    if not theirs:
+        raise ConceptFileError("the concept file does not name its text encoders: it is damaged")
+    return theirs == text_digest and metadata.get("lock", "local") == "local"
+
+
+def _pack(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (n,) as int8, and a float16 scale for each `_BLOCK` of them."""
+    blocks = _in_blocks(values.detach().cpu().float())
+    scales = (blocks.abs().amax(1) / 127).half()
+    # Rounding to float16 must not make a scale smaller than its block needs.
+    short = scales.float() * 127 < blocks.abs().amax(1)
+    scales = torch.where(short, torch.nextafter(scales, torch.full_like(scales, torch.inf)), scales)
+    if not bool(torch.isfinite(scales).all()):
+        raise ConceptFileError("a value of the concept is too large to be stored: training diverged")
+    whole = (blocks / scales.float().clamp(min=torch.finfo(torch.float16).tiny / 1024)[:, None]).round()
+    return whole.clamp(-127, 127).to(torch.int8).flatten()[: len(values)].clone(), scales
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    return torch.nn.functional.pad(values, (0, -len(values) % _BLOCK)).view(-1, _BLOCK)
+
+
+def _unpacked(tensors: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """The tensors, packed ones as float32."""
+    found = dict(tensors)
+    for name in [name for name in tensors if f"{name}_scale" in tensors]:
+        values, scales = tensors[name], found.pop(f"{name}_scale")
+        blocks = -(-width // _BLOCK)
+        if values.dtype != torch.int8 or values.shape != (width,) or scales.shape != (blocks,):
+            raise ConceptFileError(
+                f"{name} is {values.dtype} of shape {tuple(values.shape)} with {tuple(scales.shape)} scales, "
+                f"expected int8 of ({width},) with ({blocks},)"
+            )
+        found[name] = (_in_blocks(values.float()) * scales.float()[:, None]).flatten()[:width].clone()
+    return found
 
 
 def _checked(tensors: dict[str, Tensor], widths: dict[str, int]) -> dict[str, Tensor]:

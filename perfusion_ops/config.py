@@ -71,7 +71,14 @@ class TrainingConfig(Frozen):
         default=False, description="spread the rows of a step evenly over the timesteps and the photos"
     )
 
-    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"recipe", "decay", "stratified"})
+    store: Literal["auto", "target", "difference", "int8"] = Field(
+        default="auto",
+        description="the values in a concept file: target: o_V itself; difference: o_V - W_V i_super, which also fits "
+        "base models with the same text encoders; int8: the difference in eight bits, half the size; auto: target for "
+        "SD 1.x and 2.x, difference for others",
+    )
+
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"recipe", "decay", "stratified", "store"})
 
     def overridden(self, values: Mapping[str, Any]) -> "TrainingConfig":
         """These settings with others in their place.

@@ -116,6 +116,7 @@ def load_concept(base: Base, metric: Metric, source: bytes | str | Path) -> Conc
         embedding_width=base.embedding_width,
         text_width=base.text_width,
         value_width=base.stack.key_rows,
+        text_digest=base.folder.text_digest,
     )
 
 

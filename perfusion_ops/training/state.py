@@ -69,22 +69,41 @@ class ConceptState:
 
     def concept(self, example: Example, base: Base, metric: Metric) -> Concept:
         """The concept as trained so far."""
-        embedding, values = (parameter.detach().cpu().clone() for parameter in (self.embedding, self.value_target))
+        embedding, values = (parameter.detach().clone() for parameter in (self.embedding, self.value_target))
         loss = self.loss if self.losses else None
+        text_digest = base.folder.text_digest if stores_differences(example.config, base) else ""
         if example.config.recipe == "offset":
-            return OffsetConcept(example.superclass, embedding, values, base.folder.digest, metric.digest, loss)
+            return OffsetConcept(
+                example.superclass,
+                embedding.cpu(),
+                values.cpu(),
+                base.folder.digest,
+                metric.digest,
+                loss,
+                text_digest,
+            )
+        if text_digest:
+            values -= base.stack.values.to(values.dtype) @ self.superclass_input
         return GatedConcept(
             superclass=example.superclass,
-            embedding=embedding,
+            embedding=embedding.cpu(),
             target_input=self.target_input.cpu().clone(),
             superclass_input=self.superclass_input.cpu().clone(),
-            value_target=values,
+            value_target=values.cpu(),
             key_target=None if self.key_target is None else self.key_target.detach().cpu().clone(),
             lock=example.config.lock,
             base_digest=base.folder.digest,
             metric_digest=metric.digest,
             loss=loss,
+            text_digest=text_digest,
         )
+
+
+def stores_differences(config: TrainingConfig, base: Base) -> bool:
+    """Whether a concept's file holds differences, which also fit siblings of its base model."""
+    if config.store == "auto":
+        return base.folder.family.shares_metric
+    return config.store != "target"
 
 
 @torch.no_grad()

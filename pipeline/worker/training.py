@@ -178,7 +178,8 @@ class Training:
         problem = state.problem
         if problem is None:
             try:
-                return write_concept(state.concept(example, self._models.base, self._models.metric), key=key)
+                concept = state.concept(example, self._models.base, self._models.metric)
+                return write_concept(concept, key=key, packed=example.config.store == "int8")
             except ConceptFileError as error:
                 problem = f"{error}; lower train.lr_value, or check the product's photos"
         raise RowError(Code.TRAINING_DIVERGED, problem, status=Status.FAILED)

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfusion_ops import tensor_file
 from perfusion_ops.concept import ConceptFileError, GatedConcept, read_concept, write_concept
+from perfusion_ops.projection import KeyValueStack
 
 SD15 = {"embedding_width": 768, "text_width": 768, "value_width": 12_480}
 
@@ -121,3 +123,114 @@ def test_damage_never_passes_as_anything_but_an_error_or_a_finite_concept(cut, f
     except ConceptFileError:
         return
     assert all(bool(torch.isfinite(tensor).all()) for tensor in survived.tensors().values())
+
+
+# Differences, which also fit siblings of the base model
+
+SDXL = {"embedding_width": 2048, "text_width": 2048, "value_width": 83_200}
+
+
+def shared(concept, **changes):
+    return dataclasses.replace(concept, text_digest="t" * 64, **changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "packed_most"), [(SD15, 32_768, 20_000), (SDXL, 184_000, 100_000)], ids=["SD 1.5", "SDXL"]
+)
+def test_sizes_of_files_with_differences(sizes, most, packed_most):
+    one = shared(concept(**sizes))
+    assert len(write_concept(one)) <= most
+    assert len(write_concept(one, packed=True)) <= packed_most
+
+
+@given(
+    st.integers(1, 700),
+    st.floats(-6, 4),
+    st.integers(0, 2**20),
+    st.sampled_from(["normal", "sparse", "heavy", "zero"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_packed_difference_is_within_half_a_step(width, exponent, seed, kind):
+    g = torch.Generator().manual_seed(seed)
+    values = torch.randn(width, generator=g) * 10**exponent
+    if kind == "sparse":
+        values *= torch.rand(width, generator=g) < 0.05
+    elif kind == "heavy":
+        values = values.clamp(-50_000, 50_000) ** 3 / max(1.0, float(values.abs().max()) ** 2)
+    elif kind == "zero":
+        values *= 0
+    sizes = {"embedding_width": 4, "text_width": 4, "value_width": width}
+    one = shared(concept(**sizes), value_target=values)
+    again = read(write_concept(one, packed=True), **sizes)
+    for place in range(0, width, 128):
+        block, found = values[place : place + 128], again.value_target[place : place + 128]
+        # The scale is a float16, which is coarse near zero.
+        step = max(float(block.abs().max()) / 127 * 1.001, 2.0**-24)
+        assert (block - found).abs().max() <= step / 2 * 1.01 + 1e-9
+
+
+def test_packing_changes_the_edit_by_less_than_one_percent():
+    one = shared(concept(**SDXL))
+    again = read(write_concept(one, packed=True), **SDXL)
+    share = float((again.value_target - one.value_target).norm() / one.value_target.norm())
+    assert share < 0.01
+    assert write_concept(again, packed=True) == write_concept(one, packed=True)
+
+
+def test_only_differences_are_packed():
+    with pytest.raises(ValueError, match="only differences"):
+        write_concept(concept(), packed=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_sibling_with_the_same_text_encoders_accepts_a_difference(packed):
+    one = shared(concept())
+    data = write_concept(one, packed=packed)
+    again = read(data, base_digest="e" * 64, text_digest="t" * 64)
+    assert (again.base_digest, again.text_digest) == ("b" * 64, "t" * 64)
+    with pytest.raises(ConceptFileError, match="another base model"):
+        read(data, base_digest="e" * 64, text_digest="u" * 64)
+    with pytest.raises(ConceptFileError, match="another base model"):
+        read(data, base_digest="e" * 64)
+    with pytest.raises(ConceptFileError, match="another metric"):
+        read(data, base_digest="e" * 64, metric_digest="m" * 64, text_digest="t" * 64)
+
+
+def test_a_sibling_refuses_targets_and_trained_keys():
+    with pytest.raises(ConceptFileError, match="another base model"):
+        read(write_concept(concept()), base_digest="e" * 64, text_digest="t" * 64)
+    trained = write_concept(shared(concept("trained")))
+    assert read(trained, text_digest="t" * 64).lock == "trained"
+    with pytest.raises(ConceptFileError, match="another base model"):
+        read(trained, base_digest="e" * 64, text_digest="t" * 64)
+
+
+def test_a_difference_is_completed_by_the_denoiser_at_hand():
+    weight = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    sizes = {"embedding_width": 4, "text_width": 4, "value_width": 8}
+    absolute = concept(**sizes)
+    one = shared(absolute, value_target=absolute.value_target - weight[8:] @ absolute.superclass_input)
+    torch.testing.assert_close(one.outputs(KeyValueStack(weight, (8,))), absolute.outputs(KeyValueStack(weight, (8,))))
+    other = KeyValueStack(weight + 1, (8,))
+    moved = one.outputs(other)[8:] - absolute.value_target
+    torch.testing.assert_close(moved, torch.ones(8, 4) @ absolute.superclass_input)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensors: tensors.pop("value_difference_scale"),
+        lambda tensors: tensors.update(value_difference_scale=tensors["value_difference_scale"][:-1]),
+        lambda tensors: tensors.update(value_difference_scale=tensors["value_difference_scale"] * torch.nan),
+        lambda tensors: tensors.update(value_difference=tensors["value_difference"][:-1]),
+        lambda tensors: tensors.update(value_difference=tensors["value_difference"].half()),
+        lambda tensors: tensors.update(embedding_scale=tensors["value_difference_scale"].clone()),
+    ],
+)
+def test_damaged_packed_files_are_refused(spoil):
+    metadata, tensors = tensor_file.read(write_concept(shared(concept()), packed=True), "perfusion-concept-2")
+    spoil(tensors)
+    with pytest.raises(ConceptFileError):
+        read(tensor_file.write(tensors, metadata))
+    with pytest.raises(ConceptFileError, match="does not name its text encoders"):
+        read(tensor_file.write(tensors, {name: text for name, text in metadata.items() if name != "text_digest"}))
