@@ -52,6 +52,11 @@ class Regions:
     used: Tensor
     own: Tensor | None = None
 
+    def rows(self, index: Tensor) -> "Regions":
+        """The rows chosen by an index (P,)."""
+        own = None if self.own is None else self.own[index]
+        return Regions(self.values[index], self.nouns[index], self.used[index], own)
+
 
 def is_regional(row: PromptRow) -> bool:
     """Whether each concept of the row acts from a prompt of its own."""

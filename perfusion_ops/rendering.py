@@ -104,10 +104,13 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         }
         return [next(parts[kind]) for kind in kinds]
     family, guided = base.folder.family, sampler.guidance > 1.0
-    texts = [row.positive for row in rows]
-    positive, regions = (
+    texts, place = _distinct([row.positive for row in rows])
+    found, regions = (
         condition_regions(base, metric, texts) if any(kinds[0]) else (condition(base, metric, texts), None)
     )
+    shared = len(texts) < len(rows)
+    positive = found.rows(place.to(base.device)) if shared else found
+    regions = regions.rows(place.to(base.device)) if regions and shared else regions
     negative = _unconditional(base, metric, [row.negative for row in rows]) if guided else None
     pipe = make_pipeline(base, sampler.scheduler)
     with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
@@ -125,6 +128,21 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
     pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
+
+
+def _distinct(rows: Sequence[PromptRow]) -> tuple[list[PromptRow], torch.Tensor]:
+    """The different prompts of a batch, and which of them each row has (B,): seeds of one prompt share its encoding."""
+    numbers: dict[tuple[object, ...], int] = {}
+    distinct: list[PromptRow] = []
+    place: list[int] = []
+    for row in rows:
+        # Concepts are compared by identity: a worker holds each of them once.
+        key = (tuple(map(id, row.concepts)), *(value for name, value in vars(row).items() if name != "concepts"))
+        if key not in numbers:
+            numbers[key] = len(distinct)
+            distinct.append(row)
+        place.append(numbers[key])
+    return distinct, torch.tensor(place)
 
 
 def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditioning:

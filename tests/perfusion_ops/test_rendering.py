@@ -219,3 +219,18 @@ def test_errors_name_the_remedy(base, metric, rows):
         condition(base, metric, [PromptRow("on the beach " * 20 + "{0}", rows[0].concepts, (0.5,), (0.15,))])
     with pytest.raises(ValueError, match="concept number"):
         condition(base, metric, [PromptRow("a {1}", rows[0].concepts, (0.5,), (0.15,))])
+
+
+def test_seeds_of_one_prompt_share_its_encoding(base, metric, rows):
+    encoded = []
+    hook = base.texts.models[0].encoder.register_forward_pre_hook(lambda _m, ids: encoded.append(len(ids[0])))
+    try:
+        batch = [RenderRow(rows[number], PromptRow(""), seed) for seed, number in enumerate((0, 0, 1, 0, 2))]
+        together = render(base, metric, batch, SAMPLER)
+    finally:
+        hook.remove()
+    assert encoded == [3, 1]
+    for row, picture in zip(batch, together, strict=True):
+        [alone] = render(base, metric, [row], SAMPLER)
+        assert abs(alone.astype(int) - picture.astype(int)).max() <= 1
+    assert (together[0] != together[1]).any()

@@ -188,3 +188,38 @@ def test_masks_are_reduced_by_area_and_an_empty_one_is_an_error():
     assert small.sum() == 1
     with pytest.raises(ValueError, match="mask is empty"):
         loss_masks(torch.zeros(1, 1, 16, 16), 8, 8)
+
+
+def kept_bytes(train):
+    """Most bytes of activations that are kept for a backward pass at one time."""
+    held, most = {}, 0
+
+    def pack(tensor):
+        nonlocal most
+        box = _Box(tensor, held)
+        held[id(box)] = tensor.untyped_storage().nbytes()
+        most = max(most, sum(held.values()))
+        return box
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+        train()
+    return most
+
+
+class _Box:
+    def __init__(self, tensor, held):
+        self.tensor, self._held = tensor, held
+
+    def __del__(self):
+        self._held.pop(id(self), None)
+
+
+def test_computing_activations_twice_takes_less_memory_and_changes_no_result(base, metric):
+    states, most = [], []
+    for checkpointed in (False, True):
+        trainer = Trainer(base, metric, [example(1, batch=8, steps=2)], checkpointed=checkpointed)
+        most.append(kept_bytes(trainer.run))
+        states.append(trainer.states[0])
+    same(*states, tolerance=1e-12)
+    assert most[1] < 0.8 * most[0]
+    assert not base.denoiser.is_gradient_checkpointing

@@ -185,6 +185,12 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(tmp_path):
     check_objects(roomy, trainings(*tasks), roomy.run(trainings(*tasks)))
     check_objects(tight, trainings(*tasks), tight.run(trainings(*tasks)))
     assert tight.training.micro_batch == 2
+    # With fewer than four samples, activations are computed twice first.
+    assert (tight.training.recomputes, roomy.training.recomputes) == (True, False)
+    stubborn = ready_worker(tmp_path / "stubborn", recompute="off")
+    limit_rows(stubborn, 3)
+    check_objects(stubborn, trainings(*tasks), stubborn.run(trainings(*tasks)))
+    assert (stubborn.training.recomputes, stubborn.training.micro_batch) == (False, 2)
     for task in tasks:
         for name, tensor in weights(roomy, task).tensors().items():
             torch.testing.assert_close(weights(tight, task).tensors()[name], tensor, rtol=1e-3, atol=1e-3)
