@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perfusion_ops.attention.maps import cross_attentions
 from perfusion_ops.base.folder import BaseError, BaseFolder
+from perfusion_ops.base.tokenizer import fitted
 from perfusion_ops.projection import KeyValueStack, install
 from perfusion_ops.text_models import TextModel, TextModels
 
@@ -122,13 +123,31 @@ def base_from_parts(
         raise BaseError(
             f"mask_layers in {folder.path / 'perfusion.json'} has {unknown[0]!r}: use some of {', '.join(known)}"
         )
-    models = tuple(TextModel(text, parts[text.tokenizer], parts[text.encoder]) for text in family.texts)
-    for module in (*(model.encoder for model in models), denoiser, vae):
+    models = tuple(TextModel(text, fitted(parts[text.tokenizer], text), parts[text.encoder]) for text in family.texts)
+    projection = _text_projection(denoiser, family.text_projection, keep=keep_projections)
+    projections = () if projection is None else (projection,)
+    for module in (*(model.encoder for model in models), *projections, denoiser, vae):
         module.requires_grad_(False).eval()
     for module in (denoiser, vae):
         # Convolutions run a tenth faster in this layout on CPUs, and on GPUs in half precision.
         module.to(memory_format=torch.channels_last)
-    return Base(folder, TextModels(models), denoiser, vae, scheduler, install(denoiser, keep=keep_projections))
+    stack = install(denoiser, keep=keep_projections)
+    return Base(folder, TextModels(models, projection), denoiser, vae, scheduler, stack)
+
+
+def _text_projection(denoiser: Any, name: str | None, *, keep: bool) -> nn.Module | None:
+    """The projection that all text encodings pass, taken out of the denoiser, in float32 as the encoders are.
+
+    Raises:
+        BaseError: it has to stay in the denoiser, but encodings would pass it twice.
+    """
+    module = getattr(denoiser, name) if name else None
+    if name is None or module is None:
+        return None
+    if keep:
+        raise BaseError(f"a pipeline of {type(denoiser).__name__} cannot be attached: load the base model instead")
+    setattr(denoiser, name, None)
+    return module.float()
 
 
 @torch.no_grad()

@@ -188,7 +188,7 @@ def token_encodings(
             elif tokens == "content":
                 ends = mask.sum(1) - 1
                 mask = mask.clone()
-                mask[:, 0] = False
+                mask[:, 0] &= texts.tokenizer.bos_token_id is None
                 mask[torch.arange(len(mask), device=mask.device), ends] = False
             yield encodings[mask]
 

@@ -20,20 +20,31 @@ class ColumnSlice(nn.Module):
         start, stop: its columns.
         width: R, the number of columns of pre-projected conditioning.
         projection: the layer replaced. If it is given, text encodings of its own width are projected as before.
+        bias: of the layer replaced. It is added here, behind the edit, which is linear.
     """
 
-    def __init__(self, start: int, stop: int, width: int, projection: nn.Linear | None = None) -> None:
+    bias: Tensor | None
+
+    def __init__(
+        self, start: int, stop: int, width: int, projection: nn.Linear | None = None, bias: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.start = start
         self.stop = stop
         self.width = width
         self.projection = projection
+        self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, conditioning: Tensor) -> Tensor:
         """(B, N, R) -> (B, N, stop - start), a view; with `projection` also (B, N, D) -> (B, N, stop - start)."""
         if self.projection is not None and conditioning.shape[-1] != self.width:
             return self.projection(conditioning)
-        return conditioning[..., self.start : self.stop]
+        return self.take(conditioning)
+
+    def take(self, conditioning: Tensor) -> Tensor:
+        """Its columns of pre-projected conditioning (..., R), with its bias."""
+        columns = conditioning[..., self.start : self.stop]
+        return columns if self.bias is None else columns + self.bias
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
         The stack, detached, in the denoiser's type and on its device.
 
     Raises:
-        ValueError: there is no cross-attention, it has biases, or text widths differ between layers.
+        ValueError: there is no cross-attention, or text widths differ between layers.
         TypeError: a projection is not a plain linear layer, for example because `install` was called before.
     """
     layers = cross_attentions(denoiser)
@@ -89,8 +100,6 @@ def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
                 f"{name} has a {type(to_k).__name__} where an nn.Linear is expected: the denoiser was changed before "
                 "(by perfusion, a LoRA or a quantisation); load it again"
             )
-        if to_k.bias is not None or to_v.bias is not None:
-            raise ValueError(f"{name} projects keys and values with a bias, which a rank-one edit does not cover")
         if to_k.weight.shape != to_v.weight.shape:
             raise ValueError(f"{name} has keys and values of different shapes")
         pairs.append((to_k, to_v))
@@ -101,7 +110,8 @@ def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
     start = 0
     for name in ("to_k", "to_v"):
         for (_, module), width in zip(layers, widths, strict=True):
-            kept = getattr(module, name) if keep else None
-            setattr(module, name, ColumnSlice(start, start + width, len(weight), kept))
+            layer: nn.Linear = getattr(module, name)
+            bias = None if layer.bias is None else layer.bias.detach().clone()
+            setattr(module, name, ColumnSlice(start, start + width, len(weight), layer if keep else None, bias))
             start += width
     return KeyValueStack(weight, widths)

@@ -225,8 +225,8 @@ class _Run:
             there = hidden[-rows:]
             added = covered.mT @ offsets.to(hidden.dtype)
             if own is not None:
-                keys = own[..., attention.to_k.start : attention.to_k.stop]
-                outputs = _outputs(queries[0][-rows:], keys, own[..., start:stop], attention.heads, attention.scale)
+                keys, its_values = attention.to_k.take(own), attention.to_v.take(own)
+                outputs = _outputs(queries[0][-rows:], keys, its_values, attention.heads, attention.scale)
                 added = added + (covered[..., None] * (outputs - there[:, None])).sum(1)
             return (torch.cat([hidden[:-rows], there + added]), *arguments[1:])
 

@@ -105,9 +105,7 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         return [next(parts[kind]) for kind in kinds]
     family, guided = base.folder.family, sampler.guidance > 1.0
     texts, place = _distinct([row.positive for row in rows])
-    found, regions = (
-        condition_regions(base, metric, texts) if any(kinds[0]) else (condition(base, metric, texts), None)
-    )
+    found, regions = condition_regions(base, metric, texts) if any(kinds[0]) else (condition(base, metric, texts), None)
     shared = len(texts) < len(rows)
     positive = found.rows(place.to(base.device)) if shared else found
     regions = regions.rows(place.to(base.device)) if regions and shared else regions
@@ -116,6 +114,7 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
         images = pipe(
             **family.given("", positive.kv, positive.extra),
+            **family.call,
             **(family.given("negative_", negative.kv, negative.extra) if negative else {}),
             width=sampler.width,
             height=sampler.height,

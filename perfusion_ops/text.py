@@ -69,7 +69,8 @@ def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Co
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
     """
     texts, numbers = pieces(prompt)
-    ids, slots, ends = [tokenizer.bos_token_id], [-1], [-1]
+    ids = _start(tokenizer)
+    slots, ends = [-1] * len(ids), [-1] * len(ids)
     for index, text in enumerate(texts):
         tokens = words(tokenizer, text)
         ids += tokens
@@ -77,9 +78,10 @@ def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Co
         ends += [-1] * len(tokens)
         if index < len(numbers):
             # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
+            place = tokenizer.unk_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
             noun = words(tokenizer, nouns[numbers[index]]) if nouns else []
             own = [] if numbers[index] in spelled else [numbers[index]]
-            ids += [*([tokenizer.bos_token_id] * len(own)), *noun]
+            ids += [*([place] * len(own)), *noun]
             slots += [*own, *([-1] * len(noun))]
             ends += [*([-1] * (len(own) + len(noun) - 1)), numbers[index] if noun else -1]
     return _padded(tokenizer, ids, slots, ends if any(nouns) else [])
@@ -103,7 +105,8 @@ def substitute(
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
     """
     texts, numbers = pieces(prompt)
-    ids, align = [tokenizer.bos_token_id], [0]
+    ids = _start(tokenizer)
+    align = list(range(len(ids)))
     for index, text in enumerate(texts):
         for token in words(tokenizer, text):
             align.append(len(ids))
@@ -117,6 +120,11 @@ def substitute(
     maximum = len(tokens.ids)
     tail = range(len(ids), len(ids) + maximum - len(align))
     return tokens, (*align, *(min(position, maximum - 1) for position in tail))
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """The start token, which some tokenizers do not have."""
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
 def _padded(tokenizer: Any, ids: list[int], slots: list[int], nouns: list[int]) -> Tokens:
@@ -182,11 +190,20 @@ def encoder_output(
         1, slots.clamp(min=0)[..., None].expand(-1, -1, embeddings.shape[-1])
     )
 
+    replaced: list[bool] = []
+
     def replace(_module: nn.Module, _inputs: tuple[Tensor, ...], looked_up: Tensor) -> Tensor:
+        replaced.append(True)
         return torch.where((slots >= 0)[..., None], chosen, looked_up)
 
-    hook = table.register_forward_hook(replace)
+    # Some encoders look words up in a second module that shares the table's weights.
+    tables = [each for each in text_encoder.modules() if getattr(each, "weight", None) is table.weight]
+    hooks = [each.register_forward_hook(replace) for each in tables if isinstance(each, nn.Embedding)]
     try:
-        return text_encoder(ids, **options)
+        output = text_encoder(ids, **options)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+    if len(replaced) != 1:
+        raise RuntimeError(f"{type(text_encoder).__name__} looked its words up {len(replaced)} times, not once")
+    return output

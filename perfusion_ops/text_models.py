@@ -45,9 +45,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TextModels:
-    """The text encoders of one base model, in the order of its family."""
+    """The text encoders of one base model, in the order of its family, and the projection behind them if it has one."""
 
     models: tuple[TextModel, ...]
+    projection: nn.Module | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -114,7 +115,7 @@ class TextModels:
                 extra[POOLED] = output[0]
             if model.text.masked:
                 extra[MASK] = lengths_mask(tokens, model.table.device)
-        return Encoded(parts[0] if len(parts) == 1 else torch.cat(parts, -1), extra)
+        return Encoded(self._joined(parts), extra)
 
     def encode_captions(self, captions: Sequence[str], *, padded: bool) -> tuple[Tensor, Tensor]:
         """Encodings (B, N, D) of plain captions, cut at the tokenizer's limit, and which positions are tokens (B, N).
@@ -137,7 +138,11 @@ class TextModels:
             layer = model.text.layer
             output = model.encoder(ids, output_hidden_states=layer is not None, **options)
             parts.append(output.last_hidden_state if layer is None else output.hidden_states[layer])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1), mask
+        return self._joined(parts), mask
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        joined = parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+        return joined if self.projection is None else self.projection(joined)
 
     def each(self, change: Callable[[nn.Module], Any]) -> None:
         """Call a function with every encoder."""

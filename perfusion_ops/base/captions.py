@@ -12,7 +12,7 @@ from typing import Any
 HELD_OUT = 1000  # captions that only test the metric
 SEED = 0  # of the built-in captions
 
-_NOUNS = tuple(
+NOUNS = tuple(
     """
 mug cup bowl plate teapot kettle bottle can jar vase candle lamp clock watch chair sofa table desk shelf mirror
 pillow blanket rug basket box bag backpack suitcase wallet purse belt hat cap scarf glove shoe boot sandal
@@ -72,8 +72,10 @@ def held_out_first(captions: Iterable[str]) -> tuple[list[str], Iterator[str]]:
 
 
 def vocabulary_words(tokenizer: Any) -> tuple[str, ...]:
-    """Whole words of at least three letters that are one token of a CLIP tokenizer, sorted."""
-    found = (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
+    """Whole words of at least three letters that are one token of a CLIP or T5 tokenizer, sorted."""
+    # CLIP marks the end of a word, T5 its start.
+    marked = (token for token in tokenizer.get_vocab() if token.endswith("</w>") or token.startswith("▁"))
+    found = {token.removesuffix("</w>").removeprefix("▁") for token in marked}
     return tuple(sorted(word for word in found if len(word) >= 3 and word.isascii() and word.isalpha()))
 
 
@@ -97,7 +99,7 @@ def _caption(generator: random.Random, vocabulary: Sequence[str]) -> str:
 
 
 def _thing(generator: random.Random, vocabulary: Sequence[str]) -> str:
-    nouns = vocabulary if vocabulary and generator.random() < 0.5 else _NOUNS
+    nouns = vocabulary if vocabulary and generator.random() < 0.5 else NOUNS
     adjectives = [generator.choice(_ADJECTIVES) for _ in range(generator.choice((0, 0, 1, 1, 2)))]
     phrase = " ".join([*dict.fromkeys(adjectives), generator.choice(nouns)])
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -21,7 +21,6 @@ from perfusion_ops.families.registry import FAMILIES
 from perfusion_ops.families.stable_diffusion import STABLE_DIFFUSION
 
 _DIGESTED_SUFFIXES = {".json", ".safetensors", ".txt"}
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 # The neutral prompts of the reference implementations; {} is the concept.
 TEMPLATES = (
@@ -131,13 +130,13 @@ def describe(path: Path) -> BaseFolder:
         if not list((path / part).glob("*.safetensors")):
             raise BaseError(f"{path / part} has no .safetensors weights; other formats can run code and are not read")
     for text in family.texts:
-        if not any((path / text.tokenizer / name).is_file() for name in _TOKENIZER_FILES):
+        if not any((path / text.tokenizer / name).is_file() for name in text.files):
             raise BaseError(f"{path} has no tokenizer: copy the folder {text.tokenizer!r} as well")
     schedule = _schedule(path / "scheduler" / "scheduler_config.json")
     check_denoiser(path, family)
     settings = _settings(path / "perfusion.json")
     chosen = {name: index.get(name) for name in family.index_settings}
-    singles = _digests(path, family.parts)
+    singles = _digests(path, family)
     whole = singles if not chosen else {**singles, "model_index.json": json.dumps(chosen, sort_keys=True)}
     texts = {name: digest for name, digest in singles.items() if name.split("/")[0] in family.text_parts}
     return BaseFolder(
@@ -203,11 +202,12 @@ def _settings(file: Path) -> BaseSettings:
         raise BaseError(f"{file} is not usable: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
 
 
-def _digests(path: Path, parts: tuple[str, ...]) -> dict[str, str]:
+def _digests(path: Path, family: Family) -> dict[str, str]:
     """Hex sha256 of each file of a folder that decides what the model computes, by its path in the folder."""
     files = [path / "perfusion.json"] if (path / "perfusion.json").is_file() else []
-    for part in parts:
-        files += [file for file in (path / part).rglob("*") if file.suffix in _DIGESTED_SUFFIXES and file.is_file()]
+    suffixes = _DIGESTED_SUFFIXES | {Path(name).suffix for text in family.texts for name in text.files}
+    for part in family.parts:
+        files += [file for file in (path / part).rglob("*") if file.suffix in suffixes and file.is_file()]
     found: dict[str, str] = {}
     for file in files:
         with file.open("rb") as stream:

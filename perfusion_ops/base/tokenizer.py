@@ -3,12 +3,14 @@
 This module does not import torch, so that manifests are checked quickly and on machines without an accelerator.
 """
 
+import copy
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from perfusion_ops.base.folder import BaseError, BaseFolder
+from perfusion_ops.families.family import Text
 
 _SLOT = re.compile(r"\{(\d+)\}")
 _MAX_CACHED = 100_000
@@ -59,7 +61,23 @@ def load_tokenizer(folder: BaseFolder, part: str | None = None) -> Any:
             f"the tokenizer in {path} reads {limit:,} tokens and the text encoder {positions:,}: "
             f"set model_max_length in tokenizer_config.json to {positions}"
         )
-    return tokenizer
+    return fitted(tokenizer, text)
+
+
+def fitted(tokenizer: Any, text: Text) -> Any:
+    """The tokenizer as the family reads with it: its limit, and lower case; the same object if nothing differs."""
+    if text.limit is None and not text.lower:
+        return tokenizer
+    from tokenizers.normalizers import Lowercase, Normalizer, Sequence
+
+    own = copy.deepcopy(tokenizer)
+    if text.limit is not None:
+        own.model_max_length = min(int(own.model_max_length), text.limit)
+    if text.lower:
+        backend = own.backend_tokenizer
+        steps: list[Normalizer] = [Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+        backend.normalizer = Sequence(steps)
+    return own
 
 
 def _positions(encoder: Path) -> int | None:
@@ -81,6 +99,11 @@ class TokenCounter:
         clip = type(tokenizer).__name__ in {"CLIPTokenizer", "CLIPTokenizerFast"}
         self._by_word = clip and not any(re.search(r"\s", token) for token in tokenizer.get_added_vocab())
         self._counts: dict[str, int] = {}
+
+    @property
+    def marks(self) -> int:
+        """Start and end tokens of every text: some tokenizers have no start."""
+        return 1 if self._tokenizer.bos_token_id is None else 2
 
     @property
     def limit(self) -> int:

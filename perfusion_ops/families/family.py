@@ -21,6 +21,10 @@ class Text:
         layer: which hidden state the denoiser is given; None for the last one, normalised.
         pooled: whether the denoiser is also given this encoder's pooled vector.
         masked: whether the encoder and the denoiser ignore padding.
+        causal: whether a token is encoded without the ones behind it, so that only the last one of a word has read it.
+        limit: tokens that the family reads, where the tokenizer allows more.
+        lower: whether the family's pipeline turns prompts into lower case.
+        files: a tokenizer has one of these.
     """
 
     tokenizer: str
@@ -28,6 +32,27 @@ class Text:
     layer: int | None = None
     pooled: bool = False
     masked: bool = False
+    causal: bool = True
+    limit: int | None = None
+    lower: bool = False
+    files: tuple[str, ...] = ("tokenizer.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """How programs that read LoRA files name a family and its parts (`perfusion_ops.export`).
+
+    Attributes:
+        architecture: `modelspec.architecture` by the width of a text encoding, without "/lora"; 0 for any other width.
+        version: `ss_base_model_version`, likewise.
+        embeddings: the tensor of a word embedding's file for each text encoder.
+        sgm: whether layers have the names of the family's original implementation, instead of those of diffusers.
+    """
+
+    architecture: Mapping[int, str]
+    version: Mapping[int, str]
+    embeddings: tuple[str, ...]
+    sgm: bool = False
 
 
 def _nothing(_extra: Mapping[str, Any], _time_ids: Any) -> dict[str, Any]:
@@ -48,11 +73,15 @@ class Family:
         added: the denoiser's own arguments in training, from the extras and the time ids of the photos.
         addition: the kinds of `addition_embed_type` that the denoiser may have.
         time_ids: whether the denoiser is told the size and crop of each photo.
+        text_projection: the denoiser's module that all text encodings pass before its layers; the edit acts behind it.
         options: of the pipeline's constructor, and of `from_pretrained`.
+        call: of each call of the pipeline.
+        regional: whether concepts can be restricted to where their product is (`perfusion_ops.regions`).
         index_settings: values of model_index.json that decide what is drawn.
         zero_negative: the value of them that says that the empty negative prompt is zero.
         shares_metric: the metric is bound to the text encoders and not to the whole folder, so that fine-tunes of the
             denoiser share it.
+        foreign: its names in other programs; None if they have no file for a concept of it.
     """
 
     kind: str
@@ -64,10 +93,14 @@ class Family:
     added: Callable[[Mapping[str, Any], Any], dict[str, Any]] = _nothing
     addition: tuple[str | None, ...] = (None,)
     time_ids: bool = False
+    text_projection: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    regional: bool = True
     index_settings: tuple[str, ...] = ()
     zero_negative: str | None = None
     shares_metric: bool = True
+    foreign: Foreign | None = None
 
     @property
     def text_parts(self) -> tuple[str, ...]:

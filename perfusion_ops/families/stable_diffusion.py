@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, whose last hidden state the denoiser is given."""
 
-from perfusion_ops.families.family import Family, Text
+from perfusion_ops.families.family import Family, Foreign, Text
 
 STABLE_DIFFUSION = Family(
     kind="StableDiffusionPipeline",
@@ -16,4 +16,9 @@ STABLE_DIFFUSION = Family(
     options={"safety_checker": None},
     # Metrics of this family are bound to the whole folder: the keys of existing concepts contain that digest.
     shares_metric=False,
+    foreign=Foreign(
+        architecture={0: "stable-diffusion-v1", 1024: "stable-diffusion-v2-512"},
+        version={0: "sd_v1", 1024: "sd_v2"},
+        embeddings=("emb_params",),
+    ),
 )

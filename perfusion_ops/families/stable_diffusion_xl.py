@@ -8,7 +8,7 @@ vector of the second one, and six time ids: original height and width, top and l
 from collections.abc import Mapping
 from typing import Any
 
-from perfusion_ops.families.family import POOLED, Family, Text
+from perfusion_ops.families.family import POOLED, Family, Foreign, Text
 
 
 def _added(extra: Mapping[str, Any], time_ids: Any) -> dict[str, Any]:
@@ -35,4 +35,10 @@ STABLE_DIFFUSION_XL = Family(
     options={"add_watermarker": False},
     index_settings=("force_zeros_for_empty_prompt",),
     zero_negative="force_zeros_for_empty_prompt",
+    foreign=Foreign(
+        architecture={0: "stable-diffusion-xl-v1-base"},
+        version={0: "sdxl_base_v1-0"},
+        embeddings=("clip_l", "clip_g"),
+        sgm=True,
+    ),
 )

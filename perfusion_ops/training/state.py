@@ -118,9 +118,12 @@ def start(base: Base, example: Example) -> ConceptState:
     if not subtokens:
         raise ValueError(f"the superclass {example.superclass!r} has no token")
     rows = superclass_prompts(base, example.superclass)
-    ends = [row.nouns.index(0) for row in rows]
+    ends = torch.tensor([row.nouns.index(0) for row in rows])
     encodings = base.texts.encode(rows).encodings
-    superclass_input = encodings[torch.arange(len(rows)), torch.tensor(ends)].mean(0)
+    # In a causal encoder the last sub-token alone has read the whole word; in others each of them has.
+    read = 1 if base.texts.models[0].text.causal else len(subtokens)
+    places = ends[:, None] - torch.arange(read)
+    superclass_input = encodings[torch.arange(len(rows))[:, None], places].mean(1).mean(0)
     working = superclass_input.dtype
     values = base.stack.values.to(working) @ superclass_input
     keys = base.stack.keys.to(working) @ superclass_input

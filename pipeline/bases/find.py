@@ -15,7 +15,7 @@ from perfusion_ops.families.registry import PARTS
 from perfusion_ops.mini import base_folder
 from pipeline.storage.objects import StorageError, absolute_uri, explain, mistyped_uri, open_location, options_for
 
-_SUFFIXES = (".json", ".txt", ".safetensors")
+_SUFFIXES = (".json", ".txt", ".safetensors", ".model")
 _STORE_OPTIONS = ("endpoint_url", "account_name", "account_host", "connection_string")  # the same URI elsewhere
 
 

@@ -1,7 +1,8 @@
-"""A whole run on an SDXL-shaped base model: killed, resumed, scored and reported; and what `validate` refuses."""
+"""Whole runs on base models of other families: killed, resumed, scored and reported; and what `validate` refuses."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from PIL import Image
 
 from perfusion_ops.mini.catalog import write_catalog
+from tests.support.tiny_pixart import pixart_folder
 from tests.support.tiny_xl import xl_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -109,3 +111,18 @@ def test_validate_refuses_a_base_that_cannot_be_trained(shop):
     done = perfusion(shop, "validate", "spec.yaml")
     assert done.returncode == 2, done.stdout
     assert "9 input channels" in done.stderr
+
+
+def test_a_run_on_a_transformer(shop):
+    shutil.rmtree(shop / "base")
+    pixart_folder(shop / "base")
+    spec = yaml.safe_load((shop / "spec.yaml").read_text())
+    (shop / "spec.yaml").write_text(yaml.safe_dump({**spec, "render": {"steps": 2, "scheduler": "dpm++"}}))
+    refused = perfusion(shop, "validate", "spec.yaml", "--set", "train.recipe=offset")
+    assert refused.returncode == 2
+    assert "train.recipe 'offset' does not work with PixArt-Sigma" in refused.stderr
+    done = perfusion(shop, "run", "spec.yaml", "--json", "--set", "train.steps=3")
+    assert done.returncode == 0, done.stderr
+    pictures = list(shop.glob("results/images/*/*.png"))
+    assert len(pictures) == 7
+    assert len({path.read_bytes() for path in pictures}) == 7
