@@ -27,9 +27,21 @@ FORMAT = "perfusion-concept-1"
 OFFSET_FORMAT = "perfusion-offset-1"
 DIFFERENCE_FORMAT = "perfusion-concept-2"
 SIBLING_OFFSET_FORMAT = "perfusion-offset-2"
-_GATED = (FORMAT, DIFFERENCE_FORMAT)
-_SHARED = (DIFFERENCE_FORMAT, SIBLING_OFFSET_FORMAT)
+LINEAR_FORMAT = "perfusion-linear-1"  # gated, with the linear gate
+LINEAR_DIFFERENCE_FORMAT = "perfusion-linear-2"
+_FORMATS = {  # by kind, and whether values are differences
+    ("sigmoid", False): FORMAT,
+    ("sigmoid", True): DIFFERENCE_FORMAT,
+    ("linear", False): LINEAR_FORMAT,
+    ("linear", True): LINEAR_DIFFERENCE_FORMAT,
+    ("offset", False): OFFSET_FORMAT,
+    ("offset", True): SIBLING_OFFSET_FORMAT,
+}
+_KINDS = {name: kind for kind, name in _FORMATS.items()}
 _BLOCK = 128  # numbers of a packed tensor that share a scale
+
+
+Gate = Literal["sigmoid", "linear"]
 
 
 class ConceptFileError(PerfusionError, ValueError):
@@ -52,6 +64,7 @@ class GatedConcept:
         metric_digest: digest of the metric.
         loss: mean of the last training losses, if known.
         text_digest: digest of the text encoders, if `value_target` is the difference o_V - W_V i_super; "" otherwise.
+        gate: the gate that it was trained with.
     """
 
     superclass: str
@@ -65,6 +78,7 @@ class GatedConcept:
     metric_digest: str
     loss: float | None = None
     text_digest: str = ""
+    gate: Gate = "sigmoid"
 
     @property
     def noun(self) -> str:
@@ -179,7 +193,7 @@ def write_concept(
         stored[name], stored[f"{name}_scale"] = _pack(concept.tensors()[name])
     shared = bool(concept.text_digest)
     metadata = {
-        "format": (FORMAT, OFFSET_FORMAT, DIFFERENCE_FORMAT, SIBLING_OFFSET_FORMAT)[2 * shared + (not gated)],
+        "format": _FORMATS[concept.gate if gated else "offset", shared],
         "superclass": concept.superclass,
         **({"lock": concept.lock} if gated else {}),
         "base_digest": concept.base_digest,
@@ -220,12 +234,12 @@ def read_concept(
         ConceptFileError: damaged, of another shape or type, not finite, or of another base model, metric or key.
     """
     try:
-        metadata, tensors = tensor_file.read(data, FORMAT, OFFSET_FORMAT, DIFFERENCE_FORMAT, SIBLING_OFFSET_FORMAT)
+        metadata, tensors = tensor_file.read(data, *_KINDS)
     except TensorFileError as error:
         raise ConceptFileError(f"the concept file {error}") from error
     if key is not None and metadata.get("key") != key:
         raise ConceptFileError(f"the concept file has the key {metadata.get('key', '')[:12]!r}..., not {key[:12]!r}...")
-    shared = metadata["format"] in _SHARED
+    kind, shared = _KINDS[metadata["format"]]
     sibling = _sibling(metadata, text_digest) if shared else False
     for name, mine in (("base_digest", base_digest), ("metric_digest", metric_digest)):
         theirs = metadata.get(name, "")
@@ -238,7 +252,7 @@ def read_concept(
     superclass, loss = metadata.get("superclass", ""), _loss(metadata)
     its_base, its_text = metadata["base_digest"], metadata.get("text_digest", "") if shared else ""
     tensors = _unpacked(tensors, value_width) if shared else tensors
-    if metadata["format"] not in _GATED:
+    if kind == "offset":
         found = _checked(tensors, {"embedding": embedding_width, "value_offset": value_width})
         return OffsetConcept(
             superclass, found["embedding"], found["value_offset"], its_base, metric_digest, loss, its_text
@@ -265,6 +279,7 @@ def read_concept(
         metric_digest=metric_digest,
         loss=loss,
         text_digest=its_text,
+        gate="linear" if kind == "linear" else "sigmoid",
     )
 
 

@@ -203,7 +203,8 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditio
     encoded = base.texts.encode(plan.tokens, embeddings)
     encodings = encoded.encodings
     targets = solve_targets(inputs, used, metric.inverse.to(device))
-    kept, gates = gate_and_remove(encodings, targets, bias, temperature)
+    linear = torch.tensor([isinstance(c, GatedConcept) and c.gate == "linear" for c in concepts], device=device)[index]
+    kept, gates = gate_and_remove(encodings, targets, bias, temperature, linear)
     # A row without an edit keeps the encoder's own encodings: it is bit-identical to the unmodified model's.
     kept = torch.where(used.any(1)[:, None, None], kept, encodings)
     result = project(kept, gates, outputs, base.stack.weight)

@@ -7,13 +7,14 @@ implementations of it); the embedded base overrides what differs at its size in 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Bias = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 Lock = Literal["local", "global", "trained"]
 Recipe = Literal["paper", "offset"]
 Combine = Literal["paper", "regional"]
+ImageFormat = Literal["png", "webp"]
 Scheduler = Literal["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"]
 
 
@@ -71,6 +72,11 @@ class TrainingConfig(Frozen):
         default=False, description="spread the rows of a step evenly over the timesteps and the photos"
     )
 
+    gate: Literal["sigmoid", "linear"] = Field(
+        default="sigmoid",
+        description="of recipe paper: sigmoid: as published; linear: the similarity itself, which exports exactly as a "
+        "LoRA (bias and temperature have no effect)",
+    )
     store: Literal["auto", "target", "difference", "int8"] = Field(
         default="auto",
         description="the values in a concept file: target: o_V itself; difference: o_V - W_V i_super, which also fits "
@@ -78,7 +84,7 @@ class TrainingConfig(Frozen):
         "SD 1.x and 2.x, difference for others",
     )
 
-    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"recipe", "decay", "stratified", "store"})
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"recipe", "decay", "stratified", "store", "gate"})
 
     def overridden(self, values: Mapping[str, Any]) -> "TrainingConfig":
         """These settings with others in their place.
@@ -130,5 +136,21 @@ class SamplingConfig(Frozen):
         description="several concepts in one prompt: paper: all act on its encodings (Eq. 4); regional: each acts "
         "where its product is, from a prompt of its own",
     )
+    format: ImageFormat = Field(
+        default="png",
+        description="of the files; webp is lossless and about a fifth smaller, unless webp_quality is set",
+    )
+    webp_quality: int | None = Field(
+        default=None, ge=1, le=100, description="of lossy WebP, which changes pixels; lossless when absent"
+    )
 
-    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"strength", "combine"})
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"strength", "combine", "format", "webp_quality"})
+
+    @model_validator(mode="after")
+    def _quality_is_of_webp(self) -> "SamplingConfig":
+        if self.webp_quality is not None and self.format != "webp":
+            raise ValueError(
+                f"webp_quality is {self.webp_quality} and format {self.format!r}: set format to 'webp', or leave "
+                "webp_quality out"
+            )
+        return self

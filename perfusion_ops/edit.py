@@ -10,6 +10,9 @@ With the metric <x, y> = x^T C^-1 y, target inputs i_j and target outputs o_j, a
 for every position of the prompt and every cross-attention projection W. Neither e' nor g depends on W, so they are
 computed once for all layers, and each row of a batch has its own concepts.
 
+A concept may have been trained with the linear gate g_j = r_j instead. Then its edit is linear in e: other programs can
+apply it as a rank-one LoRA of every layer. Biases and temperatures have no effect on it.
+
 Numerics: encodings have norms around 30 and C a condition number of 1e3 to 1e8, so C^-1 i and G are formed in float64
 and everything else in float32 at least, with autocast off; half precision here costs visible identity.
 """
@@ -80,7 +83,9 @@ def solve_targets(inputs: Tensor, used: Tensor, metric_inverse: Tensor) -> Targe
     return Targets(exact.to(working), dual.to(working), gram.to(working), energy.to(working), used)
 
 
-def gate_and_remove(encodings: Tensor, targets: Targets, bias: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+def gate_and_remove(
+    encodings: Tensor, targets: Targets, bias: Tensor, temperature: Tensor, linear: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Gates and the encodings without their concept components (Eqs. 3 and 4; Gram form of appendix B).
 
     Args:
@@ -88,6 +93,7 @@ def gate_and_remove(encodings: Tensor, targets: Targets, bias: Tensor, temperatu
         targets: the rows' concepts.
         bias: (B, J), the paper's beta.
         temperature: (B, J), the paper's tau, positive.
+        linear: (B, J) bool, which concepts have the linear gate; None for none of them.
 
     Returns:
         e' (B, N, D) and gates (B, N, J), zero in unused slots; float32 or float64.
@@ -98,6 +104,8 @@ def gate_and_remove(encodings: Tensor, targets: Targets, bias: Tensor, temperatu
         products = e @ targets.dual.to(working).mT
         similarity = products / targets.energy.to(working)[:, None]
         gates = torch.sigmoid((similarity - bias.to(working)[:, None]) / temperature.to(working)[:, None])
+        if linear is not None:
+            gates = torch.where(linear[:, None], similarity, gates)
         gates = gates * targets.used[:, None]
         if targets.inputs.shape[1] == 1:
             coefficients = similarity

@@ -96,6 +96,7 @@ class ConceptState:
             metric_digest=metric.digest,
             loss=loss,
             text_digest=text_digest,
+            gate=example.config.gate,
         )
 
 

@@ -232,7 +232,8 @@ class Trainer:
         configs = [self.examples[concept].config for concept in concepts]
         bias = torch.tensor([[config.bias] for config in configs], device=device)
         temperature = torch.tensor([[config.temperature] for config in configs], device=device)
-        kept, gates = gate_and_remove(encodings, rows, bias, temperature)
+        linear = torch.tensor([[config.gate == "linear"] for config in configs], device=device)
+        kept, gates = gate_and_remove(encodings, rows, bias, temperature, linear)
         by_concept = {concept: self._outputs(concept) for concept in dict.fromkeys(concepts)}
         outputs = torch.stack([by_concept[concept] for concept in concepts])[:, None]
         own = encodings.detach()[torch.arange(len(pairs), device=device), where]

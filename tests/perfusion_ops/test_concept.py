@@ -234,3 +234,13 @@ def test_damaged_packed_files_are_refused(spoil):
         read(tensor_file.write(tensors, metadata))
     with pytest.raises(ConceptFileError, match="does not name its text encoders"):
         read(tensor_file.write(tensors, {name: text for name, text in metadata.items() if name != "text_digest"}))
+
+
+def test_the_gate_is_part_of_the_format():
+    for one in (concept(), shared(concept())):
+        linear = dataclasses.replace(one, gate="linear")
+        metadata, _ = tensor_file.read(write_concept(linear), "perfusion-linear-1", "perfusion-linear-2")
+        # An earlier version, which would draw it with a sigmoid, refuses the format.
+        assert metadata["format"] not in ("perfusion-concept-1", "perfusion-offset-1")
+        assert read(write_concept(linear)).gate == "linear"
+        assert read(write_concept(one)).gate == "sigmoid"

@@ -176,3 +176,23 @@ def test_the_same_concept_twice_is_refused():
 def test_a_zero_target_is_refused():
     with pytest.raises(ValueError, match="no energy"):
         solve_targets(torch.zeros(1, 1, D), torch.ones(1, 1, dtype=torch.bool), random_metric(D).inverse)
+
+
+def test_the_edit_of_a_linear_gate_is_a_rank_one_lora():
+    width, rows = 12, 20
+    metric = random_metric(width)
+    g = torch.Generator().manual_seed(0)
+    e = torch.randn(2, 7, width, dtype=torch.float64, generator=g)
+    i, o = torch.randn(2, 1, width, dtype=torch.float64, generator=g), torch.randn(2, 1, rows, generator=g).double()
+    weight = torch.randn(rows, width, dtype=torch.float64, generator=g)
+    targets = solve_targets(i, torch.ones(2, 1, dtype=torch.bool), metric.inverse)
+    linear = torch.tensor([[True], [False]])
+    kept, gates = gate_and_remove(e, targets, torch.full((2, 1), 0.7), torch.full((2, 1), 0.1), linear)
+    found = project(kept, gates, o, weight)
+    dual = metric.inverse @ i[0, 0] / (i[0, 0] @ metric.inverse @ i[0, 0])
+    edited = weight + torch.outer(o[0, 0] - weight @ i[0, 0], dual)
+    torch.testing.assert_close(found[0], e[0] @ edited.T)
+    # The other row keeps its sigmoid.
+    plain = project(*gate_and_remove(e, targets, torch.full((2, 1), 0.7), torch.full((2, 1), 0.1)), o, weight)
+    assert torch.equal(found[1], plain[1])
+    assert not torch.allclose(found[0], plain[0])

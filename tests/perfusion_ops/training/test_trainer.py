@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from perfusion_ops.concept import read_concept, write_concept
+from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import encode, tokenize
@@ -223,3 +225,24 @@ def test_computing_activations_twice_takes_less_memory_and_changes_no_result(bas
     same(*states, tolerance=1e-12)
     assert most[1] < 0.8 * most[0]
     assert not base.denoiser.is_gradient_checkpointing
+
+
+def test_a_linear_gate_trains_and_ignores_bias_and_temperature(base, metric):
+    linear, other, sigmoid = (
+        trained(base, metric, [example(1, **config)]).states[0]
+        for config in ({"gate": "linear"}, {"gate": "linear", "bias": 0.2, "temperature": 1.0}, {})
+    )
+    same(linear, other, tolerance=1e-12)
+    assert not torch.allclose(linear.value_target, sigmoid.value_target)
+    concept = read_concept(
+        write_concept(linear.concept(example(1, gate="linear"), base, metric)),
+        base_digest=base.folder.digest,
+        metric_digest=metric.digest,
+        embedding_width=24,
+        text_width=24,
+        value_width=base.stack.key_rows,
+    )
+    assert concept.gate == "linear"
+    rows = [PromptRow("a {0}", (concept,), (bias,), (0.1,)) for bias in (0.2, 0.9)]
+    low, high = condition(base, metric, rows).kv
+    torch.testing.assert_close(low, high, rtol=1e-9, atol=1e-9)
