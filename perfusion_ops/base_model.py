@@ -6,6 +6,7 @@ The text encoder is in float32 whatever the denoiser's type: the edit is sensiti
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,16 +75,20 @@ class Base:
         return self.folder.settings.resolution or int(self.denoiser.config.sample_size) * self.latent_factor
 
 
-def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
+def load_base(
+    folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = torch.float32, motion: Path | None = None
+) -> Base:
     """Load a base model from a local folder, for training and rendering.
 
     Args:
         folder: a described diffusers folder.
         device: a torch device.
         dtype: type of denoiser and VAE; bfloat16 or float16 on an accelerator.
+        motion: a folder with an AnimateDiff motion adapter, for a base model that only draws videos. Its attention to
+            text is that of the base model, so that the same concepts act in it.
 
     Raises:
-        BaseError: see `base_from_parts`.
+        BaseError: see `base_from_parts`; or the motion adapter does not fit.
     """
     import diffusers
 
@@ -94,9 +99,27 @@ def load_base(folder: BaseFolder, *, device: str = "cpu", dtype: torch.dtype = t
         )
         parts = {text.encoder: getattr(pipe, text.encoder).to(device, torch.float32) for text in family.texts}
         parts |= {text.tokenizer: getattr(pipe, text.tokenizer) for text in family.texts}
-        parts[family.denoiser] = getattr(pipe, family.denoiser).to(device=device, dtype=dtype)
+        denoiser = getattr(pipe, family.denoiser)
+        denoiser = denoiser if motion is None else _moving(folder, denoiser, motion)
+        parts[family.denoiser] = denoiser.to(device=device, dtype=dtype)
         vae = pipe.vae.to(device=device, dtype=dtype)
         return base_from_parts(folder, vae=vae, scheduler=pipe.scheduler, **parts)
+
+
+def _moving(folder: BaseFolder, denoiser: Any, motion: Path) -> Any:
+    """The denoiser with the modules of a motion adapter between its layers (AnimateDiff, arXiv 2307.04725)."""
+    from diffusers.models.unets.unet_motion_model import MotionAdapter, UNetMotionModel
+
+    if "video" not in folder.family.pipelines:
+        raise BaseError(f"motion adapters work with SD 1.x and not with {folder.family.title}")
+    try:
+        adapter = MotionAdapter.from_pretrained(motion, local_files_only=True, use_safetensors=True)
+        return UNetMotionModel.from_unet2d(denoiser, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseError(
+            f"the motion adapter {motion} does not fit the base model {folder.path} ({error}): "
+            "use an adapter that was trained for this family"
+        ) from error
 
 
 def base_from_parts(

@@ -28,13 +28,22 @@ class RenderRow:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Settings that all rows of a batch share: size in pixels, denoising steps, guidance scale, scheduler."""
+    """Settings that all rows of a batch share.
+
+    Attributes:
+        width, height: in pixels.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale.
+        scheduler: its name.
+        frames: of a video, from a base model that was loaded with a motion adapter; None for a picture.
+    """
 
     width: int
     height: int
     steps: int
     guidance: float
     scheduler: Scheduler
+    frames: int | None = None
 
 
 def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
@@ -49,8 +58,10 @@ def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
 
     family = base.folder.family
     kind = getattr(diffusers, family.pipelines[task])
-    absent = {part: None for part in (*family.text_parts, "feature_extractor") if part in signature(kind).parameters}
-    options = {**family.options, **{name: value for name, value in base.folder.index.items() if value is not None}}
+    unused = (*family.text_parts, "feature_extractor", "image_encoder", "motion_adapter")
+    absent = {part: None for part in unused if part in signature(kind).parameters}
+    options = {name: value for name, value in family.options.items() if name in signature(kind).parameters}
+    options |= {name: value for name, value in base.folder.index.items() if value is not None}
     if "requires_safety_checker" in signature(kind).parameters:
         options["requires_safety_checker"] = False
     parts = {family.denoiser: base.denoiser, "vae": base.vae}
@@ -78,7 +89,7 @@ def make_scheduler(name: Scheduler, config: Any) -> Any:
 
 @torch.no_grad()
 def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampler) -> list[NDArray[np.uint8] | None]:
-    """Render B pictures in one batch.
+    """Render B pictures, or B videos, in one batch.
 
     Args:
         base: the base model.
@@ -89,7 +100,8 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         sampler: settings that all rows share.
 
     Returns:
-        B arrays (H, W, 3) uint8; None for a picture with values that are not finite. It does not affect other rows.
+        B arrays (H, W, 3) uint8, or (F, H, W, 3) for videos; None for one with values that are not finite. It does not
+        affect other rows.
 
     Raises:
         PromptTooLongError, ValueError: as `condition`.
@@ -110,9 +122,12 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     positive = found.rows(place.to(base.device)) if shared else found
     regions = regions.rows(place.to(base.device)) if regions and shared else regions
     negative = _unconditional(base, metric, [row.negative for row in rows]) if guided else None
-    pipe = make_pipeline(base, sampler.scheduler)
+    moving = sampler.frames is not None
+    if regions and sampler.frames is not None:  # the denoiser sees each frame as a row
+        regions = regions.rows(torch.arange(len(rows), device=base.device).repeat_interleave(sampler.frames))
+    pipe = make_pipeline(base, sampler.scheduler, "video" if moving else "text")
     with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
-        images = pipe(
+        output = pipe(
             **family.given("", positive.kv, positive.extra),
             **family.call,
             **(family.given("negative_", negative.kv, negative.extra) if negative else {}),
@@ -123,9 +138,11 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
             # CPU generators: the same seed gives the same noise on every device.
             generator=[torch.Generator().manual_seed(row.seed) for row in rows],
             output_type="pt",
-        ).images
+            **({"num_frames": sampler.frames} if moving else {}),
+        )
+    images = output.frames if moving else output.images
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
-    pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
     return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
 
 
