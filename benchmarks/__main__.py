@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.shapes import ORIGINS, SHAPES
 
-NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish")
+NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish", "store", "export")
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         "--rows",
         type=int,
         default=None,
-        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for publish with a shape",
+        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for store and publish with a shape",
     )
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
     parser.add_argument("--shape", choices=("plain", *SHAPES), default=None, help="rows to publish: see shapes.py")

@@ -1,6 +1,7 @@
 """A worker for Ray actors that needs no accelerator and imports nothing heavy."""
 
 import time
+from collections.abc import Callable
 
 from pipeline.contract.errors import Origin, Status
 from pipeline.contract.units import Machine, Outcome, TrainUnit, Unit
@@ -29,10 +30,14 @@ class FakeWorker:
         """All workers are alike."""
         return Machine("no accelerator", 1, 1)
 
-    def run(self, unit: Unit) -> list[Outcome]:
-        """An ok outcome for each task."""
+    def compute(self, unit: Unit) -> Callable[[], list[Outcome]]:
+        """An ok outcome for each task, after a while."""
         time.sleep(self._seconds)
-        return outcomes(unit)
+        return lambda: outcomes(unit)
+
+    def run(self, unit: Unit) -> list[Outcome]:
+        """Both halves of a unit."""
+        return self.compute(unit)()
 
 
 def outcomes(unit: Unit) -> list[Outcome]:

@@ -1,9 +1,13 @@
 """The process of a slot: makes the worker, runs units, and answers while it runs.
 
-A worker's exception is sent as text, so that the driver needs none of the worker's classes.
+Each unit is two calls: `compute` and `finish`. Each of them has a thread of its own, which takes its calls in order. So
+one unit is computed at a time, and the objects of the one before are written meanwhile. A worker's exception is sent as
+text, so that the driver needs none of the worker's classes.
 """
 
 import os
+import queue
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
@@ -15,7 +19,9 @@ from cluster.instruments import WorkerMetrics
 from pipeline.contract.units import Activity, Machine, Outcome, Unit
 from pipeline.engine.executor import Failure, Worker
 
-WATCH = "watch"  # the concurrency group that answers while a unit runs
+# Concurrency groups of one thread each.
+WATCH = "watch"  # answers while a unit runs
+FINISH = "finish"  # ends units
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class SlotActor:
         self._needs = needs
         self._worker: Worker | None = None
         self._metrics = WorkerMetrics()
+        # At most one computed unit waits beside the one that is finished, whatever the number of calls.
+        self._computed = queue.Queue[Callable[[], list[Outcome]] | Failure](maxsize=1)
 
     def setup(self) -> Ready | Failure:
         """Make the worker if this node is fit for it."""
@@ -50,11 +58,22 @@ class SlotActor:
         except Exception as error:  # noqa: BLE001 (the boundary of the process: any exception becomes text)
             return Failure("raised", text_of(error))
 
-    def run(self, unit: Unit) -> tuple[Outcome, ...] | Failure:
-        """Run one unit."""
+    def compute(self, unit: Unit) -> None:
+        """Do what a unit needs the accelerator for; the call of `finish` with the same number has its result."""
         assert self._worker is not None
         try:
-            return tuple(self._worker.run(unit))
+            result = self._worker.compute(unit)
+        except Exception as error:  # noqa: BLE001 (as above)
+            result = failure_of_worker(error)
+        self._computed.put(result)
+
+    @ray.method(concurrency_group=FINISH)
+    def finish(self) -> tuple[Outcome, ...] | Failure:
+        """Wait until the next unit is computed, write its objects, and give its outcomes."""
+        assert self._worker is not None
+        computed = self._computed.get()
+        try:
+            return computed if isinstance(computed, Failure) else tuple(computed())
         except Exception as error:  # noqa: BLE001 (as above)
             return failure_of_worker(error)
         finally:
@@ -62,7 +81,7 @@ class SlotActor:
 
     @ray.method(concurrency_group=WATCH)
     def activity(self) -> Activity | None:
-        """What the worker is doing; answered while `setup` or `run` is in progress."""
+        """What the worker is doing; answered while `setup` or a unit is in progress."""
         return self._worker.activity() if self._worker is not None else None
 
     @ray.method(concurrency_group=WATCH)

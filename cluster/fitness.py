@@ -32,7 +32,9 @@ class Needs:
         packages: versions of other packages, by name; those that the driver has.
         base: location of the base model; empty: none is needed.
         base_digest: the digest that its files must have.
-        options: fsspec options for the base model.
+        render_base: location of the base model that renders; empty: no other one is needed.
+        render_base_digest: the digest that its files must have.
+        options: fsspec options for the base models.
         files: local paths that must exist.
     """
 
@@ -40,6 +42,8 @@ class Needs:
     packages: Mapping[str, str]
     base: str = ""
     base_digest: str = ""
+    render_base: str = ""
+    render_base_digest: str = ""
     options: Mapping[str, object] | None = None
     files: tuple[str, ...] = ()
 
@@ -103,18 +107,21 @@ def _base_problems(needs: Needs) -> list[str]:
     from perfusion_ops.base.folder import BaseError
     from pipeline.bases.find import find_base
 
-    if not needs.base:
-        return []
-    try:
-        there = find_base(needs.base, needs.options).digest
-    except BaseError as error:
-        return [f"it cannot read the base model: {error}"]
-    if there == needs.base_digest:
-        return []
-    return [
-        f"its base model {needs.base} has digest {there[:12]}, the driver's {needs.base_digest[:12]}: copy the same "
-        "model to every node, or give an object-store URI"
-    ]
+    found: list[str] = []
+    for base, digest in ((needs.base, needs.base_digest), (needs.render_base, needs.render_base_digest)):
+        if not base:
+            continue
+        try:
+            there = find_base(base, needs.options).digest
+        except BaseError as error:
+            found.append(f"it cannot read the base model: {error}")
+            continue
+        if there != digest:
+            found.append(
+                f"its base model {base} has digest {there[:12]}, the driver's {digest[:12]}: copy the same model to "
+                "every node, or give an object-store URI"
+            )
+    return found
 
 
 def needs_of(worker: WorkerSettings, files: Sequence[str]) -> Needs:
@@ -124,6 +131,8 @@ def needs_of(worker: WorkerSettings, files: Sequence[str]) -> Needs:
         packages=package_versions(),
         base=worker.base,
         base_digest=worker.base_digest,
+        render_base=worker.render_base or "",
+        render_base_digest=worker.render_base_digest,
         options=worker.storage_options,
         files=tuple(files),
     )

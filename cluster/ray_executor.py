@@ -10,14 +10,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle
 from ray import exceptions as errors
 
-from cluster.actor import WATCH, SlotActor
+from cluster.actor import FINISH, WATCH, SlotActor
 from cluster.failures import failure_of_ray
 from cluster.fitness import Needs
 from cluster.fleet import SlotResources
@@ -51,7 +51,8 @@ class Supply(Protocol):
 @dataclass(frozen=True)
 class _Call:
     number: int
-    reference: Any
+    computed: Any  # the reference of its first half, which gives nothing
+    reference: Any  # of its second half, which gives its outcomes
     is_training: bool
 
 
@@ -67,12 +68,27 @@ class _Slot:
     activity: Activity | None = None  # the latest answer
 
     def oldest(self) -> Any:
-        """The reference of the oldest call, which completes first because an actor runs its calls in order; or None."""
+        """The reference of the oldest call, which completes first because an actor ends its calls in order; or None."""
         return self.calls[0].reference if self.calls else None
+
+    def is_overlapped(self) -> bool:
+        """Whether the oldest call was computed when its worker was lost, so that the next one had begun."""
+        return len(self.calls) > 1 and _is_over(self.calls[0].computed)
 
     def is_worth_asking(self) -> bool:
         """Whether it may estimate a metric or train."""
         return self.starting is not None or (bool(self.calls) and self.calls[0].is_training)
+
+
+def _is_over(reference: Any) -> bool:
+    """Whether a call came to its end, and not its actor."""
+    if not ray.wait([reference], timeout=0)[0]:
+        return False
+    try:
+        ray.get(reference)
+    except errors.RayError:
+        return False
+    return True
 
 
 def _answer(reference: Any) -> Activity | None:
@@ -113,7 +129,7 @@ class RayExecutor:
         if slots < 1:
             raise ValueError(f"slots is {slots}: use 1 or more")
         remote: Any = ray.remote
-        self._actor_class = remote(concurrency_groups={WATCH: 1})(SlotActor)
+        self._actor_class = remote(concurrency_groups={WATCH: 1, FINISH: 1})(SlotActor)
         threads = str(resources.threads)
         self._arguments = (
             cloudpickle.dumps(make_worker),  # pyright: ignore[reportPrivateImportUsage]
@@ -174,10 +190,11 @@ class RayExecutor:
     def submit(self, slot: int, unit: Unit) -> int:
         """See `Executor`."""
         self._calls += 1
-        reference = self._slots[slot].actor.run.remote(unit)
+        actor = self._slots[slot].actor
+        computed, reference = actor.compute.remote(unit), actor.finish.remote()
         if not self._slots[slot].calls:
             self._oldest[reference] = slot
-        self._slots[slot].calls.append(_Call(self._calls, reference, isinstance(unit, TrainUnit)))
+        self._slots[slot].calls.append(_Call(self._calls, computed, reference, isinstance(unit, TrainUnit)))
         return self._calls
 
     def wait(self, timeout_s: float) -> Sequence[Completion]:
@@ -243,7 +260,7 @@ class RayExecutor:
         try:
             result: Any = ray.get(reference)
         except errors.RayError as error:
-            result = failure_of_ray(error)
+            result = replace(failure_of_ray(error), overlapped=slot.is_overlapped())
         if slot.starting is not None:
             if isinstance(result, Failure):
                 self.retire(number)

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from jobs.commands import (
-    catalog,
     cluster,
     demo,
+    export,
     nightly,
     plan,
     query,
@@ -57,8 +57,8 @@ def _perfusion(context: typer.Context, log: Log = LogFormat.TEXT, _: Version = F
         context.ensure_object(ExitStack).enter_context(JsonLog(sys.stderr))
 
 
-app.command("demo")(demo.command)
-app.command("catalog")(catalog.command)
+app.command("demo")(demo.demo)
+app.command("catalog")(demo.catalog)
 app.command("validate")(plan.validate)
 app.command("plan")(plan.plan)
 app.command("run")(run.command)
@@ -74,6 +74,7 @@ app.command("query")(query.command)
 app.command("score")(score.command)
 app.command("sweep")(sweep.command)
 app.command("report")(report.command)
+app.command("export")(export.command)
 app.command("schema")(schema.command)
 app.add_typer(cluster.app, name="cluster")
 

@@ -72,7 +72,7 @@ def sweep(
             paths = shared_paths(db, checked.worker.metric_key)
         if not json:
             tell_notices(checked.notices)
-        grid = grid or default_grid(settings.training(checked.base).recipe, settings.sampling(checked.base))
+        grid = grid or default_grid(settings.training(checked.base).recipe, settings.sampling(checked.drawing))
         copy_missing(storage, swept, paths)
         try:
             runs = _run_points(under, grid, selection, make_engine)

@@ -190,7 +190,7 @@ def write_concept(
     gated = isinstance(concept, GatedConcept)
     if packed:
         name = "value_difference" if gated else "value_offset"
-        stored[name], stored[f"{name}_scale"] = _pack(concept.tensors()[name])
+        stored[name], stored[f"{name}_scale"] = pack(concept.tensors()[name])
     shared = bool(concept.text_digest)
     metadata = {
         "format": _FORMATS[concept.gate if gated else "offset", shared],
@@ -291,7 +291,7 @@ def _sibling(metadata: dict[str, str], text_digest: str) -> bool:
     return theirs == text_digest and metadata.get("lock", "local") == "local"
 
 
-def _pack(values: Tensor) -> tuple[Tensor, Tensor]:
+def pack(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values (n,) as int8, and a float16 scale for each `_BLOCK` of them."""
     blocks = _in_blocks(values.detach().cpu().float())
     scales = (blocks.abs().amax(1) / 127).half()

@@ -4,10 +4,11 @@ Defaults follow the published recipe (section 4 and the supplement of arXiv 2305
 implementations of it); the embedded base overrides what differs at its size in its own `perfusion.json`.
 """
 
+import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Bias = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
@@ -15,7 +16,69 @@ Lock = Literal["local", "global", "trained"]
 Recipe = Literal["paper", "offset"]
 Combine = Literal["paper", "regional"]
 ImageFormat = Literal["png", "webp"]
-Scheduler = Literal["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"]
+# What each of them is in diffusers: `perfusion_ops.base.schedules.SCHEDULERS`.
+Scheduler = Literal[
+    "ddim",
+    "dpm++",
+    "euler",
+    "euler_a",
+    "pndm",
+    "unipc",
+    "dpm++ 2m karras",
+    "dpm++ 2m sde",
+    "dpm++ 2m sde karras",
+    "dpm++ singlestep",
+    "dpm++ singlestep karras",
+    "dpm2",
+    "dpm2 karras",
+    "dpm2 a",
+    "dpm2 a karras",
+    "euler karras",
+    "euler trailing",
+    "euler a trailing",
+    "heun",
+    "heun karras",
+    "unipc karras",
+    "deis",
+    "ddpm",
+    "lcm",
+    "tcd",
+]
+# Other spellings that programs and people use, without regard to case, extra blanks and underscores for blanks.
+_SCHEDULER_ALIASES: Mapping[str, Scheduler] = {
+    "dpm++ 2m": "dpm++",
+    "euler ancestral": "euler_a",
+    "plms": "pndm",
+    "kdpm2": "dpm2",
+    "kdpm2 karras": "dpm2 karras",
+    "kdpm2 a": "dpm2 a",
+    "kdpm2 a karras": "dpm2 a karras",
+    "dpm2 ancestral": "dpm2 a",
+}
+
+
+def scheduler_name(text: object) -> Scheduler:
+    """The name of a scheduler, however it is spelt: `DPM++ 2M`, `dpmpp_2m` and `dpm++` are the same one.
+
+    >>> scheduler_name("Euler  A"), scheduler_name("dpmpp_2m_karras")
+    ('euler_a', 'dpm++ 2m karras')
+
+    Raises:
+        ValueError: there is no such scheduler.
+    """
+    names: dict[str, Scheduler] = {_plain(name): name for name in get_args(Scheduler)}
+    names |= _SCHEDULER_ALIASES
+    shown = repr(text)[:60]
+    plain = _plain(text) if isinstance(text, str) and len(text) <= 60 else ""
+    if plain in names:
+        return names[plain]
+    near = difflib.get_close_matches(plain, names, 1, 0.6)
+    hint = f"write {names[near[0]]!r} if that is meant, or " if near else ""
+    raise ValueError(f"there is no scheduler {shown}: {hint}use one of {', '.join(get_args(Scheduler))}")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().replace("_", " ").replace("dpmpp", "dpm++").split())
 
 
 class Frozen(BaseModel):
@@ -112,7 +175,7 @@ class SamplingConfig(Frozen):
 
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=6.0, ge=0, le=50, allow_inf_nan=False, description="classifier-free guidance scale")
-    scheduler: Scheduler = "ddim"
+    scheduler: Annotated[Scheduler, BeforeValidator(scheduler_name)] = "ddim"
     width: int | None = Field(
         default=None, ge=8, le=4096, multiple_of=8, description="pixels; the base model's own size when absent"
     )

@@ -10,20 +10,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perfusion_ops.base_model import Base
+from perfusion_ops.base.schedules import SCHEDULERS
+from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.conditioning import Conditioning, PromptRow, condition
 from perfusion_ops.config import Scheduler
 from perfusion_ops.metric import Metric
 from perfusion_ops.regions import acting, condition_regions, has_offsets, is_regional
+from perfusion_ops.scenes.blending import SceneScheduler, latent_stays
+from perfusion_ops.scenes.pasting import pasted
+from perfusion_ops.scenes.scene import Scene
+
+_ENCODE_BATCH = 8  # photos of scenes encoded at once
 
 
 @dataclass(frozen=True)
 class RenderRow:
-    """One picture: its prompt, its negative prompt, which may also name concepts, and its seed."""
+    """One picture: its prompt, its negative prompt, which may also name concepts, and its seed.
+
+    With a `scene`, a part of the scene's photo stays and the rest is drawn. Videos have none.
+    """
 
     positive: PromptRow
     negative: PromptRow
     seed: int
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True)
@@ -74,17 +84,8 @@ def make_scheduler(name: Scheduler, config: Any) -> Any:
     """A diffusers scheduler on the noise schedule of `config`."""
     import diffusers
 
-    classes = {
-        "ddim": "DDIMScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "euler": "EulerDiscreteScheduler",
-        "euler_a": "EulerAncestralDiscreteScheduler",
-        "pndm": "PNDMScheduler",
-        "unipc": "UniPCMultistepScheduler",
-    }
-    # PNDM's Runge-Kutta warm-up needs at least four steps; Stable Diffusion skips it.
-    options = {"skip_prk_steps": True} if name == "pndm" else {}
-    return getattr(diffusers, classes[name]).from_config(config, **options)
+    kind, options = SCHEDULERS[name]
+    return getattr(diffusers, kind).from_config(config, **options)
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         metric: its metric.
         rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset`
             and rows that are regional are denoised apart from the others, whose attention is that of the unmodified
-            model.
+            model. So are rows with a scene, those of each strength together.
         sampler: settings that all rows share.
 
     Returns:
@@ -106,7 +107,10 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     Raises:
         PromptTooLongError, ValueError: as `condition`.
     """
-    kinds = [(has_offsets(row.positive), is_regional(row.positive)) for row in rows]
+    kinds = [
+        (has_offsets(row.positive), is_regional(row.positive), row.scene.strength if row.scene else None)
+        for row in rows
+    ]
     if len(set(kinds)) > 1:
         parts = {
             kind: iter(
@@ -117,7 +121,9 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         return [next(parts[kind]) for kind in kinds]
     family, guided = base.folder.family, sampler.guidance > 1.0
     texts, place = _distinct([row.positive for row in rows])
-    found, regions = condition_regions(base, metric, texts) if any(kinds[0]) else (condition(base, metric, texts), None)
+    found, regions = (
+        condition_regions(base, metric, texts) if any(kinds[0][:2]) else (condition(base, metric, texts), None)
+    )
     shared = len(texts) < len(rows)
     positive = found.rows(place.to(base.device)) if shared else found
     regions = regions.rows(place.to(base.device)) if regions and shared else regions
@@ -126,6 +132,12 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     if regions and sampler.frames is not None:  # the denoiser sees each frame as a row
         regions = regions.rows(torch.arange(len(rows), device=base.device).repeat_interleave(sampler.frames))
     pipe = make_pipeline(base, sampler.scheduler, "video" if moving else "text")
+    # CPU generators: the same seed gives the same noise on every device.
+    generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+    scenes = [row.scene for row in rows if row.scene is not None]
+    if scenes:
+        pipe.scheduler = _scene_scheduler(base, pipe.scheduler, scenes, generators)
+        pipe.scheduler.set_timesteps(sampler.steps, device=base.device)
     with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
         output = pipe(
             **family.given("", positive.kv, positive.extra),
@@ -135,15 +147,30 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
             height=sampler.height,
             num_inference_steps=sampler.steps,
             guidance_scale=sampler.guidance,
-            # CPU generators: the same seed gives the same noise on every device.
-            generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+            **({"latents": pipe.scheduler.begin()} if scenes else {}),
+            generator=generators,
             output_type="pt",
             **({"num_frames": sampler.frames} if moving else {}),
         )
     images = output.frames if moving else output.images
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
     pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    if scenes:
+        pixels = [pasted(picture, scene) for picture, scene in zip(pixels, scenes, strict=True)]
     return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
+
+
+def _scene_scheduler(
+    base: Base, scheduler: Any, scenes: Sequence[Scene], generators: list[torch.Generator]
+) -> SceneScheduler:
+    """The scheduler that leaves in each picture what stays of its scene."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).movedim(-1, 1).float()
+    photos = torch.cat([encode_pictures(base, part) for part in (pixels / 127.5 - 1).split(_ENCODE_BATCH)])
+    stays = latent_stays(torch.from_numpy(np.stack([scene.stays for scene in scenes])), *photos.shape[-2:])
+    noise = randn_tensor(photos.shape, generator=generators, device=base.device, dtype=base.dtype)
+    return SceneScheduler(scheduler, photos.to(base.dtype), noise, stays.to(base.device), scenes[0].strength)
 
 
 def _distinct(rows: Sequence[PromptRow]) -> tuple[list[PromptRow], torch.Tensor]:

@@ -6,7 +6,7 @@ A run does this before it acquires its lease; `perfusion validate` and `perfusio
 import hashlib
 from dataclasses import dataclass, field, replace
 
-from perfusion_ops.base.folder import BaseFolder
+from perfusion_ops.base.folder import BaseError, BaseFolder
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from pipeline.bases.captions import captions_digest
 from pipeline.bases.find import find_base
@@ -30,7 +30,7 @@ from pipeline.plan.selection import Missing, Selection, select
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
 from pipeline.tables.columns import carried_columns
-from pipeline.worker.settings import WorkerSettings
+from pipeline.worker.settings import Encoding, WorkerSettings
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Checked:
     """Checked manifests, and what follows from them and the settings before any render is planned.
 
     Attributes:
-        base: the base model.
+        base: the base model that trains.
+        drawing: the base model that renders, the same one unless the settings name a sibling.
         counter: counts its tokens.
         concepts: the concepts manifest.
         prompts: the prompts manifest.
@@ -50,6 +51,7 @@ class Checked:
     """
 
     base: BaseFolder
+    drawing: BaseFolder
     counter: TokenCounter
     concepts: ManifestSummary
     prompts: ManifestSummary
@@ -86,21 +88,36 @@ def check(
     """
     observer.stage("base", settings.base)
     base = find_base(settings.base, settings.storage_options)
+    drawing = base
+    if settings.render_base is not None:
+        observer.stage("base", settings.render_base)
+        drawing = find_base(settings.render_base, settings.storage_options)
+        _check_sibling(settings, base, drawing)
+    _check_recipe(settings, base, drawing)
     counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
+    cache = InputCache(storage)
     observer.stage("validate", settings.concepts)
     concepts = load_concepts(
         db,
         settings.concepts,
         storage=storage,
         limits=settings.inputs,
-        cache=InputCache(storage),
+        cache=cache,
         storage_options=options,
         threads=settings.engine.threads,
         superclass_check=superclass_check(counter, base.settings.templates, settings.training(base).recipe),
     )
     observer.stage("validate", settings.prompts)
-    prompts = load_prompts(db, settings.prompts, storage_options=options)
+    prompts = load_prompts(
+        db,
+        settings.prompts,
+        storage=storage,
+        limits=settings.inputs,
+        cache=cache,
+        storage_options=options,
+        threads=settings.engine.threads,
+    )
     points = None
     if settings.points is not None:
         observer.stage("validate", settings.points)
@@ -111,7 +128,7 @@ def check(
         captions_sha256=captions_digest(settings.metric, options),
     )
     local_files = _shared_files(db, storage, settings) if settings.cluster.remote else ()
-    training, sampling = settings.training(base), settings.sampling(base)
+    training, sampling = settings.training(base), settings.sampling(drawing)
     plan_concepts(db, base_digest=base.digest, metric_key=key, training=training)
     parts = [
         concepts.digest,
@@ -122,6 +139,7 @@ def check(
         settings_json(sampling),
         str(settings.seed),
         *([f"points {points.digest}"] if points else []),
+        *([f"render base {drawing.digest}"] if settings.render_base else []),
         *([selection.name] if selection else []),
     ]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -130,21 +148,27 @@ def check(
         storage_options=options,
         base=settings.base,
         base_digest=base.digest,
+        render_base=settings.render_base,
+        render_base_digest=drawing.digest,
         metric=settings.metric,
         metric_key=key,
         limits=settings.inputs.allowing(storage.uri(INPUTS_FOLDER)),
         device=settings.engine.device,
         dtype=settings.engine.dtype,
         micro_batch=settings.engine.micro_batch,
+        recompute=settings.engine.recompute,
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
+        encoding=Encoding(sampling.format, sampling.webp_quality, settings.engine.png_level),
+        store_threads=settings.engine.store_threads,
         local_files=local_files,
     )
     # The columns of renders include those of concepts.
     _, columns = carried_columns(db, storage, RENDERS)
     return Checked(
         base=base,
+        drawing=drawing,
         counter=counter,
         concepts=concepts,
         prompts=prompts,
@@ -154,6 +178,37 @@ def check(
         columns=columns,
         points=points,
     )
+
+
+def _check_sibling(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) -> None:
+    """Refuse a base model in which the concepts of another one do not act.
+
+    Raises:
+        BaseError: its text encoders differ, or concepts hold what belongs to one denoiser.
+    """
+    names = f"render_base {settings.render_base!r} and base {settings.base!r}"
+    if drawing.family != base.family:
+        raise BaseError(f"{names} are of different families ({drawing.family.title}, {base.family.title})")
+    if drawing.text_digest != base.text_digest:
+        raise BaseError(f"{names} have different text encoders or tokenizers: concepts act only where these are equal")
+    training = settings.training(base)
+    if training.store == "target" or (training.store == "auto" and not base.family.shares_metric):
+        raise BaseError(f"{names} differ, and concepts fit base alone: set train.store to 'difference' or 'int8'")
+    if training.lock == "trained" and training.recipe == "paper":
+        raise BaseError(f"{names} differ, and trained keys fit base alone: set train.lock to 'local'")
+
+
+def _check_recipe(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) -> None:
+    """Refuse settings that restrict concepts to a region where the family has no attention to find it with."""
+    if base.family.regional:
+        return
+    training, sampling = settings.training(base), settings.sampling(drawing)
+    for name, value, instead in (
+        ("train.recipe", training.recipe, "paper"),
+        ("render.combine", sampling.combine, "paper"),
+    ):
+        if value != instead:
+            raise BaseError(f"{name} {value!r} does not work with {base.family.title}: set it to {instead!r}")
 
 
 def _shared_files(db: PlanDB, storage: Storage, settings: RunSettings) -> tuple[str, ...]:
@@ -178,26 +233,29 @@ def make_plan(
     Raises:
         ManifestError, StorageError: the run cannot start; with a message for the user.
     """
-    base = checked.base
+    drawing = checked.drawing
+    digests = (checked.base.digest, drawing.digest)
     plan_requests(
         db,
-        base_digest=base.digest,
-        sampling=settings.sampling(base),
+        base_digest=drawing.digest,
+        sampling=settings.sampling(drawing),
         seed=settings.seed,
         counter=checked.counter,
-        schedule=base.schedule,
+        schedule=drawing.schedule,
     )
-    missing = _select(db, storage, selection, base.digest, settings.engine.plan_memory) if selection else Missing()
+    missing = _select(db, storage, selection, digests, settings.engine.plan_memory) if selection else Missing()
     load_done(db, storage)
     work = count_plan(db)
     changes = None
     if explain:
         memory = settings.engine.plan_memory
-        changes = find_changes(db, storage, base_digest=base.digest, memory_limit=memory)
+        changes = find_changes(db, storage, base_digests=digests, memory_limit=memory)
     return Planned(checked=checked, work=work, missing=missing, changes=changes)
 
 
-def _select(db: PlanDB, storage: Storage, selection: Selection, base_digest: str, memory_limit: str) -> Missing:
+def _select(
+    db: PlanDB, storage: Storage, selection: Selection, base_digests: tuple[str, str], memory_limit: str
+) -> Missing:
     """Apply the selection, and find out why keys of it are not in the plan.
 
     Raises:
@@ -205,7 +263,7 @@ def _select(db: PlanDB, storage: Storage, selection: Selection, base_digest: str
     """
     if not selection.keys:
         return select(db, selection)
-    reasons, refused = find_left_out(db, storage, selection.keys, base_digest=base_digest, memory_limit=memory_limit)
+    reasons, refused = find_left_out(db, storage, selection.keys, base_digests=base_digests, memory_limit=memory_limit)
     missing = replace(select(db, selection, refused), reasons=reasons)
     if (missing.concepts, missing.renders) == (len(selection.keys.concepts), len(selection.keys.renders)):
         raise ManifestError(

@@ -230,6 +230,7 @@ class _Driver:
             run_date=spec.run_date,
             base=checked.base.name,
             base_digest=checked.base.digest,
+            drawing=(checked.drawing.name, checked.drawing.digest),
             content=checked.content,
             parts=parts,
             clock=self.clock.wall,

@@ -1,4 +1,4 @@
-"""`perfusion demo`: a small catalogue of the synthetic world, trained, rendered, published, scored and reported."""
+"""`perfusion catalog` and `perfusion demo`: a catalogue of the synthetic world, and a whole run of one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,14 +6,19 @@ from typing import Annotated
 import typer
 
 from jobs.options import Json
-from jobs.output import FAILED_ROWS, OK, complain, say, writing
+from jobs.output import FAILED_ROWS, OK, complain, counted, location, say, say_json, writing
 
 Folder = Annotated[str, typer.Option("--folder", help="folder for the catalogue and the spec")]
 Root = Annotated[str | None, typer.Option("--root", help="results root; default: FOLDER/results", show_default=False)]
 Products = Annotated[int, typer.Option("--products", min=2, max=100_000, help="products in the catalogue")]
 
+Out = Annotated[str, typer.Argument(help="a new folder, or one that this command has written", show_default=False)]
+Many = Annotated[int, typer.Option("--products", min=1, max=100_000, help="how many products")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="each seed gives another catalogue")]
+Images = Annotated[int, typer.Option("--images", min=1, max=64, help="training photos per product")]
 
-def command(folder: Folder = "demo", root: Root = None, products: Products = 6, json: Json = False) -> None:
+
+def demo(folder: Folder = "demo", root: Root = None, products: Products = 6, json: Json = False) -> None:
     """Train, render, score and report a small synthetic catalogue."""
     from jobs.run import run
     from jobs.score import score, tell
@@ -49,3 +54,18 @@ def command(folder: Folder = "demo", root: Root = None, products: Products = 6, 
     elif code != OK:
         complain("the demo did not finish cleanly; see the lines above")
     raise typer.Exit(code)
+
+
+def catalog(out: Out, products: Many = 100, seed: Seed = 0, images: Images = 4, json: Json = False) -> None:
+    """Write a synthetic catalogue: photos, masks and both manifests."""
+    from perfusion_ops.mini.catalog import write_catalog
+
+    with writing(out):
+        summary = write_catalog(out, products, seed=seed, images_per_product=images)
+    if json:
+        say_json(summary)
+        return
+    made = ((summary.products, "product"), (summary.images, "photo"), (summary.prompt_rows, "prompt row"))
+    say(", ".join(counted(number, noun) for number, noun in made))
+    say(f"  {location(summary.concepts)}")
+    say(f"  {location(summary.prompts)}")

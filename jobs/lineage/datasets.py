@@ -67,10 +67,14 @@ def inputs(settings: RunSettings, spec: RunSpec | None, checked: Checked | None)
         (settings.prompts, spec and spec.prompts_digest, checked and checked.prompts),
     )
     found = [_input(dataset_name(uri, account), uri, digest, summary) for uri, digest, summary in manifests]
-    base = _input(base_name(settings.base, account), "", spec and spec.base_digest)
-    kind = dataset_type_dataset.DatasetTypeDatasetFacet(datasetType="MODEL")
-    base.facets = {**(base.facets or {}), "datasetType": kind}
-    found.append(base)
+    bases = [(settings.base, spec and spec.base_digest)]
+    if settings.render_base is not None:
+        bases.append((settings.render_base, checked and checked.drawing.digest))
+    for location, digest in bases:
+        base = _input(base_name(location, account), "", digest)
+        kind = dataset_type_dataset.DatasetTypeDatasetFacet(datasetType="MODEL")
+        base.facets = {**(base.facets or {}), "datasetType": kind}
+        found.append(base)
     if settings.points is not None:
         digest = checked.points.digest if checked and checked.points else None
         found.append(_input(dataset_name(settings.points, account), settings.points, digest))

@@ -67,13 +67,15 @@ def packed(settings: RunSettings) -> Iterator[Parcel]:
 def _ensure_remote(settings: RunSettings) -> None:
     if is_local(settings.root):
         raise SpecError(f"root is {settings.root}, which the cluster cannot write: give an object store, {_SHARED}")
-    found = first_local_picture(find_manifest(settings.concepts, settings.storage_options))
-    if found:
-        row, address = found
-        raise SpecError(
-            f"row {row} of {settings.concepts} names the photo {address}, which the cluster cannot read: give "
-            f"addresses in an object store, {_SHARED}"
-        )
+    for uri in (settings.concepts, settings.prompts):
+        manifest = find_manifest(uri, settings.storage_options)
+        found = first_local_picture(manifest, prompts=uri == settings.prompts)
+        if found:
+            row, address = found
+            raise SpecError(
+                f"row {row} of {uri} names the photo {address}, which the cluster cannot read: give addresses in an "
+                f"object store, {_SHARED}"
+            )
 
 
 def _copy(uri: str, folder: Path) -> str:

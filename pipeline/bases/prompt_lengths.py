@@ -7,9 +7,16 @@ placeholder counts as the tokens of the superclass. Where several concepts are c
 such a text; if its recipe is `offset`, its own token precedes each of its superclasses. Python counts each text and
 each superclass once, and SQL adds the counts up for each render.
 
+The text of a product's columns (`pipeline.plan.product_columns`) counts for each product. A token may cross the border
+between it and the text around it, as in `pre{=1}ish`. So the smallest part of a text whose count does not depend on the
+rest, a word of CLIP's tokenizers, is filled and counted as a whole, each distinct result once.
+
 A prompt that is too long with every concept is a problem of its row (`LONG_TEXTS`). A prompt that is too long for some
 concepts is a flaw of those renders (`FLAW`, `FLAWED`).
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +28,9 @@ NO_LIMIT = 2**31 - 1
 _ROWS_PER_READ = 10_000
 _START_AND_END = 2
 _LENGTHS = pa.schema([("row", pa.int64()), ("tokens", pa.int32()), ("negative_tokens", pa.int32())])
+_MARK = "{="  # begins the mark of a column
+_UNITS = pa.schema([("row", pa.int64()), ("negative", pa.bool_()), ("unit", pa.string())])
+_UNIT_LENGTHS = pa.schema([("filled", pa.string()), ("tokens", pa.int32())])
 _SUPERCLASSES = pa.schema([("superclass", pa.string()), ("tokens", pa.int32())])
 
 
@@ -71,13 +81,89 @@ def measure_prompts(
         ).fetchall()
         counts = {
             "row": [row for row, _, _ in rows],
-            "tokens": [_START_AND_END + sum(map(counter.count, texts)) for _, texts, _ in rows],
-            "negative_tokens": [_START_AND_END + sum(map(counter.count, texts)) for _, _, texts in rows],
+            "tokens": [_START_AND_END + sum(_own_count(counter, text) for text in texts) for _, texts, _ in rows],
+            "negative_tokens": [
+                _START_AND_END + sum(_own_count(counter, text) for text in texts) for _, _, texts in rows
+            ],
         }
         connection.register("counted", pa.table(counts, _LENGTHS))
         connection.execute("INSERT INTO lengths SELECT * FROM counted")
         connection.unregister("counted")
 
+
+def measure_values(connection: duckdb.DuckDBPyConnection, counter: TokenCounter | None) -> None:
+    """Fill the temporary table `value_lengths`: tokens that the texts of its columns add to a prompt, for each product.
+
+    Args:
+        connection: of a PlanDB with a `chunk` whose columns are marked, and their texts in `keyed`.
+        counter: of the base model; None counts nothing.
+    """
+    connection.execute("DELETE FROM value_lengths")
+    if counter is None:
+        return
+    connection.execute("CREATE OR REPLACE TEMP TABLE units (row BIGINT, negative BOOLEAN, unit VARCHAR)")
+    for page in _pages(connection, "SELECT row, texts, negative_texts FROM chunk WHERE len(columns) > 0"):
+        units = [
+            {"row": row, "negative": negative, "unit": unit}
+            for row, *both in page
+            for negative, texts in zip((False, True), both, strict=True)
+            for text in texts
+            for unit in counter.units(text)
+            if _MARK in unit
+        ]
+        connection.register("found", pa.Table.from_pylist(units, _UNITS))
+        connection.execute("INSERT INTO units SELECT * FROM found")
+        connection.unregister("found")
+    connection.execute(_FILLED_UNITS)
+    connection.execute("CREATE OR REPLACE TEMP TABLE unit_lengths (filled VARCHAR, tokens INTEGER)")
+    for page in _pages(connection, "SELECT DISTINCT filled FROM filled_units"):
+        filled = [text for (text,) in page]
+        counted = pa.table({"filled": filled, "tokens": [counter.count(text) for text in filled]}, _UNIT_LENGTHS)
+        connection.register("counted", counted)
+        connection.execute("INSERT INTO unit_lengths SELECT * FROM counted")
+        connection.unregister("counted")
+    connection.execute(_VALUE_LENGTHS)
+    for table in ("units", "filled_units", "unit_lengths"):
+        connection.execute(f"DROP TABLE {table}")
+
+
+def _own_count(counter: TokenCounter, text: str) -> int:
+    """Tokens of a text without the units that have a column's text."""
+    if _MARK not in text:
+        return counter.count(text)
+    return sum(counter.count(unit) for unit in counter.units(text) if _MARK not in unit)
+
+
+def _pages(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of a query by pages; between them, the connection is free for other work."""
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE paged AS {query}")
+    [(rows,)] = connection.execute("SELECT count(*) FROM paged").fetchall()
+    for first in range(0, rows, _ROWS_PER_READ):
+        yield connection.execute(
+            "SELECT * FROM paged WHERE rowid >= ? AND rowid < ?", [first, first + _ROWS_PER_READ]
+        ).fetchall()
+    connection.execute("DROP TABLE paged")
+
+
+# Each unit of each prompt with each of its products. A product without the text of a column gets no render.
+_FILLED_UNITS = """
+CREATE OR REPLACE TEMP TABLE filled_units AS
+WITH crossed AS (
+    SELECT c.row, c.columns, k.row AS product_row, k.texts_of
+    FROM chunk c CROSS JOIN keyed k WHERE len(c.columns) > 0 AND c.where_expr IS NULL
+    UNION ALL
+    SELECT c.row, c.columns, k.row, k.texts_of
+    FROM chunk c JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE len(c.columns) > 0
+)
+SELECT c.row, c.product_row, u.negative, with_columns(u.unit, c.columns, c.texts_of) AS filled
+FROM crossed c JOIN units u USING (row)
+"""
+
+_VALUE_LENGTHS = """
+INSERT INTO value_lengths
+SELECT row, product_row, sum(tokens) FILTER (NOT negative), sum(tokens) FILTER (negative)
+FROM filled_units JOIN unit_lengths USING (filled) GROUP BY row, product_row
+"""
 
 _DISTINCT_SUPERCLASSES = """
 SELECT DISTINCT normalise_superclass(superclass) AS superclass FROM concepts SEMI JOIN concept_keys USING (row)

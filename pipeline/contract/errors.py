@@ -53,6 +53,7 @@ class Code(StrEnum):
     BAD_CHARACTER = "bad_character"
     TEXT_TOO_LONG = "text_too_long"
     SEED_CONFLICT = "seed_conflict"
+    SCENE_CONFLICT = "scene_conflict"
     # an input picture
     URI_NOT_ALLOWED = "uri_not_allowed"
     IMAGE_MISSING = "image_missing"
@@ -136,7 +137,9 @@ MEANING: dict[Code, str] = {
     Code.MASKS_MISMATCH: "Masks and photos do not match: give one mask per photo, of the same size, or none.",
     Code.BAD_TRAIN_OVERRIDE: "The row's `train` has an unknown setting or a value that is not allowed: correct it.",
     Code.EMPTY_PROMPT: "The prompt has no text: write one.",
-    Code.BAD_PLACEHOLDER: "The braces in the prompt are not a placeholder: write {product} or {a-concept-id}.",
+    Code.BAD_PLACEHOLDER: (
+        "The braces in the prompt are not a placeholder: write {product}, {product.column} or {a-concept-id}."
+    ),
     Code.NO_PLACEHOLDER: "The prompt names no concept: write {product} or {a-concept-id} in the place of the product.",
     Code.UNKNOWN_CONCEPT: "The prompt names a concept that the concepts manifest does not have: check the id.",
     Code.BAD_WHERE: "The row's `where` is not a condition on the concepts manifest's columns: correct it.",
@@ -146,6 +149,7 @@ MEANING: dict[Code, str] = {
     Code.BAD_CHARACTER: "A text has a character that is not allowed, such as a control character: remove it.",
     Code.TEXT_TOO_LONG: "A text is longer than its column allows: shorten it.",
     Code.SEED_CONFLICT: "The row has a seed and a number of renders that contradict each other: keep one.",
+    Code.SCENE_CONFLICT: "The cells of a scene contradict each other: empty one of those that the message names.",
     Code.URI_NOT_ALLOWED: "This run may not read a photo's address: move the photo, or add it to `inputs.allow`.",
     Code.IMAGE_MISSING: "There is no photo at an address in the manifest: correct the address, or put the photo there.",
     Code.IMAGE_UNREADABLE: "A photo exists but cannot be read: check its permissions and try again.",

@@ -65,8 +65,12 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     - `render_material(...)`: canonical text of everything that determines a render except its seed. It is
       `render_concepts`, followed by `render_text`, which does not depend on the concepts. `modes` are
       `render_modes(regional, strength)`: whether the prompt has several concepts that are combined so, and the
-      strength of offsets, 1 if the prompt has none. Prompts have `{0}`, `{1}`, ... where the concepts are; width and
-      height are null for the base model's own size.
+      strength of offsets, 1 if the prompt has none; followed by `scene_modes`. Prompts have `{0}`, `{1}`, ... where
+      the concepts are; width and height are null for the base model's own size.
+    - `scene_modes(photo, mask, box, strength, keep)`: what a scene adds to `modes`; an empty list without a photo.
+      `photo` and `mask` are `key_picture`, `box` is a list of four shares, `keep` is 'product' or null.
+    - `render_file(format, webp_quality)`: what the file adds to the material of a render's key, but not to that of its
+      default seed, so that a prompt gives the same picture in each format. PNG adds nothing.
     - `render_key(material, seed)`: 64 hex digits.
     - `default_seed(material, base_seed, image_index)`: seed of a render that asks for none, in [0, 2^31).
     """
@@ -101,6 +105,14 @@ CREATE OR REPLACE TEMP MACRO render_concepts(base_digest, concepts, modes) AS
 CREATE OR REPLACE TEMP MACRO render_modes(regional, strength) AS
     CASE WHEN regional THEN ['regional'] ELSE [] END
     || CASE WHEN strength <> 1 THEN ['strength ' || CAST(CAST(strength AS DOUBLE) AS VARCHAR)] ELSE [] END;
+CREATE OR REPLACE TEMP MACRO scene_modes(photo, mask, box, strength, keep) AS
+    CASE WHEN photo IS NULL THEN [] ELSE
+        [coalesce('keep ' || keep, 'scene') || ' ' || photo]
+        || CASE WHEN mask IS NULL THEN [] ELSE ['mask ' || mask] END
+        || CASE WHEN box IS NULL THEN [] ELSE ['box ' || array_to_string(list_transform(box, lambda share:
+            CAST(CAST(share AS DOUBLE) + 0.0::DOUBLE AS VARCHAR)), ' ')] END
+        || CASE WHEN strength <> 1 THEN ['scene strength ' || CAST(CAST(strength AS DOUBLE) AS VARCHAR)] ELSE [] END
+    END;
 CREATE OR REPLACE TEMP MACRO render_text(
     prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional
 ) AS
@@ -112,6 +124,8 @@ CREATE OR REPLACE TEMP MACRO render_material(
     bias, temperature, lock, edit_unconditional
 ) AS render_concepts(base_digest, concepts, modes) || render_text(
     prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional);
+CREATE OR REPLACE TEMP MACRO render_file(format, webp_quality) AS
+    CASE format WHEN 'png' THEN '' ELSE key_text(format || coalesce(' ' || webp_quality, '')) END;
 CREATE OR REPLACE TEMP MACRO render_key(material, seed) AS sha256('{_RENDER}' || material || key_integer(seed));
 CREATE OR REPLACE TEMP MACRO default_seed(material, base_seed, image_index) AS
     CAST('0x' || substr(sha256('{_SEED}' || material || key_integer(base_seed) || key_integer(image_index)), 1, 8)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, get_args
 
 from pydantic import ConfigDict
 
+from perfusion_ops.config import ImageFormat
 from pipeline.contract.layout import image_path, weights_path
 from pipeline.contract.units import Kind
 
@@ -25,7 +26,7 @@ class ResultTable:
         planned: table of the plan's database with one row per row of this table.
         planned_id: integer column that numbers the rows of `planned`.
         folder: where the objects lie under the root.
-        object_path: path of an object from its content key.
+        object_paths: the paths that an object may have, from its content key.
     """
 
     name: str
@@ -35,7 +36,7 @@ class ResultTable:
     planned: str
     planned_id: str
     folder: str
-    object_path: Callable[[str], str]
+    object_paths: Callable[[str], tuple[str, ...]]
 
     @property
     def manifest(self) -> str:
@@ -51,7 +52,7 @@ CONCEPTS = ResultTable(
     planned="concepts",
     planned_id="row",
     folder="weights",
-    object_path=weights_path,
+    object_paths=lambda key: (weights_path(key),),
 )
 RENDERS = ResultTable(
     name="renders",
@@ -61,7 +62,7 @@ RENDERS = ResultTable(
     planned="requests",
     planned_id="rowid",
     folder="images",
-    object_path=image_path,
+    object_paths=lambda key: tuple(image_path(key, image_format) for image_format in get_args(ImageFormat)),
 )
 RESULTS = (CONCEPTS, RENDERS)  # in the order in which tables are published and shown
 

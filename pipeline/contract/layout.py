@@ -32,9 +32,9 @@ def checkpoint_path(concept_key: str) -> str:
     return f"checkpoints/{concept_key[:2]}/{concept_key}.safetensors"
 
 
-def image_path(render_key: str) -> str:
-    """PNG file of a render key (64 hex digits)."""
-    return f"images/{render_key[:2]}/{render_key}.png"
+def image_path(render_key: str, image_format: str = "png") -> str:
+    """File of a render key (64 hex digits). A key belongs to one format: png or webp."""
+    return f"images/{render_key[:2]}/{render_key}.{image_format}"
 
 
 def input_path(sha256: str) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.contract.errors import ManifestError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INTERNAL = (
     "_perfusion_"  # prefix of names that this program's SQL adds to a manifest's columns; manifests may not use it
 )
@@ -92,6 +92,12 @@ RENDERS = pa.schema(
         ("steps", pa.int32()),
         ("guidance", pa.float64()),
         ("scheduler", pa.string()),
+        ("scene", pa.string()),
+        ("scene_sha256", pa.string()),
+        ("scene_mask", pa.string()),
+        ("scene_box", pa.list_(pa.float64())),
+        ("scene_strength", pa.float64()),
+        ("keep", pa.string()),
         *_RESULT,
         *_WORK,
         *_BASE,
@@ -130,6 +136,7 @@ RESERVED_COLUMNS = frozenset(
         *("concept_id", "superclass", "images", "masks", "train"),
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
         *("width", "height", "steps", "guidance", "scheduler"),
+        *("scene", "scene_mask", "scene_box", "scene_strength", "keep", "keep_photo"),
     ]
 )
 

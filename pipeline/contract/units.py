@@ -38,14 +38,32 @@ class ConceptTask:
 
 
 @dataclass(frozen=True)
+class InputScene:
+    """A photo of which a part stays in the render.
+
+    Attributes:
+        photo: the scene, or a photo of the product.
+        mask: white where is drawn; with `keep`, white where the product is, which stays. None with a box.
+        box: left, top, right, bottom of what is drawn, as shares (0..1) of the photo.
+        keep: whether the product of the photo stays, and not what is around it.
+    """
+
+    photo: InputImage
+    mask: InputImage | None = None
+    box: tuple[float, float, float, float] | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
 class RenderShape:
-    """What all renders of one batch have in common."""
+    """What all renders of one batch have in common; `scene_strength` is None if they have no scene."""
 
     width: int | None
     height: int | None
     steps: int
     guidance: float
     scheduler: Scheduler
+    scene_strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class RenderTask:
 
     `prompt` has `{0}`, `{1}`, ... in the place of concept number 0, 1, ... of `concepts` (concept keys); the same
     numbers may appear in `negative_prompt`. `concept_ids` are the manifests' ids of the same concepts, for messages.
-    `strength` is the factor of the offsets of recipe `offset`.
+    `strength` is the factor of the offsets of recipe `offset`. With a `scene`, only a part of its photo is drawn.
     """
 
     key: str
@@ -68,6 +86,7 @@ class RenderTask:
     shape: RenderShape
     concept_ids: tuple[str, ...] = ()
     strength: float = 1.0
+    scene: InputScene | None = None
 
     def written(self, text: str) -> str:
         """A prompt of the task with `{id}` in the place of each concept's number."""

@@ -72,6 +72,10 @@ CREATE TABLE prompts (
     negative_prompt VARCHAR,
     bias DOUBLE, temperature DOUBLE, lock VARCHAR,
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
+    scene STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),
+    scene_mask STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),
+    scene_box DOUBLE[],         -- left, top, right, bottom as shares
+    scene_strength DOUBLE, keep VARCHAR, keep_photo INTEGER,
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 CREATE TABLE points (
@@ -86,7 +90,7 @@ CREATE TABLE requests (
     concept_ids VARCHAR[],
     concept_keys VARCHAR[],
     render_key VARCHAR,
-    prompt VARCHAR,             -- as in the manifest, with {product} replaced by {concept id}
+    prompt VARCHAR,             -- as in the manifest, with {concept id} for {product} and the text of named columns
     task_prompt VARCHAR,        -- with {0}, {1}, ... for the concepts
     negative_prompt VARCHAR,    -- as prompt
     task_negative_prompt VARCHAR,  -- as task_prompt, with the same numbers
@@ -94,10 +98,16 @@ CREATE TABLE requests (
     bias DOUBLE, temperature DOUBLE, lock VARCHAR,
     width INTEGER, height INTEGER, steps INTEGER, guidance DOUBLE, scheduler VARCHAR,
     strength DOUBLE,            -- of the offsets of its concepts; 1 if it has none
+    scene STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),  -- with `keep`, the photo of its concept
+    scene_mask STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),
+    scene_box DOUBLE[], scene_strength DOUBLE, keep VARCHAR,
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
--- objects that storage lists: concepts and renders with their sizes
-CREATE TEMP TABLE objects (kind VARCHAR NOT NULL, key VARCHAR NOT NULL, bytes BIGINT NOT NULL);
+-- an address for tables: the query of a web address may be a signature, which is a secret
+CREATE MACRO shown_uri(uri) AS
+    CASE WHEN regexp_matches(uri, '^https?://', 'i') THEN split_part(uri, '?', 1) ELSE uri END;
+-- objects that storage lists: concepts and renders with their sizes; `form` numbers the paths that a key may have
+CREATE TEMP TABLE objects (kind VARCHAR NOT NULL, key VARCHAR NOT NULL, form UTINYINT NOT NULL, bytes BIGINT NOT NULL);
 -- recorded results of earlier runs whose object exists with the recorded size
 CREATE TABLE done (
     kind VARCHAR NOT NULL, key VARCHAR NOT NULL, uri VARCHAR, sha256 VARCHAR, bytes BIGINT,

@@ -4,6 +4,8 @@ A unit is a `WorkItem`, which records the failures of its attempts. The rules of
 
 - A unit that killed as many slots as `Policy.strikes` says is split into single tasks; so is a unit that hung once,
   because a hang costs a whole deadline. A single task that kills or hangs that many slots alone fails.
+- If a worker dies while it writes the objects of one unit and computes the next one, either may be the cause. Neither
+  is charged, and each of them runs once more with nothing before or behind it, so that a second death has one cause.
 - A unit whose worker raised an exception is split at once; a single task that raises fails.
 - Out of memory halves all later units of that kind and size on machines of that kind. A single task that does not fit
   waits for a machine of another kind, and fails if there is none. After a few of them in a row, all units of that kind
@@ -52,6 +54,7 @@ class WorkItem:
         strikes: numbers of the slots that died or hung while they ran it.
         alone: whether it is a single task split off from a unit that failed.
         unfit: kinds of machines on which it did not fit in memory alone.
+        doubted: whether it was one of two units of which one lost a worker.
     """
 
     unit: Unit
@@ -59,11 +62,12 @@ class WorkItem:
     strikes: tuple[int, ...] = ()
     alone: bool = False
     unfit: frozenset[str] = frozenset()
+    doubted: bool = False
 
     @property
     def suspect(self) -> bool:
         """Whether it may kill workers; nothing is queued behind a suspect."""
-        return self.alone or bool(self.strikes)
+        return self.alone or self.doubted or bool(self.strikes)
 
     @property
     def size(self) -> int:

@@ -1,10 +1,11 @@
 """The interface between the scheduler and what runs units: Ray in production, a simulation in tests.
 
-A slot is one accelerator, or a share of a CPU machine, with one warm worker. It runs its calls one after another in the
-order in which they were submitted. A failing unit raises nothing here: failures are values.
+A slot is one accelerator, or a share of a CPU machine, with one warm worker. It computes its calls one after another in
+the order in which they were submitted, and they complete in that order. While it computes a call, it may still write
+the objects of the one before. A failing unit raises nothing here: failures are values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,11 +27,14 @@ class Failure:
             cannot work).
         message: the cause, or the text of the exception.
         preempted: whether the machine was taken away, so that the death says nothing about the work.
+        overlapped: whether the worker died while it wrote the objects of this call and computed the next one, so that
+            either of them may be the cause.
     """
 
     kind: FailureKind
     message: str
     preempted: bool = False
+    overlapped: bool = False
 
     @property
     def infrastructure(self) -> bool:
@@ -55,16 +59,21 @@ class Worker(Protocol):
         """Load what each unit needs. An exception means that the slot cannot start."""
         ...
 
-    def run(self, unit: Unit) -> list[Outcome]:
-        """Run one unit; returns exactly one outcome for each of its tasks."""
+    def compute(self, unit: Unit) -> Callable[[], list[Outcome]]:
+        """Do what a unit needs the accelerator for; never called while another unit is computed.
+
+        Returns:
+            A function that writes what is left to write, and returns exactly one outcome for each task of the unit. It
+            is called once, in another thread, perhaps while the next unit is computed.
+        """
         ...
 
     def machine(self) -> Machine:
-        """What the worker runs on; called after `setup`, also while `run` is in progress."""
+        """What the worker runs on; called after `setup`, also while a unit is in progress."""
         ...
 
     def activity(self) -> Activity | None:
-        """What the worker is doing, or None; called from another thread while `setup` or `run` is in progress."""
+        """What the worker is doing, or None; called from another thread while it does so."""
         ...
 
     def counters(self) -> Mapping[str, float]:
@@ -101,7 +110,8 @@ class Executor(Protocol):
     def wait(self, timeout_s: float) -> Sequence[Completion]:
         """Wait for the first completion, at most `timeout_s`; returns completions, by ascending call in each slot.
 
-        When a slot is lost, only its oldest call (the one that ran) completes; the others never do.
+        When a slot is lost, only its oldest call completes; the others never do. If the next one was computed already,
+        the failure is `overlapped`.
         """
         ...
 

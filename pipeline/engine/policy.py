@@ -22,8 +22,8 @@ class Policy(Frozen):
         default=2,
         ge=1,
         le=8,
-        description="render batches given to a worker at once: one runs and one waits, so that the worker is never "
-        "idle between two; trainings never wait behind another unit",
+        description="render batches given to a worker at once: while one is drawn, the one before is encoded and "
+        "stored, or the next one waits; trainings never wait behind another unit",
     )
     render_deadline_s: float = Field(
         default=1800.0,

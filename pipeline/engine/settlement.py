@@ -1,7 +1,8 @@
 """What follows when a call ends: outcomes to the sink, blame for rows and slots, and retries.
 
 The sink gets an outcome before the source does. A row is blamed only for what it did while it ran: what waited behind a
-call goes back to the backlog, and an outage blames neither rows nor slots.
+call goes back to the backlog, and an outage blames neither rows nor slots. Of two units that a lost worker had in
+progress, neither is blamed, but both are doubted.
 """
 
 import logging
@@ -85,7 +86,8 @@ class Settlement:
         elif failure.infrastructure:
             self._outage(slot, failure)
         elif failure.kind == "died":
-            self._death(slot, Code.WORKER_DIED, f"the worker died while it ran this: {failure.message}")
+            message = f"the worker died while it ran this: {failure.message}"
+            self._death(slot, Code.WORKER_DIED, message, overlapped=failure.overlapped)
         else:
             item = self._end_call(slot, wasted=True)
             _log.warning("slot %d, %s: %s", slot.number, failure.kind, failure.message, extra=_where(slot, item))
@@ -174,13 +176,19 @@ class Settlement:
                 self.summary(),
             )
 
-    def _death(self, slot: Slot, code: Code, message: str) -> None:
+    def _death(self, slot: Slot, code: Code, message: str, *, overlapped: bool = False) -> None:
         self.tally.deaths += 1
         ran, *queued = self._lose(slot)
+        if queued and (overlapped or code == Code.TIMED_OUT):
+            # The next unit was computed, or may have been: what stops a whole process makes the first one late.
+            queued[0] = replace(queued[0], doubted=True)
         # Only an item that is not suspect is evidence against the slot: a suspect may be what killed the worker.
         if self._count_death(slot, message, ran, condemn=not ran.suspect):
             self._backlog.put_back([ran, *queued])
             self.tally.retries += 1
+        elif queued and overlapped:
+            self._backlog.put_back([replace(ran, doubted=True), *queued])
+            self.tally.retries += 2
         else:
             self._backlog.put_back(queued)
             self._after_failure(self._backlog.strike(ran, slot.number, code, message))

@@ -56,7 +56,8 @@ class Slot:
         number: of the executor, from 0.
         state: what it can do.
         until: monotonic seconds at which the state ends; meaningful while STARTING and BACKING_OFF.
-        calls: what it was given, in order: the first one runs.
+        calls: what it was given, in order: the first one runs; the second one may be computed while the objects of the
+            first one are written.
         deaths: in a row, without a success.
         losses: in a row, without a success: deaths and outages.
         warm: whether its worker has completed a call.

@@ -14,10 +14,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from perfusion_ops.config import TrainingConfig
+from perfusion_ops.config import TrainingConfig, scheduler_name
 from pipeline.contract.errors import Code, RowError, RowProblem
 from pipeline.contract.messages import show
-from pipeline.contract.placeholders import PLACEHOLDER
+from pipeline.contract.placeholders import COLUMN_PREFIX, PLACEHOLDER
 
 Check = Callable[[str, object], Any]
 
@@ -125,13 +125,15 @@ def placeholders(template: str) -> tuple[str, ...]:
     """Names in braces, in order and with repetitions.
 
     Raises:
-        RowError: BAD_PLACEHOLDER for a lone brace or a name that is neither `product` nor an id.
+        RowError: BAD_PLACEHOLDER for a lone brace or a name that is neither `product`, `product.` and the name of a
+            column, nor an id.
     """
     for name in _BRACES.findall(template):
-        if not ID.fullmatch(name):
+        if not ID.fullmatch(name) and not name.startswith(COLUMN_PREFIX):
             raise RowError(
                 Code.BAD_PLACEHOLDER,
-                f"the placeholder {show('{' + name + '}')} is neither {{product}} nor an id: correct it",
+                f"the placeholder {show('{' + name + '}')} is neither {{product}} nor {{product.column}} nor an id: "
+                "correct it",
             )
     rest = _BRACES.sub("", template)
     if "{" in rest or "}" in rest:
@@ -200,6 +202,16 @@ def setting(model: type[BaseModel], field: str, *, multiple: int = 1) -> Check:
 
 def _bound(info: FieldInfo, *names: str) -> Any:
     return next((getattr(mark, name) for mark in info.metadata for name in names if hasattr(mark, name)), None)
+
+
+def scheduler(column: str, value: object) -> str:
+    """A scheduler in any spelling, as `perfusion_ops.config.scheduler_name` reads it."""
+    if not isinstance(value, str):
+        raise RowError(Code.WRONG_TYPE, f"{column} is {show(value)}: it must be text")
+    try:
+        return scheduler_name(value)
+    except ValueError as error:
+        raise RowError(Code.OUT_OF_RANGE, f"{column}: {error}") from None
 
 
 def choice(options: tuple[str, ...]) -> Check:

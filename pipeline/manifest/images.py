@@ -1,4 +1,4 @@
-"""The photos and masks of one concept: each is located, inspected, and referred to by URI and digest.
+"""The photos and masks of one concept or one scene: each is located, inspected, and referred to by URI and digest.
 
 A photo that the manifest holds as bytes is stored once, under its digest, and then referred to like any other.
 """
@@ -15,11 +15,12 @@ from pipeline.storage.objects import Storage
 
 Picture = dict[str, str]
 
+_MOST_SEEN = 100_000  # addresses of scenes in memory, about 500 bytes each
 _ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must show the same frame
 
 
 class ImageReader:
-    """Reads the cells `images` and `masks` of rows; threads may share it."""
+    """Reads the cells `images`, `masks`, `scene` and `scene_mask` of rows; threads may share it."""
 
     def __init__(self, folder: str, storage: Storage, inputs: InputStore) -> None:
         """Bind what all rows share.
@@ -33,6 +34,7 @@ class ImageReader:
         self._storage = storage
         self._inputs = inputs
         self._limits = inputs.limits
+        self._seen: dict[tuple[Role, str], tuple[Picture, Inspected] | RowError] = {}
 
     def exists(self, address: str) -> bool:
         """Whether there is a file at an address as the manifest has it; False after any error, which `read` reports."""
@@ -65,6 +67,52 @@ class ImageReader:
         if len(problems) > before:
             return None, None
         return [it for it, _ in photos or ()], None if drawn is None else [it for it, _ in drawn]
+
+    def read_scene(
+        self, scene: object, mask: object, problems: list[RowProblem], *, remedy: str
+    ) -> dict[str, Picture | None]:
+        """References to the scene of a row and its mask, as `scene` and `scene_mask`; null after a problem.
+
+        An address is examined once, because many rows may have the same scene.
+
+        Args:
+            scene: the cell of the photo.
+            mask: the cell of its mask, or None.
+            problems: extended by the problems of both cells.
+            remedy: what else may be wrong if there is no such photo.
+
+        Raises:
+            StorageError: a photo given as bytes cannot be stored.
+        """
+        found: dict[str, tuple[Picture, Inspected]] = {}
+        cells: tuple[tuple[str, Role, object], ...] = (("scene", "image", scene), ("scene_mask", "mask", mask))
+        for column, role, cell in cells:
+            if cell is None:
+                continue
+            try:
+                found[column] = self._once(role, cell)
+            except RowError as error:
+                also = f"; {remedy}" if column == "scene" and error.code == Code.IMAGE_MISSING else ""
+                problems.append(RowProblem(error.code, column, f"{column}: {error}{also}"))
+        if len(found) == 2:
+            problems.extend(_scene_mismatches(found["scene"][1], found["scene_mask"][1]))
+        return {column: found[column][0] if column in found else None for column in ("scene", "scene_mask")}
+
+    def _once(self, role: Role, cell: object) -> tuple[Picture, Inspected]:
+        address = picture_content(cell)
+        if not isinstance(address, str):
+            return self._one(role, cell)
+        seen = self._seen.get((role, address))
+        if seen is None:
+            try:
+                seen = self._one(role, address)
+            except RowError as error:
+                seen = error
+            if len(self._seen) < _MOST_SEEN:
+                self._seen[role, address] = seen
+        if isinstance(seen, RowError):
+            raise seen
+        return seen
 
     def _column(
         self, column: str, role: Role, cell: object, problems: list[RowProblem]
@@ -147,5 +195,18 @@ def _mismatches(images: list[Inspected], masks: list[Inspected]) -> list[RowProb
             f"{image.height}: draw the mask on the whole picture",
         )
         for number, (image, mask) in enumerate(zip(images, masks, strict=True), 1)
-        if abs(mask.width * image.height - mask.height * image.width) > _ASPECT_TOLERANCE * mask.height * image.width
+        if _other_frame(image, mask)
     ]
+
+
+def _scene_mismatches(scene: Inspected, mask: Inspected) -> list[RowProblem]:
+    message = (
+        f"scene_mask: {mask.width} x {mask.height} pixels do not fit the scene's {scene.width} x {scene.height}: "
+        "draw the mask on the whole scene"
+    )
+    return [RowProblem(Code.MASKS_MISMATCH, "scene_mask", message)] if _other_frame(scene, mask) else []
+
+
+def _other_frame(image: Inspected, mask: Inspected) -> bool:
+    difference = abs(mask.width * image.height - mask.height * image.width)
+    return difference > _ASPECT_TOLERANCE * mask.height * image.width

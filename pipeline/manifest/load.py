@@ -25,6 +25,7 @@ from pipeline.files.rows import Columns, ListText, Notices
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
+from pipeline.manifest import scenes
 from pipeline.manifest.cells import (
     Check,
     RowReader,
@@ -34,6 +35,7 @@ from pipeline.manifest.cells import (
     overrides,
     prompt,
     required,
+    scheduler,
     setting,
     superclass,
     text,
@@ -57,13 +59,14 @@ _CONCEPTS = Columns(
 )
 _PROMPT_NUMBERS = frozenset({"seed", "num_images", "bias", "temperature", "width", "height", "steps", "guidance"})
 _PROMPTS = Columns(
-    known=frozenset({"prompt", "where", "negative_prompt", "lock", "scheduler"}) | _PROMPT_NUMBERS,
+    known=frozenset({"prompt", "where", "negative_prompt", "lock", "scheduler"}) | _PROMPT_NUMBERS | scenes.COLUMNS,
     required=frozenset({"prompt"}),
-    numbers=_PROMPT_NUMBERS,
+    numbers=_PROMPT_NUMBERS | scenes.NUMBERS,
     lists=frozenset(),
 )
 
-_PICTURES = pa.list_(pa.struct([("uri", pa.string()), ("sha256", pa.string()), ("reading", pa.string())]))
+_PICTURE = pa.struct([("uri", pa.string()), ("sha256", pa.string()), ("reading", pa.string())])
+_PICTURES = pa.list_(_PICTURE)
 _VERDICT = [("error_code", pa.string()), ("error_column", pa.string()), ("error_message", pa.string())]
 _CONCEPT_ROW = pa.schema(
     [
@@ -92,6 +95,12 @@ _PROMPT_ROW = pa.schema(
         ("steps", pa.int32()),
         ("guidance", pa.float64()),
         ("scheduler", pa.string()),
+        ("scene", _PICTURE),
+        ("scene_mask", _PICTURE),
+        ("scene_box", pa.list_(pa.float64())),
+        ("scene_strength", pa.float64()),
+        ("keep", pa.string()),
+        ("keep_photo", pa.int32()),
         *_VERDICT,
     ]
 )
@@ -110,7 +119,7 @@ _PROMPT_CHECKS = (
     ("height", "height", optional(setting(SamplingConfig, "height", multiple=8))),
     ("steps", "steps", optional(setting(SamplingConfig, "steps"))),
     ("guidance", "guidance", optional(setting(SamplingConfig, "guidance"))),
-    ("scheduler", "scheduler", optional(setting(SamplingConfig, "scheduler"))),
+    ("scheduler", "scheduler", optional(scheduler)),
 )
 
 
@@ -190,21 +199,68 @@ def load_concepts(
     return reading.summary()
 
 
-def load_prompts(db: PlanDB, uri: str, *, storage_options: Mapping[str, object] | None = None) -> ManifestSummary:
-    """Check a prompts manifest, and fill the tables `prompts` and `prompts_extra`; see `load_concepts`."""
-    reading = _Reading(db, "prompts", find_manifest(uri, storage_options), _PROMPTS)
-    _insert(db, "prompts", _PROMPT_ROW, map(_prompt, reading.rows()))
+def load_prompts(
+    db: PlanDB,
+    uri: str,
+    *,
+    storage: Storage | None = None,
+    limits: InputLimits | None = None,
+    cache: InputCache | None = None,
+    storage_options: Mapping[str, object] | None = None,
+    threads: int = 8,
+) -> ManifestSummary:
+    """Check a prompts manifest with its scenes, and fill the tables `prompts` and `prompts_extra`.
+
+    Args:
+        db: the plan's database.
+        uri: see `load_concepts`.
+        storage: see `load_concepts`; None if no row has a scene.
+        limits: see `load_concepts`.
+        cache: see `load_concepts`.
+        storage_options: see `load_concepts`.
+        threads: scenes inspected at the same time.
+
+    Raises:
+        ManifestError, StorageError: see `load_concepts`.
+        ValueError: a row has a scene, and `storage` is None.
+    """
+    manifest = find_manifest(uri, storage_options)
+    images = None
+    if storage is not None:
+        images = ImageReader(manifest.folder, storage, InputStore(limits or InputLimits(), storage_options, cache))
+    reading = _Reading(db, "prompts", manifest, _PROMPTS)
+    with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
+        checked = partial(_prompt, images=images)
+        rows = bounded_map(pool, checked, reading.rows(), 4 * threads, only=lambda row: scenes.has_photo(row.cells))
+        _insert(db, "prompts", _PROMPT_ROW, rows)
+    if cache is not None:
+        cache.save()
     return reading.summary()
 
 
 def bounded_map(
-    pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], window: int
+    pool: ThreadPoolExecutor,
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    window: int,
+    *,
+    only: Callable[[In], bool] = lambda _: True,
 ) -> Iterator[Out]:
-    """Like `pool.map`, but takes at most `window` items ahead of the result that the caller waits for."""
+    """Like `pool.map`, but takes at most `window` items ahead of the result that the caller waits for.
+
+    Items that are not among the `only` ones are quick: the caller's own thread takes them.
+    """
     waiting: deque[Future[Out]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            if only(item):
+                waiting.append(pool.submit(function, item))
+            elif waiting:
+                done: Future[Out] = Future()
+                done.set_result(function(item))
+                waiting.append(done)
+            else:
+                yield function(item)
             if len(waiting) >= window:
                 yield waiting.popleft().result()
         while waiting:
@@ -305,7 +361,7 @@ def _listed(cell: object, exists: Callable[[str], bool]) -> object:
     return split_list(cell, exists, csv=False) if isinstance(cell, str) else cell
 
 
-def _prompt(row: _Row) -> dict[str, Any]:
+def _prompt(row: _Row, images: ImageReader | None) -> dict[str, Any]:
     if row.broken:
         return {"row": row.number, "prompt": _raw(row.cells.get("prompt")), "num_images": 1, **_broken(row.broken)}
     reader = RowReader(row.cells)
@@ -320,8 +376,9 @@ def _prompt(row: _Row) -> dict[str, Any]:
                 "write one row a seed or leave seed out",
             )
         )
+    scene, problems = scenes.read_scene(row.cells, images)
     values["prompt"] = values["prompt"] or _raw(row.cells.get("prompt"))
-    return {"row": row.number, **values, **verdict(reader.problems)}
+    return {"row": row.number, **values, **scene, **verdict([*reader.problems, *problems])}
 
 
 def _broken(message: str) -> dict[str, str | None]:
@@ -362,10 +419,14 @@ def _mark_duplicates(db: PlanDB) -> None:
     )
 
 
-def first_local_picture(manifest: ManifestFiles) -> tuple[int, str] | None:
-    """Number and address of the first photo or mask that a concepts manifest names on this machine's disk; else None.
+def first_local_picture(manifest: ManifestFiles, *, prompts: bool = False) -> tuple[int, str] | None:
+    """Row and address of the first photo or mask that a manifest names on this machine's disk; else None.
 
     Relative paths count if the manifest itself lies there. Neither photos nor the rest of the rows are checked.
+
+    Args:
+        manifest: of concepts.
+        prompts: it is one of prompts instead, whose scenes are meant.
 
     Raises:
         ManifestError: a file cannot be read.
@@ -374,18 +435,18 @@ def first_local_picture(manifest: ManifestFiles) -> tuple[int, str] | None:
     relative_is_local = manifest.folder.startswith("file://")
     for file in manifest.files:
         with local_copy(manifest, file.name) as (path, _):
-            for batch in read_batches(path, file, _CONCEPTS, Notices("")):
+            for batch in read_batches(path, file, _PROMPTS if prompts else _CONCEPTS, Notices("")):
                 for cells in batch.cells:
                     row += 1
-                    for address in _addresses(cells):
+                    for address in _addresses(cells, ("scene", "scene_mask") if prompts else ("images", "masks")):
                         if address.lower().startswith(("/", "file://")) or (relative_is_local and "://" not in address):
                             return row, address
     return None
 
 
-def _addresses(cells: Mapping[str, object]) -> Iterator[str]:
+def _addresses(cells: Mapping[str, object], columns: Iterable[str]) -> Iterator[str]:
     """The photos and masks of a row that are text, blank ones left out; a struct may hold one as `path`."""
-    for column in ("images", "masks"):
+    for column in columns:
         cell = _listed(cells.get(column), lambda _: False)
         for item in cell if isinstance(cell, list) else [cell]:
             content = picture_content(item)

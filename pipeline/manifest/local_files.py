@@ -9,10 +9,12 @@ from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB
 
 _SAMPLE = 20  # folders of photos that each node is asked for
-# Photos and masks of good rows by folder, each folder with one of its files.
+# Photos and masks of good rows of both manifests by folder, each folder with one of its files.
 _FOLDERS = """
 WITH pictures AS (
     SELECT unnest(list_concat(images, coalesce(masks, [])), recursive := true) FROM concepts WHERE error_code IS NULL
+    UNION ALL
+    SELECT unnest([scene, scene_mask], recursive := true) FROM prompts WHERE error_code IS NULL AND scene IS NOT NULL
 ), files AS (
     SELECT substr(uri, 8) AS path FROM pictures WHERE starts_with(uri, 'file://')
 )
@@ -28,7 +30,7 @@ def ensure_shared(db: PlanDB, locations: Mapping[str, str | None], *, shared_fil
     """Find the local paths that workers on other machines would read or write.
 
     Args:
-        db: with the checked concepts manifest.
+        db: with the checked manifests.
         locations: other URIs or paths that they need, by name; None for one that is not used.
         shared_filesystem: whether local paths may be used.
 

@@ -1,9 +1,10 @@
 """Why keys are to be done: what is new in a plan, and what replaces a stale result, with the reason.
 
-The place of a render is its prompt, negative prompt, size and index, as in the view `current`. If a planned render
-differs from the current render of its place, the first of these that differs is the reason: the base model, the weights
-of its concepts, its settings (seed, sampler, bias, temperature, lock). A render without a current one is new, unless
-its manifest row made a render of the same concepts that is not planned any more: then the prompt changed.
+The place of a render is its prompt, negative prompt, scene, size and index, as in the view `current`. If a planned
+render differs from the current render of its place, the first of these that differs is the reason: the base model, the
+weights of its concepts, the photo of its scene, its settings (seed, sampler, bias, temperature, lock). A render without
+a current one is new, unless its manifest row made a render of the same concepts that is not planned any more: then the
+prompt or the scene changed.
 """
 
 from collections.abc import Sequence
@@ -15,26 +16,27 @@ from pipeline.storage.objects import Storage
 from pipeline.tables.views import connect
 
 NEW, LOST, BASE, WEIGHTS, SETTINGS, PROMPT = "new", "object gone", "base", "weights", "settings", "prompt"
+SCENE = "scene"
 SUPERCLASS, TRAINING = "superclass", "pictures or training"
 
 
 Changes = PerKind[dict[str, int]]  # distinct keys to do, by reason; reasons without keys are absent
 
 
-def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit: str) -> Changes:
+def find_changes(db: PlanDB, storage: Storage, *, base_digests: tuple[str, str], memory_limit: str) -> Changes:
     """Compare the keys to do with the published tables.
 
     Args:
         db: with `requests` and `done` filled.
         storage: with the tables of earlier runs.
-        base_digest: of the plan's base model.
+        base_digests: of the plan's base models: the one that trains and the one that renders.
         memory_limit: DuckDB limit, above which the comparison spills to disk.
 
     Raises:
         StorageError: the tables cannot be listed.
     """
     db.require(Stage.REQUESTS, Stage.DONE)
-    values = {"base_digest": base_digest}
+    trains, renders = ({"base_digest": digest} for digest in base_digests)
     with connect(storage) as connection:
         connection.execute(f"SET memory_limit = '{memory_limit}'")
         for name, sql in (("planned_concepts", _PLANNED_CONCEPTS), ("planned_renders", _PLANNED_RENDERS)):
@@ -42,8 +44,8 @@ def find_changes(db: PlanDB, storage: Storage, *, base_digest: str, memory_limit
             connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM rows_planned")
             connection.unregister("rows_planned")
         return PerKind(
-            _counts(connection.execute(_CONCEPTS, values).fetchall()),
-            _counts(connection.execute(_RENDERS, values).fetchall()),
+            _counts(connection.execute(_CONCEPTS, trains).fetchall()),
+            _counts(connection.execute(_RENDERS, renders).fetchall()),
         )
 
 
@@ -59,7 +61,7 @@ WHERE k.concept_key NOT IN (SELECT key FROM done WHERE kind = 'concept') GROUP B
 
 _PLANNED_RENDERS = """
 SELECT prompt_row AS manifest_row, image_index, concept_ids, concept_keys, render_key, prompt, negative_prompt, seed,
-    width, height, d.key IS NOT NULL AS done
+    width, height, shown_uri(scene.uri) AS scene, scene.sha256 AS scene_sha256, keep, d.key IS NOT NULL AS done
 FROM requests LEFT JOIN (SELECT key FROM done WHERE kind = 'render') d ON d.key = render_key
 WHERE error_code IS NULL
 """
@@ -88,21 +90,27 @@ WITH to_do AS (
 unwanted AS (SELECT * FROM current ANTI JOIN planned_renders USING (render_key, prompt)),
 at_place AS (
     SELECT t.render_key, arg_max(o.base_digest = $base_digest, o.seed = t.seed) AS same_base,
-        arg_max(o.concept_keys = t.concept_keys, o.seed = t.seed) AS same_weights
+        arg_max(o.concept_keys = t.concept_keys, o.seed = t.seed) AS same_weights,
+        arg_max(o.scene_sha256 IS NOT DISTINCT FROM t.scene_sha256, o.seed = t.seed) AS same_scene
     FROM to_do t JOIN unwanted o ON o.prompt = t.prompt AND o.negative_prompt = t.negative_prompt
+        AND o.scene IS NOT DISTINCT FROM t.scene AND o.keep IS NOT DISTINCT FROM t.keep
         AND o.width IS NOT DISTINCT FROM t.width AND o.height IS NOT DISTINCT FROM t.height
         AND o.image_index = t.image_index
     GROUP BY t.render_key
 ),
 same_row AS (
-    SELECT DISTINCT t.render_key FROM to_do t JOIN unwanted o USING (manifest_row, image_index, concept_ids)
+    SELECT t.render_key, bool_or(o.prompt = t.prompt AND o.negative_prompt = t.negative_prompt AND (
+        o.scene IS DISTINCT FROM t.scene OR o.keep IS DISTINCT FROM t.keep)) AS other_scene
+    FROM to_do t JOIN unwanted o USING (manifest_row, image_index, concept_ids) GROUP BY t.render_key
 )
 SELECT CASE
     WHEN t.render_key IN (SELECT render_key FROM renders WHERE status = 'ok') THEN '{LOST}'
     WHEN NOT a.same_base THEN '{BASE}'
     WHEN NOT a.same_weights THEN '{WEIGHTS}'
+    WHEN NOT a.same_scene OR r.other_scene THEN '{SCENE}'
     WHEN a.same_weights THEN '{SETTINGS}'
-    WHEN t.render_key IN (SELECT render_key FROM same_row) THEN '{PROMPT}'
+    WHEN r.render_key IS NOT NULL THEN '{PROMPT}'
     ELSE '{NEW}' END AS reason, count(*)
-FROM to_do t LEFT JOIN at_place a USING (render_key) GROUP BY 1 ORDER BY 2 DESC, 1
+FROM to_do t LEFT JOIN at_place a USING (render_key) LEFT JOIN same_row r USING (render_key)
+GROUP BY 1 ORDER BY 2 DESC, 1
 """

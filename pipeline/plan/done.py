@@ -42,7 +42,7 @@ _TABLES = (
 
 @retried
 def list_objects(db: PlanDB, storage: Storage) -> int:
-    """Fill the table `objects` (kind, key, bytes) with every concept and render in storage; returns their number.
+    """Fill the table `objects` with every concept and render in storage; returns their number.
 
     Raises:
         StorageError: storage cannot be listed.
@@ -50,8 +50,8 @@ def list_objects(db: PlanDB, storage: Storage) -> int:
     connection = db.connection
     connection.execute("DELETE FROM objects")
     for table in RESULTS:
-        start, end = _around_key(table)
-        values = {"kind": table.kind, "start": start, "end": end, "skip": len(start) + 4}
+        start, ends = _around_key(table)
+        values = {"kind": table.kind, "start": start, "ends": ends, "skip": len(start) + 4}
         for rows in gathered(pa.table(list(page), schema=_LISTED) for page in storage.pages(table.folder)):
             connection.register("rows_read", rows)
             connection.execute(_OBJECTS, values)
@@ -89,21 +89,22 @@ def load_done(db: PlanDB, storage: Storage) -> int:
             connection.execute(f"INSERT INTO records SELECT {columns} FROM rows_read WHERE status = 'ok'")
     paths = []
     for table in RESULTS:
-        start, end = _around_key(table)
-        paths.append((table.kind, f"{storage.root}/{start}", end))
-    connection.execute("CREATE OR REPLACE TEMP TABLE paths (kind VARCHAR, start VARCHAR, rest VARCHAR)")
-    connection.executemany("INSERT INTO paths VALUES (?, ?, ?)", paths)
+        start, ends = _around_key(table)
+        paths += [(table.kind, form, f"{storage.root}/{start}", end) for form, end in enumerate(ends, 1)]
+    connection.execute("CREATE OR REPLACE TEMP TABLE paths (kind VARCHAR, form UTINYINT, start VARCHAR, rest VARCHAR)")
+    connection.executemany("INSERT INTO paths VALUES (?, ?, ?, ?)", paths)
     # The newest record with the object's size: an object that was made again may have another size. Runs that reused it
     # recorded no seconds. Only numbers are aggregated: DuckDB cannot spill aggregates of text.
     connection.execute("""
         INSERT INTO done BY NAME
         WITH newest AS (
-            SELECT arg_max(r.rowid, coalesce(r.finished_at, 0)) AS rid, max(r.accelerator_s) AS accelerator_s
-            FROM records r JOIN objects USING (kind, key, bytes) GROUP BY r.kind, md5_number(r.key)
+            SELECT arg_max(r.rowid, coalesce(r.finished_at, 0)) AS rid, max(r.accelerator_s) AS accelerator_s,
+                arg_max(o.form, coalesce(r.finished_at, 0)) AS form
+            FROM records r JOIN objects o USING (kind, key, bytes) GROUP BY r.kind, md5_number(r.key)
         )
         SELECT r.kind, r.key, p.start || substr(r.key, 1, 2) || '/' || r.key || p.rest AS uri,
             r.sha256, r.bytes, n.accelerator_s, r.loss
-        FROM newest n JOIN records r ON r.rowid = n.rid JOIN paths p USING (kind)
+        FROM newest n JOIN records r ON r.rowid = n.rid JOIN paths p ON p.kind = r.kind AND p.form = n.form
     """)
     connection.execute("DROP TABLE records; DROP TABLE paths")
     db.mark_filled(Stage.DONE)
@@ -111,10 +112,10 @@ def load_done(db: PlanDB, storage: Storage) -> int:
     return count
 
 
-def _around_key(table: ResultTable) -> tuple[str, str]:
-    """What the path of an object has before the first two digits of its key, and what it has after its key."""
-    start, end = table.object_path(_KEY).split(f"{_KEY[:2]}/{_KEY}")
-    return start, end
+def _around_key(table: ResultTable) -> tuple[str, list[str]]:
+    """What the path of an object has before the first two digits of its key, and what it may have after its key."""
+    parts = [path.split(f"{_KEY[:2]}/{_KEY}") for path in table.object_paths(_KEY)]
+    return parts[0][0], [end for _, end in parts]
 
 
 def _sources(storage: Storage) -> Iterator[tuple[str, _Source]]:
@@ -131,7 +132,9 @@ def _sources(storage: Storage) -> Iterator[tuple[str, _Source]]:
 # Files at any other path were not written by this program.
 _OBJECTS = """
 INSERT INTO objects
-SELECT $kind, key, bytes
-FROM (SELECT *, substr(path, $skip, 64) AS key FROM rows_read)
-WHERE path = $start || substr(key, 1, 2) || '/' || key || $end
+SELECT $kind, key, form, bytes
+FROM (
+    SELECT *, substr(path, $skip, 64) AS key, list_position($ends, substr(path, $skip + 64)) AS form FROM rows_read
+)
+WHERE form > 0 AND starts_with(path, $start || substr(key, 1, 2) || '/' || key)
 """

@@ -15,13 +15,15 @@ import pyarrow as pa
 from perfusion_ops.base.schedules import schedule_problem
 from perfusion_ops.base.tokenizer import TokenCounter
 from perfusion_ops.config import SamplingConfig, TrainingConfig
-from pipeline.bases.prompt_lengths import NO_LIMIT, measure_concepts, measure_prompts
+from pipeline.bases.prompt_lengths import NO_LIMIT, measure_concepts, measure_prompts, measure_values
 from pipeline.contract import keys
 from pipeline.contract.errors import ManifestError, RowError
 from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCounts, ResultTable
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.memory import retried
 from pipeline.database.plandb import PlanDB, Stage, extra_columns
+from pipeline.plan import scenes
+from pipeline.plan.product_columns import ProductColumns
 from pipeline.plan.request_sql import (
     BAD_CONCEPTS,
     BAD_PROMPTS,
@@ -44,6 +46,7 @@ _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
 _SCRATCH = (
     *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
     *("keyed", "lengths", "superclass_lengths", "bad_samplers", "numbered_points"),
+    *("asked", "column_spellings", "value_lengths", "concept_photos"),
 )
 
 
@@ -128,6 +131,7 @@ def plan_requests(
     edit_unconditional, combine, strength = (
         defaults.pop(name) for name in ("edit_unconditional", "combine", "strength")
     )
+    file = {name: defaults.pop(name) for name in ("format", "webp_quality")}
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global') "
         "OR EXISTS (FROM points WHERE lock = 'global')",
@@ -139,6 +143,8 @@ def plan_requests(
     measure_concepts(connection, counter, wanted=locked or spelt_out or combine == "regional")
     connection.execute(POINTS)
     connection.execute(POINT_OF)
+    columns = ProductColumns(connection)
+    scenes.find_photos(connection)
     _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
@@ -146,8 +152,11 @@ def plan_requests(
     for start in range(first, last + 1, _PROMPTS_PER_CHUNK):
         stop = start + _PROMPTS_PER_CHUNK
         connection.execute(CHUNK, {"start": start, "stop": stop, **defaults})
-        measure_prompts(connection, counter, start=start, stop=min(stop, last + 1))
         connection.execute(NAMES)
+        with_columns = columns.resolve()
+        measure_prompts(connection, counter, start=start, stop=min(stop, last + 1))
+        if with_columns:
+            measure_values(connection, counter)
         connection.execute(HINTS, {"pairs": _HINT_PAIRS})
         connection.execute(PROBLEMS, {"limit": limit, "negative_prompt": sampling.negative_prompt})
         connection.execute(PROBLEM_REQUESTS)
@@ -157,6 +166,7 @@ def plan_requests(
             "edit_unconditional": edit_unconditional,
             "strength": strength,
             "limit": limit,
+            **file,
         }
         connection.execute(REQUESTS_ALONE.replace("#CROSSED#", slices), values)
         connection.execute(REQUESTS, {**values, "combine": combine})

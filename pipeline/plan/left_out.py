@@ -16,7 +16,7 @@ _CONCEPT_STILL = "concept still refused"
 
 
 def find_left_out(
-    db: PlanDB, storage: Storage, keys: Keys, *, base_digest: str, memory_limit: str
+    db: PlanDB, storage: Storage, keys: Keys, *, base_digests: tuple[str, str], memory_limit: str
 ) -> tuple[tuple[LeftOut, ...], Refused]:
     """Why some of the keys are not in the plan, and which of today's rows are invalid in their place.
 
@@ -24,7 +24,7 @@ def find_left_out(
         db: with `requests` filled, before `select`.
         storage: with the tables of the run `keys.run_id`.
         keys: the chosen keys.
-        base_digest: of today's base model.
+        base_digests: of today's base models: the one that trains and the one that renders.
         memory_limit: of DuckDB while it reads the tables.
 
     Raises:
@@ -44,8 +44,8 @@ def find_left_out(
             connection.execute(f"CREATE OR REPLACE TEMP TABLE earlier_{table} AS SELECT * FROM found")
             connection.unregister("found")
     connection.execute(_NOW)
-    connection.execute(_ABSENT_CONCEPTS, {"base_digest": base_digest})
-    connection.execute(_ABSENT_RENDERS, {"base_digest": base_digest})
+    connection.execute(_ABSENT_CONCEPTS, {"base_digest": base_digests[0]})
+    connection.execute(_ABSENT_RENDERS, {"base_digest": base_digests[1]})
     reasons = tuple(
         LeftOut(table, reason, count, code, _message(table, reason, count, code, *example))
         for table in ("concepts", "renders")
@@ -77,8 +77,8 @@ _MESSAGES = {
     ("renders", "base model"): f"the base model has changed{_RUN}",
     ("renders", "concept changed"): f"superclass, photos or training settings of {{name!r}} have changed{_RUN}",
     ("renders", "settings"): (
-        "the prompt is still asked for, but with another negative prompt, seed, size, sampler, bias, temperature or "
-        f"lock{_RUN}"
+        "the prompt is still asked for, but with another negative prompt, scene, seed, size, sampler, bias, "
+        f"temperature or lock{_RUN}"
     ),
     ("renders", "where"): f"`where` in row {{row}} of the prompts manifest does not select {{name!r}} any more{_RUN}",
     ("renders", "prompt"): f"no row of the prompts manifest asks for {{message!r}} any more{_RUN}",

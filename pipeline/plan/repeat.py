@@ -20,6 +20,18 @@ from pipeline.runs.record import Published, RunRecord
 from pipeline.storage.objects import Storage
 
 _ROWS_PER_READ = 10_000
+_CONCEPTS = """
+SELECT c.row, k.concept_key, c.error_code, c.error_column, c.error_message
+FROM concepts c LEFT JOIN concept_keys k USING (row) ORDER BY c.row
+"""
+_SCENES = """
+SELECT row, scene, scene_mask, error_code, error_column, error_message FROM prompts
+WHERE scene IS NOT NULL OR scene_mask IS NOT NULL OR contains(error_message, 'scene') ORDER BY row
+"""
+# The key of a concept does not depend on the order of its photos.
+_KEPT = """
+SELECT row, images, masks FROM concepts WHERE EXISTS (FROM prompts WHERE keep IS NOT NULL) ORDER BY row
+"""
 
 
 @dataclass(frozen=True)
@@ -36,15 +48,15 @@ def content_digest(db: PlanDB, digest: str) -> str:
     Args:
         db: with `concepts` and `concept_keys` filled.
         digest: of manifests, base model and settings.
+
+    Photos of scenes count if a row names one, so that manifests without scenes keep their digest.
     """
     db.require(Stage.CONCEPT_KEYS)
     content = hashlib.sha256(repr((digest, sorted(METADATA.items()))).encode())
-    rows = db.connection.execute(
-        "SELECT c.row, k.concept_key, c.error_code, c.error_column, c.error_message "
-        "FROM concepts c LEFT JOIN concept_keys k USING (row) ORDER BY c.row"
-    )
-    while page := rows.fetchmany(_ROWS_PER_READ):
-        content.update(repr(page).encode())
+    for sql in (_CONCEPTS, _SCENES, _KEPT):
+        rows = db.connection.execute(sql)
+        while page := rows.fetchmany(_ROWS_PER_READ):
+            content.update(repr(page).encode())
     return content.hexdigest()
 
 

@@ -6,6 +6,7 @@ Each statement fills one table. `pipeline.plan.expand.plan_requests` runs them i
 from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS
 from pipeline.contract.errors import Code
 from pipeline.contract.placeholders import PLACEHOLDER
+from pipeline.plan import scenes
 
 _MAX_SEED = 2**63 - 1
 
@@ -15,10 +16,10 @@ SELECT concept_id, min(row) AS row, arg_min(error_message, row) AS error_message
 FROM concepts WHERE error_code IS NOT NULL AND concept_id IS NOT NULL GROUP BY concept_id
 """
 
-BAD_PROMPTS = """
+BAD_PROMPTS = f"""
 INSERT INTO requests BY NAME
 SELECT row AS prompt_row, 0 AS image_index, prompt, negative_prompt, seed, bias, temperature, lock,
-    width, height, steps, guidance, scheduler, error_code, error_column, error_message
+    width, height, steps, guidance, scheduler, {scenes.CELLS}, error_code, error_column, error_message
 FROM prompts WHERE error_code IS NOT NULL
 """
 
@@ -49,16 +50,19 @@ _DIALS = """
     coalesce(own_temperature, n.temperature, c.temperature) AS temperature, coalesce(own_lock, n.lock, c.lock) AS lock
 """
 
-# The good prompts of a chunk: the text between placeholders, and their names, those of `prompt` first.
+# The good prompts of a chunk: the text between placeholders, and their names, those of `prompt` first. Columns of the
+# product are among the names until `pipeline.plan.product_columns` marks them in the texts.
 CHUNK = f"""
 CREATE OR REPLACE TEMP TABLE chunk AS
 SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
-    steps, guidance, scheduler, own_guidance, own_bias, own_temperature, own_lock,
+    steps, guidance, scheduler, own_guidance, own_bias, own_temperature, own_lock, {scenes.CELLS}, keep_photo,
     string_split_regex(prompt, '{PLACEHOLDER}') AS texts,
     string_split_regex(negative_prompt, '{PLACEHOLDER}') AS negative_texts,
     regexp_extract_all(prompt, '{PLACEHOLDER}', 1)
         || regexp_extract_all(negative_prompt, '{PLACEHOLDER}', 1) AS names,
-    list_contains(names, 'product') AS crossed, crossed AND list_unique(names) = 1 AS alone
+    list_contains(names, 'product') AS crossed,
+    crossed AND list_unique(names) = 1 AND scene IS NULL AND keep IS NULL AS alone,
+    NULL::VARCHAR AS marked, NULL::VARCHAR AS negative_marked, []::VARCHAR[] AS columns, 0::BIGINT AS prompt_columns
 FROM (
     SELECT * REPLACE (
         coalesce(negative_prompt, $negative_prompt) AS negative_prompt, nullif(trim(where_expr), '') AS where_expr,
@@ -91,10 +95,13 @@ CREATE OR REPLACE TEMP TABLE hints AS
 WITH unknown AS (
     SELECT DISTINCT name FROM names WHERE name <> 'product' AND concept_key IS NULL AND bad_row IS NULL
 )
-SELECT u.name, arg_min(k.concept_id, (levenshtein(u.name, k.concept_id), k.concept_id)) AS nearest
-FROM unknown u CROSS JOIN keyed k
+SELECT u.name, arg_min(k.spelling, (levenshtein(u.name, k.name), k.spelling)) AS nearest
+FROM unknown u CROSS JOIN (
+    SELECT concept_id AS name, concept_id AS spelling FROM keyed
+    UNION ALL SELECT name, 'product.' || name FROM column_spellings
+) k
 WHERE (SELECT count(*) FROM unknown) * (SELECT count(*) FROM keyed) <= $pairs
-    AND levenshtein(u.name, k.concept_id) <= greatest(2, len(u.name) // 4)
+    AND levenshtein(u.name, k.name) <= greatest(2, len(u.name) // 4)
 GROUP BY u.name
 """
 
@@ -111,6 +118,13 @@ found AS (
             ELSE 'whose row ' || bad_row || ' of the concepts manifest is invalid (' || coalesce(bad_message, '')
                 || '): correct that row' END AS error_message
     FROM names LEFT JOIN hints USING (name) WHERE name <> 'product' AND concept_key IS NULL
+    UNION ALL
+    SELECT row, position, CASE WHEN in_prompt THEN 'prompt' ELSE 'negative_prompt' END AS error_column,
+        CASE WHEN crossed THEN error_code ELSE '{Code.BAD_PLACEHOLDER}' END,
+        error_column || ' has {{' || name || '}}, ' || CASE WHEN crossed THEN says
+            ELSE 'but the row has no {{product}} whose column this is: write {{product}} in the place of the product'
+            END
+    FROM asked WHERE NOT crossed OR number IS NULL
     UNION ALL
     {LONG_TEXTS}
     UNION ALL
@@ -136,18 +150,23 @@ found AS (
     SELECT row, 1000004, 'prompt', '{Code.NO_MATCH}',
         'there is no good concept for {{product}}: correct the invalid rows of the concepts manifest'
     FROM chunk WHERE crossed AND where_expr IS NULL AND NOT EXISTS (SELECT 1 FROM keyed)
+    UNION ALL
+    {scenes.PROBLEM}
 )
 SELECT * FROM found QUALIFY row_number() OVER (PARTITION BY row ORDER BY rank) = 1
 """
 
-PROBLEM_REQUESTS = """
+PROBLEM_REQUESTS = f"""
 INSERT INTO requests BY NAME
 SELECT c.row AS prompt_row, 0 AS image_index, nullif(list_filter(
         c.names, lambda name, i: name <> 'product' AND list_position(c.names, name) = i), []) AS concept_ids,
     c.prompt, c.negative_prompt, c.seed, c.bias, c.temperature, c.lock, c.width, c.height, c.steps, c.guidance,
-    c.scheduler, p.error_code, p.error_column, p.error_message
+    c.scheduler, {scenes.CELLS}, p.error_code, p.error_column, p.error_message
 FROM chunk c JOIN problems p USING (row)
 """
+
+# What the format adds to a render's key, but not to its default seed.
+_FILE = "render_file($format, $webp_quality::INTEGER)"
 
 # Prompts with {product} alone, the most frequent ones: the text around the concept is computed once per prompt.
 REQUESTS_ALONE = f"""
@@ -177,7 +196,7 @@ pictures AS (
             FROM crossed))
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
-    CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
+    CASE WHEN flaw IS NULL THEN render_key(material || {_FILE}, seed) END AS render_key,
     replace(prompt, '{{product}}', '{{' || concept_id || '}}') AS prompt, task_prompt,
     replace(negative_prompt, '{{product}}', '{{' || concept_id || '}}') AS negative_prompt,
     task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, strength,
@@ -194,6 +213,24 @@ SLICE = """
     SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id)
     WHERE k.point = g.point AND k.row % {slices} = {slice}
+"""
+
+
+def _too_long(column: str, count: str) -> str:
+    return f"""{{'error_code': '{Code.PROMPT_TOO_LONG}', 'error_column': '{column}', 'error_message':
+        '{column} has ' || {count} || ' tokens with start and end for concept ''' || product_id
+            || ''' with the text of its columns, and the base model reads ' || $limit || ': shorten this text or '
+            || shown({column})}}"""
+
+
+# What is wrong with the text of a column that the prompt names, or with its length, as code, column and message.
+_BAD_TEXT = f"""
+CASE WHEN len(columns) = 0 THEN NULL
+    WHEN fault IS NOT NULL THEN {{'error_code': (fault).code, 'error_column': fault_in, 'error_message':
+        'concept ''' || product_id || ''' ' || (fault).says || ', which ' || fault_in || ' uses: ' || (fault).remedy}}
+    WHEN tokens + slots > $limit THEN {_too_long("prompt", "(tokens + slots)")}
+    WHEN negative_tokens + len(negative_texts) - 1 > $limit
+        THEN {_too_long("negative_prompt", "(negative_tokens + len(negative_texts) - 1)")} END
 """
 
 # `ids` and `keys` are in the order of the placeholders. A concept's number is the position of its key among the
@@ -215,13 +252,14 @@ WITH good AS (
 ),
 crossed AS (
     SELECT g.*, k.concept_id AS product_id, k.concept_key AS product_key, k.superclass_tokens, k.own_tokens,
-        k.is_offset, k.trained, k.point
+        k.is_offset, k.trained, k.point, k.row AS product_row, k.texts_of, k.faults
     FROM good g CROSS JOIN keyed k WHERE g.crossed AND g.where_expr IS NULL
     UNION ALL
-    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained, k.point
+    SELECT g.*, k.concept_id, k.concept_key, k.superclass_tokens, k.own_tokens, k.is_offset, k.trained, k.point,
+        k.row, k.texts_of, k.faults
     FROM good g JOIN matches m USING (where_expr) JOIN keyed k USING (concept_id) WHERE g.crossed
     UNION ALL
-    SELECT g.*, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
+    SELECT g.*, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM good g WHERE NOT g.crossed
 ),
 filled AS (
     SELECT * REPLACE (
@@ -242,19 +280,20 @@ dialled AS (
     FROM filled c JOIN numbered_points n
         ON n.point = CASE WHEN list_unique(c.keys) = 1 AND list_unique(c.points) = 1 THEN c.points[1] ELSE 0 END
 ),
+framed AS ({scenes.FRAMED}),
 numbered AS (
     SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
         $combine = 'regional' AND list_unique(keys[:slots]) > 1 AS regional,
-        render_modes(regional, strength) AS modes,
+        render_modes(regional, strength) || {scenes.MODES} AS modes,
         list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
-    FROM dialled
+    FROM framed
 ),
 written AS (
     SELECT *,
-        array_to_string(list_transform(
-            texts, lambda part, i: part || CASE WHEN i < len(texts) THEN numbers[i] ELSE '' END), '') AS task_prompt,
-        array_to_string(list_transform(negative_texts, lambda part, i: part
-            || CASE WHEN i < len(negative_texts) THEN numbers[len(texts) - 1 + i] ELSE '' END), '')
+        with_columns(array_to_string(list_transform(texts, lambda part, i: part
+            || CASE WHEN i < len(texts) THEN numbers[i] ELSE '' END), ''), columns, texts_of) AS task_prompt,
+        with_columns(array_to_string(list_transform(negative_texts, lambda part, i: part
+            || CASE WHEN i < len(negative_texts) THEN numbers[len(texts) - 1 + i] ELSE '' END), ''), columns, texts_of)
             AS task_negative_prompt,
         render_material(
             $base_digest, distinct_keys, modes, task_prompt, task_negative_prompt, steps, guidance, scheduler,
@@ -274,15 +313,36 @@ judged AS (
         negative_tokens + coalesce(list_sum(owns[slots + 1:]), 0) AS negative_own_count,
         prompt_count + coalesce(list_max(list_transform(keys[:slots], lambda key, i: CASE WHEN owns[i] > 1
             THEN len(list_filter(keys[:slots], lambda other: other = key)) ELSE 0 END)), 0) AS apart_count,
-        {FLAW} AS flaw
-    FROM pictures
+        {FLAW} AS flaw,
+        list_filter(columns, lambda number: faults[number::INTEGER] IS NOT NULL)[1] AS faulty,
+        faults[faulty::INTEGER] AS fault,
+        CASE WHEN list_position(columns, faulty) <= prompt_columns THEN 'prompt' ELSE 'negative_prompt' END AS fault_in,
+        {_BAD_TEXT} AS bad_text
+    FROM (
+        SELECT p.* REPLACE (p.tokens + coalesce(v.value_tokens, 0) AS tokens,
+            p.negative_tokens + coalesce(v.negative_value_tokens, 0) AS negative_tokens)
+        FROM pictures p LEFT JOIN value_lengths v ON v.row = p.row AND v.product_row = p.product_row
+    )
+),
+shown AS (
+    SELECT * REPLACE (
+            CASE WHEN bad_text IS NULL THEN with_columns(coalesce(marked, prompt), columns, texts_of)
+                ELSE prompt END AS marked,
+            CASE WHEN bad_text IS NULL THEN with_columns(coalesce(negative_marked, negative_prompt), columns, texts_of)
+                ELSE negative_prompt END AS negative_marked),
+        {FLAWED}
+    FROM judged
 )
 SELECT row AS prompt_row, image_index, named AS concept_ids,
     list_filter(keys, lambda key, i: list_position(ids, ids[i]) = i) AS concept_keys,
-    CASE WHEN flaw IS NULL THEN render_key(material, seed) END AS render_key,
-    coalesce(replace(prompt, '{{product}}', '{{' || product_id || '}}'), prompt) AS prompt, task_prompt,
-    coalesce(replace(negative_prompt, '{{product}}', '{{' || product_id || '}}'), negative_prompt) AS negative_prompt,
+    CASE WHEN flaw IS NULL AND bad_text IS NULL AND bad_scene IS NULL THEN render_key(material || {_FILE}, seed) END
+        AS render_key,
+    coalesce(replace(marked, '{{product}}', '{{' || product_id || '}}'), marked) AS prompt, task_prompt,
+    coalesce(replace(negative_marked, '{{product}}', '{{' || product_id || '}}'), negative_marked) AS negative_prompt,
     task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, strength,
-    {FLAWED}
-FROM judged
+    {scenes.CELLS},
+    coalesce(bad_text.error_code, bad_scene.error_code, error_code) AS error_code,
+    coalesce(bad_text.error_column, bad_scene.error_column, error_column) AS error_column,
+    coalesce(bad_text.error_message, bad_scene.error_message, error_message) AS error_message
+FROM shown
 """

@@ -21,6 +21,7 @@ from pipeline.contract.units import (
     MESSAGE_BYTES,
     ConceptTask,
     InputImage,
+    InputScene,
     Kind,
     Outcome,
     RenderShape,
@@ -199,7 +200,8 @@ def _input(picture: dict[str, str]) -> InputImage:
 
 
 def _render_task(*row: Any) -> RenderTask:
-    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, strength, *shape = row
+    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, strength, *scene, keep = row[:14]
+    shape = row[14:]
     return RenderTask(
         key=key,
         prompt=prompt,
@@ -212,10 +214,21 @@ def _render_task(*row: Any) -> RenderTask:
         shape=RenderShape(*shape),
         concept_ids=tuple(ids),
         strength=strength,
+        scene=_scene(*scene, keep=keep is not None),
     )
 
 
-_SHAPE = "width, height, steps, guidance, scheduler"
+def _scene(
+    photo: dict[str, str] | None, mask: dict[str, str] | None, box: list[float] | None, *, keep: bool
+) -> InputScene | None:
+    if photo is None:
+        return None
+    shares = (box[0], box[1], box[2], box[3]) if box else None
+    return InputScene(_input(photo), _input(mask) if mask else None, shares, keep)
+
+
+_SHAPE = "width, height, steps, guidance, scheduler, scene_strength"
+_SCENE = "scene, scene_mask, scene_box, keep"
 
 _TABLES = [
     """
@@ -233,7 +246,7 @@ _TABLES = [
     # not fit into memory.
     f"""
     CREATE OR REPLACE TABLE work_renders AS
-    SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, strength, {_SHAPE},
+    SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, strength, {_SCENE}, {_SHAPE},
         list_filter(concept_keys, lambda key, i: list_position(concept_keys, key) = i) AS concepts,
         list_filter(concept_ids, lambda id, i: list_position(concept_keys, concept_keys[i]) = i) AS ids,
         row_number() OVER (ORDER BY {_SHAPE}, concept_keys, render_key) - 1 AS seq
@@ -269,7 +282,8 @@ FROM work_concepts WHERE position >= ? AND position < ? ORDER BY position
 """
 
 _READY_RENDERS = f"""
-SELECT render_key, task_prompt, task_negative_prompt, concepts, ids, seed, bias, temperature, lock, strength, {_SHAPE}
+SELECT render_key, task_prompt, task_negative_prompt, concepts, ids, seed, bias, temperature, lock, strength,
+    {_SCENE}, {_SHAPE}
 FROM work_ready JOIN work_renders USING (seq) WHERE place >= ? AND place < ? ORDER BY place
 """
 

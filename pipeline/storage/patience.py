@@ -4,6 +4,7 @@ Only an error that may pass by itself is retried: a missing object or a denied p
 attempt's error is raised as it is.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -23,7 +24,7 @@ _ANSWERS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 
 
 class Patience:
-    """Waits between attempts, at most `budget_s` seconds in all between two calls of `renew`.
+    """Waits between attempts, at most `budget_s` seconds in all between two calls of `renew`. Threads may share it.
 
     Attributes:
         retries: attempts that were repeated so far.
@@ -32,11 +33,13 @@ class Patience:
     def __init__(self, sleep: Callable[[float], None] = time.sleep, *, budget_s: float = UNIT_S) -> None:
         self._sleep = sleep
         self._budget_s = self._left_s = budget_s
+        self._lock = threading.Lock()
         self.retries = 0
 
     def renew(self) -> None:
         """Begin another unit of work with the full budget."""
-        self._left_s = self._budget_s
+        with self._lock:
+            self._left_s = self._budget_s
 
     def __call__(self, call: Callable[[], T]) -> T:
         """Return what `call` returns, with retries as far as the budget allows; `call` must be idempotent.
@@ -48,12 +51,19 @@ class Patience:
             try:
                 return call()
             except (StorageError, RowError) as error:
-                if not _is_transient(error) or wait_s > self._left_s:
+                if not _is_transient(error) or not self._take(wait_s):
                     raise
-            self._left_s -= wait_s
-            self.retries += 1
             self._sleep(wait_s)
         return call()
+
+    def _take(self, wait_s: float) -> bool:
+        """Take a wait from the budget, if it has that much."""
+        with self._lock:
+            if wait_s > self._left_s:
+                return False
+            self._left_s -= wait_s
+            self.retries += 1
+            return True
 
 
 class PatientStorage(Storage):

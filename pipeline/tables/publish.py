@@ -55,6 +55,7 @@ def publish(
     run_date: str,
     base: str,
     base_digest: str,
+    drawing: tuple[str, str] | None = None,
     content: str = "",
     parts: Iterable[str] = (),
     clock: Callable[[], float] = time.time,
@@ -69,6 +70,7 @@ def publish(
         run_date: YYYY-MM-DD, the partition.
         base: name of the base model.
         base_digest: its digest.
+        drawing: name and digest of the base model that rendered, if it is another one.
         content: see `pipeline.plan.repeat.content_digest`.
         parts: paths of parts that a stale listing may lack.
         clock: seconds since 1970.
@@ -85,11 +87,13 @@ def publish(
     if not record.is_decided():
         db.require(Stage.REQUESTS, Stage.DONE)
         read_parts(db.connection, storage, run_id, parts)
-        common = {"base": base, "base_digest": base_digest, "now_us": int(clock() * 1e6)}
+        common = {"now_us": int(clock() * 1e6)}
         statuses, codes, files = {}, {}, []
         for table in RESULTS:
+            drawn = drawing if drawing and table.name == "renders" else (base, base_digest)
+            values = {**common, "base": drawn[0], "base_digest": drawn[1]}
             account, staged = _stage(
-                db, storage, table, common, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group
+                db, storage, table, values, run_id=run_id, run_date=run_date, rows_per_group=rows_per_group
             )
             statuses[table.name] = dict(sorted(account.statuses.items()))
             codes[table.name] = dict(sorted(account.codes.items()))

@@ -131,6 +131,7 @@ FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key 
 _RENDERS = f"""
 SELECT q.manifest_row, q.image_index, q.concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
-    q.width, q.height, q.steps, q.guidance, q.scheduler, {_RESULT_COLUMNS}, {_WORK_COLUMNS}
+    q.width, q.height, q.steps, q.guidance, q.scheduler, q.scene, q.scene_sha256, q.scene_mask, q.scene_box,
+    q.scene_strength, q.keep, {_RESULT_COLUMNS}, {_WORK_COLUMNS}
 FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key = q.render_key
 """

@@ -28,8 +28,8 @@ _ENGINE: Config = {
 _FILE = f"{INTERNAL}file"
 _RUN = "/run_date=([^/]*)/run_id=([^/]*)/[^/]*$"
 
-# The place of a render is its prompt (with concept ids), negative prompt, size and index. Current are the ok rows of
-# the newest run that has an ok row for the place; a run may have several (seeds).
+# The place of a render is its prompt (with concept ids), negative prompt, scene, size and index. Current are the ok
+# rows of the newest run that has an ok row for the place; a run may have several (seeds).
 _CURRENT = """
 CREATE VIEW current AS
 WITH _perfusion_runs AS (
@@ -37,7 +37,7 @@ WITH _perfusion_runs AS (
 ),
 _perfusion_ranked AS (
     SELECT r.*, dense_rank() OVER (
-        PARTITION BY prompt, negative_prompt, width, height, image_index
+        PARTITION BY prompt, negative_prompt, scene, keep, width, height, image_index
         ORDER BY r.run_date DESC, _perfusion_runs.finished DESC, r.run_id DESC
     ) AS _perfusion_age
     FROM renders r JOIN _perfusion_runs ON _perfusion_runs.id = r.run_id AND _perfusion_runs.day = r.run_date
@@ -45,7 +45,7 @@ _perfusion_ranked AS (
 )
 SELECT * EXCLUDE (_perfusion_age) FROM _perfusion_ranked WHERE _perfusion_age = 1
 QUALIFY row_number() OVER (
-    PARTITION BY prompt, negative_prompt, width, height, image_index, render_key ORDER BY manifest_row
+    PARTITION BY prompt, negative_prompt, scene, keep, width, height, image_index, render_key ORDER BY manifest_row
 ) = 1
 """
 
@@ -55,8 +55,8 @@ def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB connection with views of everything that is published under a root.
 
     - `concepts`, `renders`, `scores`: all rows of all runs, with `run_id` and `run_date` from the path.
-    - `current`: the renders that a shop would show now: for each prompt, negative prompt, size and index the ok rows of
-      the newest run that has any, equal renders once.
+    - `current`: the renders that a shop would show now: for each prompt, negative prompt, scene, size and index the ok
+      rows of the newest run that has any, equal renders once.
 
     Raises:
         StorageError: the tables cannot be listed.
@@ -78,12 +78,15 @@ def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage) -> No
             spell = storage.full if local else storage.uri
             names = [glob.escape(spell(path)) for path in sorted(files)]
             listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-            connection.execute(
-                f"CREATE VIEW {table} AS SELECT regexp_extract({_FILE}, '{_RUN}', 2) AS run_id, "
+            rows = (
+                f"SELECT regexp_extract({_FILE}, '{_RUN}', 2) AS run_id, "
                 f"CAST(regexp_extract({_FILE}, '{_RUN}', 1) AS DATE) AS run_date, * EXCLUDE ({_FILE}) "
                 f"FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false, "
                 f"filename = '{_FILE}')"
             )
+            connection.execute(f"CREATE VIEW {table} AS {rows}")
+            if absent := _absent(connection, table):
+                connection.execute(f"CREATE OR REPLACE VIEW {table} AS SELECT *{absent} FROM ({rows})")
         else:
             empty = pa.schema([("run_id", pa.string()), ("run_date", pa.date32()), *PUBLISHED[table]]).empty_table()
             connection.register("nothing", empty)
@@ -91,6 +94,15 @@ def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage) -> No
             connection.execute(f"CREATE VIEW {table} AS SELECT * FROM nothing_{table}")
             connection.unregister("nothing")
     connection.execute(_CURRENT)
+
+
+def _absent(connection: duckdb.DuckDBPyConnection, table: str) -> str:
+    """SQL for the columns that all files of a table lack, which are of an earlier version."""
+    rows = connection.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()
+    present = {name.lower() for (name,) in rows}
+    absent = [field for field in PUBLISHED[table] if field.name.lower() not in present]
+    kinds = connection.from_arrow(pa.schema(absent).empty_table()).types if absent else []
+    return "".join(f", NULL::{kind} AS {field.name}" for field, kind in zip(absent, kinds, strict=True))
 
 
 def query(storage: Storage, sql: str, parameters: list[Any] | None = None) -> pa.Table:

@@ -2,11 +2,12 @@
 
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
 
+from perfusion_ops.base.folder import BaseError, BaseFolder
 from perfusion_ops.base.tokenizer import TokenCounter
 from perfusion_ops.base_model import Base, load_base
 from perfusion_ops.config import Recipe
@@ -26,11 +27,13 @@ class Models:
 
     Attributes:
         base: the base model on the worker's device.
-        metric: its metric, on the same device.
+        drawing: the base model that renders: the same one, or a sibling that shares its text encoders.
+        metric: the metric of both, on the same device.
         superclass_checks: by recipe; raise RowError for a superclass that the tokenizer cannot read, or a long one.
     """
 
     base: Base
+    drawing: Base
     metric: Metric
     superclass_checks: Mapping[Recipe, Callable[[str], None]]
 
@@ -47,12 +50,7 @@ def load_models(settings: WorkerSettings, storage: Storage, progress: Callable[[
         BaseError, MetricError: the base model or its metric cannot be used.
         RuntimeError: this machine's copy of the base model is not the one that was planned with.
     """
-    folder = find_base(settings.base, settings.storage_options)
-    if folder.digest != settings.base_digest:
-        raise RuntimeError(
-            f"the base model {settings.base!r} on {socket.gethostname()} digests to {folder.digest[:12]}..., "
-            f"the run was planned with {settings.base_digest[:12]}...: give every machine the same files"
-        )
+    folder = _found(settings.base, settings.base_digest, settings)
     gpu = torch.cuda.is_available()
     device = settings.device if settings.device != "auto" else ("cuda" if gpu else "cpu")
     dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
@@ -60,4 +58,28 @@ def load_models(settings: WorkerSettings, storage: Storage, progress: Callable[[
     counter = TokenCounter(base.tokenizer)
     checks = {recipe: superclass_check(counter, folder.settings.templates, recipe) for recipe in get_args(Recipe)}
     metric = load_metric(storage, base, settings.metric, settings.metric_key, progress=progress)
-    return Models(base, metric, checks)
+    return Models(base, _drawing(base, settings, device, _DTYPES[dtype]), metric, checks)
+
+
+def _found(location: str, digest: str, settings: WorkerSettings) -> BaseFolder:
+    folder = find_base(location, settings.storage_options)
+    if folder.digest != digest:
+        raise RuntimeError(
+            f"the base model {location!r} on {socket.gethostname()} digests to {folder.digest[:12]}..., "
+            f"the run was planned with {digest[:12]}...: give every machine the same files"
+        )
+    return folder
+
+
+def _drawing(base: Base, settings: WorkerSettings, device: str, dtype: torch.dtype) -> Base:
+    """The base model that renders; its text encoders, which are equal, are loaded once."""
+    if settings.render_base is None:
+        return base
+    folder = _found(settings.render_base, settings.render_base_digest, settings)
+    sibling = load_base(folder, device=device, dtype=dtype)
+    if sibling.stack.widths != base.stack.widths:
+        raise BaseError(
+            f"the denoiser of {settings.render_base!r} has other layers than that of {settings.base!r}: concepts act "
+            "only where the attention layers have the same widths"
+        )
+    return replace(sibling, texts=base.texts)

@@ -1,15 +1,14 @@
-"""Rendering of a unit's rows: prompts with concepts to PNG files under the root.
+"""Rendering of a unit's rows: prompts with concepts to pictures, which `pipeline.worker.storing` writes.
 
 A file that an earlier attempt wrote, and whose outcome was lost, is checked and adopted. Each row is checked by itself,
 so that a row that cannot be rendered does not fail its batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from perfusion_ops.concept import Concept, GatedConcept
 from perfusion_ops.conditioning import check_prompt, prompt_row
@@ -17,16 +16,33 @@ from perfusion_ops.config import Combine
 from perfusion_ops.edit import solve_targets
 from perfusion_ops.regions import prompts_of
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from perfusion_ops.scenes.scene import Scene
 from perfusion_ops.text import PromptTooLongError
 from pipeline.contract.errors import Code, RowError, Status
-from pipeline.contract.layout import image_path
 from pipeline.contract.messages import reason
-from pipeline.contract.units import Outcome, RenderShape, RenderTask
-from pipeline.storage.objects import MissingObjectError, Storage, StorageError
+from pipeline.contract.units import InputScene, Outcome, RenderShape, RenderTask
+from pipeline.inputs.store import InputStore
+from pipeline.storage.objects import StorageError
 from pipeline.worker.concept_files import ConceptFiles
 from pipeline.worker.models import Models
-from pipeline.worker.outcomes import failed, ok
-from pipeline.worker.provenance import answers, encode_render
+from pipeline.worker.outcomes import failed
+from pipeline.worker.scenes import load_scene
+from pipeline.worker.storing import Picture, PictureStore
+
+
+@dataclass
+class Drawn:
+    """What became of the tasks of a unit: each is in one of the three.
+
+    Attributes:
+        adopted: outcomes of files that existed, by key.
+        outcomes: of other tasks that have ended, by key: rows that failed, trainings.
+        pictures: to be stored.
+    """
+
+    adopted: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
 
 
 class Rendering:
@@ -35,8 +51,9 @@ class Rendering:
     def __init__(
         self,
         models: Models,
-        storage: Storage,
+        pictures: PictureStore,
         files: ConceptFiles,
+        inputs: InputStore,
         *,
         edit_unconditional: bool,
         combine: Combine,
@@ -45,39 +62,44 @@ class Rendering:
 
         Args:
             models: base model and metric.
-            storage: of the root.
+            pictures: of the root.
             files: of concepts.
+            inputs: of the run, for scenes.
             edit_unconditional: concepts act on unconditional rows as well.
             combine: how several concepts of a prompt act together.
         """
-        self._models, self._storage, self._files = models, storage, files
+        self._models, self._pictures, self._files, self._inputs = models, pictures, files, inputs
         self._edit_unconditional = edit_unconditional
         self._combine: Combine = combine
 
-    def run(self, tasks: Sequence[RenderTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
-        """Outcomes by key: of adopted files, and of all other tasks.
+    def draw(self, tasks: Sequence[RenderTask]) -> Drawn:
+        """Adopt what exists and draw the rest; writes nothing.
 
         Raises:
             torch.OutOfMemoryError, MemoryError: the tasks do not fit together.
         """
-        adopted: dict[str, Outcome] = {}
-        outcomes: dict[str, Outcome] = {}
+        drawn = Drawn()
         rows: list[tuple[RenderTask, RenderRow]] = []
+        scenes: dict[InputScene, Scene] = {}
+        found = self._pictures.find([task.key for task in tasks])
         for task in tasks:
+            outcome = found.get(task.key)
+            if outcome is not None:
+                (drawn.adopted if outcome.status == Status.OK else drawn.outcomes)[task.key] = outcome
+                continue
             try:
-                outcome = self._adopt(task)
-                if outcome is not None:
-                    adopted[task.key] = outcome
-                else:
-                    rows.append((task, self.row(task)))
+                row = self.row(task)
+                if task.scene is not None:
+                    row = replace(row, scene=self._scene(task.scene, task.shape, scenes))
+                rows.append((task, row))
             except (RowError, StorageError) as error:
-                outcomes[task.key] = failed("render", task.key, error)
+                drawn.outcomes[task.key] = failed("render", task.key, error)
         if rows:
-            outcomes.update(self._render(rows))
-        return adopted, outcomes
+            self._render(rows, drawn)
+        return drawn
 
     def row(self, task: RenderTask) -> RenderRow:
-        """The prompts of a task with their concepts.
+        """The prompts of a task with their concepts, without its scene.
 
         Raises:
             RowError: a concept is missing, learned no keys or cannot be told from another one, or a prompt is too long.
@@ -107,11 +129,25 @@ class Rendering:
         ):
             try:
                 for each in prompts_of(row):
-                    check_prompt(self._models.base, each)
+                    check_prompt(self._models.drawing, each)
             except PromptTooLongError as error:
                 message = f"{column}: {error} ({task.written(text)!r})"
                 raise RowError(Code.PROMPT_TOO_LONG, message, column=column) from error
         return RenderRow(positive, negative, task.seed)
+
+    def _scene(self, scene: InputScene, shape: RenderShape, known: dict[InputScene, Scene]) -> Scene:
+        """A scene at the size of its render; tasks of a unit share it.
+
+        Raises:
+            RowError: see `load_scene`.
+        """
+        if scene not in known:
+            sampler = self._sampler(shape)
+            strength = 1.0 if shape.scene_strength is None else shape.scene_strength
+            known[scene] = load_scene(
+                scene, self._inputs, width=sampler.width, height=sampler.height, strength=strength
+            )
+        return known[scene]
 
     def _check_distinct(self, task: RenderTask, concepts: Sequence[Concept]) -> None:
         inverse = self._models.metric.inverse
@@ -125,10 +161,10 @@ class Rendering:
             who = f"concepts {' and '.join(map(repr, task.concept_ids))}: " if task.concept_ids else ""
             raise RowError(Code.CONCEPTS_ALIKE, f"{who}{error}", column="prompt", status=Status.FAILED) from error
 
-    def _render(self, rows: list[tuple[RenderTask, RenderRow]]) -> dict[str, Outcome]:
+    def _render(self, rows: list[tuple[RenderTask, RenderRow]], drawn: Drawn) -> None:
         sampler = self._sampler(rows[0][0].shape)
         try:
-            renders = render(self._models.base, self._models.metric, [row for _, row in rows], sampler)
+            renders = render(self._models.drawing, self._models.metric, [row for _, row in rows], sampler)
         except ValueError as error:
             # Each row has been checked by itself, so diffusers refuses what the rows share.
             message = (
@@ -136,34 +172,29 @@ class Rendering:
                 f"{sampler.scheduler} ({reason(error)}): change one of them"
             )
             failure = RowError(Code.OUT_OF_RANGE, message)
-            return {task.key: failed("render", task.key, failure) for task, _ in rows}
-        return {task.key: self._store(task, pixels) for (task, _), pixels in zip(rows, renders, strict=True)}
+            drawn.outcomes.update((task.key, failed("render", task.key, failure)) for task, _ in rows)
+            return
+        for (task, _), pixels in zip(rows, renders, strict=True):
+            try:
+                if pixels is None:
+                    raise _not_finite(task.shape)
+                # Read here, because the next unit reads concepts while this one is stored.
+                weights = tuple(self._files.load(key)[1] for key in task.concepts)
+            except (RowError, StorageError) as error:
+                drawn.outcomes[task.key] = failed("render", task.key, error)
+            else:
+                drawn.pictures.append(
+                    Picture(task.key, pixels, weights, task.scene.photo.sha256 if task.scene else None)
+                )
 
     def _sampler(self, shape: RenderShape) -> Sampler:
-        side = self._models.base.resolution
+        side = self._models.drawing.resolution
         return Sampler(shape.width or side, shape.height or side, shape.steps, shape.guidance, shape.scheduler)
 
-    def _store(self, task: RenderTask, pixels: NDArray[np.uint8] | None) -> Outcome:
-        path = image_path(task.key)
-        try:
-            if pixels is None:
-                message = (
-                    f"the render is not finite after {task.shape.steps} steps of {task.shape.scheduler}: "
-                    "lower guidance, take more steps or another scheduler, or train the concept again"
-                )
-                raise RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)
-            weights = [self._files.load(key)[1] for key in task.concepts]
-            base_digest = self._models.base.folder.digest
-            data = encode_render(pixels, render_key=task.key, weights=weights, base_digest=base_digest)
-            self._storage.write(path, data)
-        except (RowError, StorageError) as error:
-            return failed("render", task.key, error)
-        return ok("render", task.key, self._storage.uri(path), data)
 
-    def _adopt(self, task: RenderTask) -> Outcome | None:
-        path = image_path(task.key)
-        try:
-            data = self._storage.read(path)
-        except MissingObjectError:
-            return None
-        return ok("render", task.key, self._storage.uri(path), data) if answers(data, task.key) else None
+def _not_finite(shape: RenderShape) -> RowError:
+    message = (
+        f"the render is not finite after {shape.steps} steps of {shape.scheduler}: "
+        "lower guidance, take more steps or another scheduler, or train the concept again"
+    )
+    return RowError(Code.RENDER_NOT_FINITE, message, status=Status.FAILED)

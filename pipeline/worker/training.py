@@ -28,6 +28,7 @@ from pipeline.worker.outcomes import failed, ok
 from pipeline.worker.training_data import load_example
 
 _log = logging.getLogger(__name__)
+_FEW = 4  # samples: with fewer, an accelerator is not busy, and activations are computed twice instead
 
 
 class Training:
@@ -42,6 +43,7 @@ class Training:
         inputs: InputStore,
         patience: Patience,
         micro_batch: int,
+        recompute: str,
         checkpoint_s: float,
         clock: Clock,
         show: Callable[[Activity | None], None],
@@ -55,6 +57,7 @@ class Training:
             inputs: reads photos.
             patience: retries photos that cannot be read for a moment.
             micro_batch: samples in the denoiser at once, to begin with.
+            recompute: `on`: training computes activations twice; `off`: never; `auto`: once few samples fit.
             checkpoint_s: seconds between checkpoints.
             clock: for the time between checkpoints.
             show: learns each optimiser step, and None at the end.
@@ -63,6 +66,8 @@ class Training:
         self._inputs, self._patience, self._clock, self._show = inputs, patience, clock, show
         self._checkpoint_s = checkpoint_s
         self.micro_batch = micro_batch
+        self.recomputes = recompute == "on"
+        self._may_recompute = recompute == "auto"
 
     def run(self, tasks: Sequence[ConceptTask]) -> tuple[dict[str, Outcome], dict[str, Outcome]]:
         """Outcomes by key: of adopted files, and of all other tasks.
@@ -112,21 +117,41 @@ class Training:
             try:
                 trainer.run(on_step)
             except torch.OutOfMemoryError:
-                if self.micro_batch == 1:
+                if not self._need_less():
                     raise
-                self.micro_batch //= 2
-                _log.warning("training ran out of memory: from now on %d samples at once", self.micro_batch)
             else:
                 return trainer
             # Only here are the error, and the tensors that its frames hold, gone.
             del trainer
             torch.cuda.empty_cache()
 
+    def _need_less(self) -> bool:
+        """Train with less memory from now on; False if it cannot be done with less.
+
+        Fewer samples cost little time until a handful is left. Computing activations twice costs half as much again.
+        """
+        if self._may_recompute and not self.recomputes and self.micro_batch < 2 * _FEW:
+            self.recomputes = True
+            _log.warning("training ran out of memory: from now on it computes activations twice")
+            return True
+        if self.micro_batch == 1:
+            return False
+        self.micro_batch //= 2
+        _log.warning("training ran out of memory: from now on %d samples at once", self.micro_batch)
+        return True
+
     def _trainer(self, keys: list[str], examples: list[Example]) -> Trainer:
         base = self._models.base
         found = [self._read_checkpoint(key, start(base, example)) for key, example in zip(keys, examples, strict=True)]
         states = [state for state, _ in found]
-        trainer = Trainer(base, self._models.metric, examples, states=states, micro_batch=self.micro_batch)
+        trainer = Trainer(
+            base,
+            self._models.metric,
+            examples,
+            states=states,
+            micro_batch=self.micro_batch,
+            checkpointed=self.recomputes,
+        )
         for state, moments in found:
             restore_moments(trainer.optimizer, state, moments)
         return trainer

@@ -14,12 +14,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from perfusion_ops.base.folder import describe
 from perfusion_ops.mini.catalog import write_catalog
 from tests.support.tiny_pixart import pixart_folder
-from tests.support.tiny_xl import xl_folder
+from tests.support.tiny_xl import xl_folder, xl_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -126,3 +128,46 @@ def test_a_run_on_a_transformer(shop):
     pictures = list(shop.glob("results/images/*/*.png"))
     assert len(pictures) == 7
     assert len({path.read_bytes() for path in pictures}) == 7
+
+
+def test_a_sibling_renders_the_concepts_of_its_base(shop):
+    pipe = xl_pipeline()
+    with torch.no_grad():
+        for parameter in pipe.unet.parameters():
+            parameter.mul_(1.05)
+    pipe.save_pretrained(shop / "turbo")
+    quick = ("--set", "train.steps=2", "--json")
+    first = perfusion(shop, "run", "spec.yaml", *quick)
+    assert first.returncode == 0, first.stderr
+    trained = {path: path.read_bytes() for path in shop.glob("results/weights/*/*.safetensors")}
+    second = perfusion(shop, "run", "spec.yaml", *quick, "--set", "render_base=turbo")
+    assert second.returncode == 0, second.stderr
+    assert {path: path.read_bytes() for path in shop.glob("results/weights/*/*.safetensors")} == trained
+    tables = f"read_parquet('{shop}/results/tables/{{}}/**/*.parquet') WHERE status = 'ok'"
+    made = duckdb.sql(
+        f"SELECT base_digest, count(DISTINCT uri), count(DISTINCT sha256) FROM {tables.format('renders')} GROUP BY 1"
+    )
+    here, there = (describe(shop / name).digest for name in ("base", "turbo"))
+    assert {digest: (files, pictures) for digest, files, pictures in made.fetchall()} == {here: (7, 7), there: (7, 7)}
+    assert duckdb.sql(f"SELECT DISTINCT base_digest FROM {tables.format('concepts')}").fetchall() == [(here,)]
+    assert duckdb.sql(f"SELECT count(DISTINCT sha256) FROM {tables.format('renders')}").fetchall() == [(14,)]
+    again = perfusion(shop, "run", "spec.yaml", *quick, "--set", "render_base=turbo")
+    assert json.loads(again.stdout)["repeated"] is True
+
+
+def test_validate_refuses_what_is_no_sibling(shop):
+    pipe = xl_pipeline()
+    with torch.no_grad():
+        pipe.text_encoder_2.text_projection.weight.mul_(1.1)
+    pipe.save_pretrained(shop / "other")
+    pixart_folder(shop / "pixart")
+    for words, message in (
+        (("render_base=other",), "different text encoders"),
+        (("render_base=pixart",), "different families"),
+        (("base=mini", "render_base=mini"), "set train.store to 'difference' or 'int8'"),
+        (("render_base=base", "train.store=target"), "set train.store"),
+        (("render_base=base", "train.lock=trained"), "set train.lock to 'local'"),
+    ):
+        done = perfusion(shop, "validate", "spec.yaml", *(each for word in words for each in ("--set", word)))
+        assert done.returncode == 2, done.stdout
+        assert message in done.stderr

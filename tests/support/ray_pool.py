@@ -39,7 +39,26 @@ class Worker:
             raise FileNotFoundError(self.setup_error)
         (self.folder / f"setup-{os.getpid()}").write_text(f"{started} {time.time()}")
 
-    def run(self, unit):
+    def compute(self, unit):
+        outcomes = self.outcomes(unit)
+        return lambda: self.stored(outcomes, unit)
+
+    def stored(self, outcomes, unit):
+        """The end of a unit, which does what the prompt of its first task says."""
+        mark, prompt = self.folder / f"stored {unit.tasks[0].key}", getattr(unit.tasks[0], "prompt", "")
+        first = not mark.exists()
+        mark.write_text(str(os.getpid()))
+        if prompt == "store slowly" and first:
+            self.linger(None)
+        if prompt == "store slowly always":
+            self.linger(None)
+        if prompt == "raise while storing":
+            raise OSError("the disk")
+        if prompt == "memory while storing":
+            raise MemoryError("no room for a buffer")
+        return outcomes
+
+    def outcomes(self, unit):
         if isinstance(unit, TrainUnit):
             self.linger(Activity("training", 3, 4, len(unit.tasks)))
             return [Outcome("concept", task.key, Status.OK, origin=Origin.TRAINED) for task in unit.tasks]

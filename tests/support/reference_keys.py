@@ -97,8 +97,20 @@ def render_material(
     )
 
 
+def render_file(image_format, webp_quality=None):
+    """What the file adds to the material of a key, after the seed was taken from it: nothing for PNG.
+
+    Args:
+        image_format: png or webp.
+        webp_quality: of lossy WebP; None if it is lossless.
+    """
+    if image_format == "png":
+        return ""
+    return _text(image_format if webp_quality is None else f"{image_format} {webp_quality}")
+
+
 def render_key(material, seed):
-    """Key of a picture: 64 hex digits from `render_material` and the seed."""
+    """Key of a picture: 64 hex digits from `render_material`, followed by `render_file`, and the seed."""
     return _digest("perfusion render 1 " + material + _integer(seed))
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from perfusion_ops.config import TrainingConfig
 from pipeline.contract.errors import Code, Origin, Status
@@ -90,6 +90,7 @@ class World:
     storm: tuple = (0.0, 0.0)  # seconds between which every call does
     unstartable: frozenset = frozenset()  # slots whose worker never comes up
     start_failure: Failure = field(default_factory=lambda: Failure("died", "no device"))
+    store_s: float = 0.0  # seconds to write the objects of a unit, beside the next one; used by OverlappingPool
 
 
 class Pool:
@@ -159,7 +160,7 @@ class Pool:
         assert timeout_s >= 0
         self.waits += 1
         assert self.waits < 20_000, "it does not end"
-        events = [(calls[0][2], slot) for slot, calls in self.calls.items() if calls]
+        events = [(self._ends(slot), slot) for slot, calls in self.calls.items() if calls]
         events += [(at, slot) for slot, at in self.ready_at.items()]
         at, slot = min(events, default=(float("inf"), -1))
         if self.moves and self.moves[0][0] <= max(self.clock.now, min(at, self.clock.now + timeout_s)):
@@ -180,7 +181,7 @@ class Pool:
                 return [Completion(None, slot, failure=self.world.start_failure)]
             self.live.add(slot)
             return []
-        number, _, _, result = self.calls[slot].popleft()
+        number, result = self._complete(slot)
         if isinstance(result, Failure):
             if result.kind in ("died", "unavailable"):
                 self.live.discard(slot)
@@ -192,6 +193,14 @@ class Pool:
         self._begin(slot)
         self._move(slot)
         return [Completion(number, slot, outcomes=result)]
+
+    def _ends(self, slot):
+        """When the oldest call ends."""
+        return self.calls[slot][0][2]
+
+    def _complete(self, slot):
+        number, _, _, result = self.calls[slot].popleft()
+        return number, result
 
     def _move(self, slot):
         """Start a leaving slot elsewhere when it is idle."""
@@ -211,3 +220,35 @@ class Pool:
     def close(self):
         for slot in self.calls:
             self.retire(slot)
+
+
+class OverlappingPool(Pool):
+    """Writes the objects of a unit while it computes the next one; the third number of a call says when it is computed.
+
+    A worker that is lost while it computes takes with it the unit whose objects it writes.
+    """
+
+    def _begin(self, slot):
+        free = self.clock.now
+        for call in self.calls[slot]:
+            if call[2] is None:
+                lasts, call[3] = self._fate(slot, call[1])
+                call[2] = free + lasts
+            free = max(free, call[2])
+
+    def _stored(self, call):
+        return call[2] + (0.0 if isinstance(call[3], Failure) else self.world.store_s)
+
+    def _lost(self, call):
+        lost = isinstance(call[3], Failure) and call[3].kind in ("died", "unavailable")
+        return call[2] if lost else float("inf")
+
+    def _ends(self, slot):
+        first, *behind = self.calls[slot]
+        return min(self._stored(first), *(self._lost(call) for call in behind[:1]), float("inf"))
+
+    def _complete(self, slot):
+        first, *behind = self.calls[slot]
+        if self._stored(first) <= self._ends(slot):
+            return super()._complete(slot)
+        return first[0], replace(behind[0][3], overlapped=True)

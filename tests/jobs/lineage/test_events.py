@@ -55,6 +55,7 @@ PARENT = JobRun("airflow", "daily.personalise", "0189a1b2-0000-7000-8000-0000000
 TOP = JobRun("airflow", "daily", "0189a1b2-0000-7000-8000-000000000002")
 CHECKED = Checked(
     base=None,
+    drawing=None,
     counter=None,
     concepts=ManifestSummary(
         "s3://bucket/in/concepts/*.parquet", "c" * 64, 2, 1_000, 998, {"bad_id": 2}, extra=("Season",)

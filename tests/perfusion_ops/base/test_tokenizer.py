@@ -4,16 +4,12 @@ import json
 import shutil
 
 import pytest
-import torch
-from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.base.folder import BaseError, describe
-from perfusion_ops.base.schedules import schedule_problem
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer, words
 from perfusion_ops.mini import base_folder
-from perfusion_ops.rendering import make_scheduler
 from tests.support.tokenizer_folders import small_clip
 
 MINI = load_tokenizer(describe(base_folder()))
@@ -105,46 +101,3 @@ def test_a_base_that_cannot_be_used_is_refused_before_it_is_loaded(tmp_path, spo
     spoil(tmp_path / "base")
     with pytest.raises(BaseError, match=why):
         load_tokenizer(describe(tmp_path / "base"))
-
-
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "euler", "euler_a", "pndm", "unipc"])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_a_schedule_is_refused_exactly_where_diffusers_breaks(scheduler, spacing):
-    for prediction, offset, whole in (
-        ("epsilon", 0, 100),
-        ("epsilon", 1, 100),
-        ("v_prediction", 1, 1000),
-        ("sample", 1, 100),
-    ):
-        config = {
-            "prediction_type": prediction,
-            "steps_offset": offset,
-            "num_train_timesteps": whole,
-            "timestep_spacing": spacing,
-        }
-        for steps in (
-            1,
-            2,
-            9,
-            50,
-            99,
-            100,
-            *((150,) if scheduler == "ddim" else ()),
-            *((999, 1000) if whole == 1000 else ()),
-        ):
-            assert bool(schedule_problem(config, scheduler, steps)) == _breaks(config, scheduler, steps), (
-                config,
-                steps,
-            )
-
-
-def _breaks(config, scheduler, steps):
-    made = make_scheduler(scheduler, DDIMScheduler.from_config(config).config)
-    sample = torch.zeros(1, 1, 2, 2)
-    try:
-        made.set_timesteps(steps)
-        for step in made.timesteps[: 2 if steps > 12 else None]:
-            made.step(torch.zeros_like(sample), step, made.scale_model_input(sample, step))
-    except (ValueError, IndexError, NotImplementedError):
-        return True
-    return False

@@ -109,6 +109,23 @@ def test_render_key_and_seed_are_the_same_in_sql(sql, fields, seed, base_seed, i
 
 
 @CHECK
+@given(image_format=st.sampled_from(["png", "webp"]), quality=st.none() | st.integers(1, 100))
+def test_what_a_file_adds_to_a_key_is_the_same_in_sql(sql, image_format, quality):
+    expected = reference_keys.render_file(image_format, quality)
+    assert sql("render_file(?, ?::INTEGER)", image_format, quality) == expected
+    assert (expected == "") == (image_format == "png")
+
+
+@CHECK
+@given(one=RENDER, other=RENDER, quality=st.none() | st.integers(1, 100))
+def test_a_file_makes_another_key_than_any_other_field(one, other, quality):
+    file = reference_keys.render_file("webp", quality)
+    material = reference_keys.render_material(**one)
+    assert material + file != reference_keys.render_material(**other)
+    assert reference_keys.render_key(material + file, 3) != reference_keys.render_key(material, 3)
+
+
+@CHECK
 @given(one=RENDER, other=RENDER)
 def test_different_renders_have_different_texts(one, other):
     assert (reference_keys.render_material(**one) == reference_keys.render_material(**other)) == (one == other)
@@ -158,7 +175,13 @@ def test_settings_that_came_later_are_in_a_key_only_if_they_are_used():
         '{"batch":16,"bias":0.75,"ema":0.99,"fit":"crop","flip":false,"lock":"local","lr_embedding":0.006,'
         '"lr_value":0.03,"seed":0,"steps":400,"temperature":0.1}'
     )
-    changes = [{"recipe": "offset"}, {"decay": "cosine"}, {"stratified": True}]
+    changes = [
+        {"recipe": "offset"},
+        {"decay": "cosine"},
+        {"stratified": True},
+        {"gate": "linear"},
+        {"store": "int8"},
+    ]
     assert {name for change in changes for name in change} == set(TrainingConfig.not_in_old_keys)
     texts = {keys.settings_json(TrainingConfig(**change)) for change in [{}, *changes]}
     assert len(texts) == 1 + len(changes)
@@ -169,7 +192,8 @@ def test_settings_that_came_later_are_in_a_key_only_if_they_are_used():
 def test_sampling_settings_that_came_later_are_in_a_run_s_identity_only_if_they_are_used():
     """Otherwise the first run after an upgrade would not know that it is finished."""
     old = json.loads(keys.settings_json(SamplingConfig()))
-    changes = [{"strength": 0.5}, {"combine": "regional"}]
+    webp = {"format": "webp"}
+    changes = [{"strength": 0.5}, {"combine": "regional"}, webp, {**webp, "webp_quality": 80}]
     assert {name for change in changes for name in change} == set(SamplingConfig.not_in_old_keys)
     assert not old.keys() & SamplingConfig.not_in_old_keys
     for change in changes:
@@ -200,6 +224,8 @@ def test_a_key_never_changes_by_accident():
     )  # fmt: skip
     assert regional == "1:b2[1:k1:l]8:regional14:a {0} on a {1}0:2:503:6.04:ddim-3:5123:0.64:0.155:local5:false"
     assert reference_keys.render_key(material, 3) == "7e02461e482c7753b95a8f0649e226e2b2877c75d85d2bd22e7448acb33cc515"
+    files = [reference_keys.render_file(*file) for file in (("png", None), ("webp", None), ("webp", 80))]
+    assert files == ["", "4:webp", "7:webp 80"]
     concept = reference_keys.concept_key(
         base_digest="b", metric_key="m", superclass="teddy bear", images=[("1", None), ("2", "x")],
         training=TrainingConfig(

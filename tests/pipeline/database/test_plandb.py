@@ -20,7 +20,7 @@ STEPS = {
     "count_plan": (lambda db, storage: count_plan(db), "requests"),
     "select": (lambda db, storage: select(db, Selection("limit 1", first=1)), "requests"),
     "find_changes": (
-        lambda db, storage: find_changes(db, storage, base_digest="b", memory_limit="200MB"),
+        lambda db, storage: find_changes(db, storage, base_digests=("b", "b"), memory_limit="200MB"),
         "requests",
     ),
     "WorkQueue": (lambda db, storage: WorkQueue(db, group_size=1, render_batch=1), "requests"),

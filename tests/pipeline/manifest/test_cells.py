@@ -14,6 +14,8 @@ BAD_PROMPTS = [
     ({"prompt": "a {{product}}"}, Code.BAD_PLACEHOLDER),
     ({"prompt": "a {}"}, Code.BAD_PLACEHOLDER),
     ({"prompt": "a {../x}"}, Code.BAD_PLACEHOLDER),
+    ({"prompt": "a {Größe cm}"}, Code.BAD_PLACEHOLDER),
+    ({"negative_prompt": "{product. a{b}"}, Code.BAD_PLACEHOLDER),
     ({"prompt": "a {product}\n"}, Code.BAD_CHARACTER),
     ({"prompt": "a {product}\x00"}, Code.BAD_CHARACTER),
     ({"prompt": "a {product}\udfff"}, Code.BAD_CHARACTER),
@@ -38,7 +40,8 @@ BAD_PROMPTS = [
     ({"guidance": -1}, Code.OUT_OF_RANGE),
     ({"lock": "both"}, Code.OUT_OF_RANGE),
     ({"lock": 1}, Code.WRONG_TYPE),
-    ({"scheduler": "ddpm"}, Code.OUT_OF_RANGE),
+    ({"scheduler": "euler_aa"}, Code.OUT_OF_RANGE),
+    ({"scheduler": 1}, Code.WRONG_TYPE),
     ({"width": 12}, Code.OUT_OF_RANGE),
     ({"height": 8192}, Code.OUT_OF_RANGE),
     ({"steps": 0}, Code.OUT_OF_RANGE),
@@ -68,4 +71,10 @@ def test_every_kind_of_bad_prompt_has_its_code_and_the_good_ones_stay_good(db, t
     assert "between -1 and 2" in ranges["bias"]
     assert "above 0 and at most 10" in ranges["temperature"]
     assert "between 8 and 4096 and be a multiple of 8" in ranges["height"]
-    assert "ddim, dpm++, euler" in ranges["scheduler"]
+    assert "write 'euler_a' if that is meant, or use one of ddim, dpm++, euler" in ranges["scheduler"]
+
+
+def test_a_prompt_may_name_a_column_of_any_name(db, tmp_path):
+    names = ("product.Größe cm", "product.o'clock", "product..", "season")
+    table = [P | {"prompt": f"a {{product}} of {{{name}}}", "negative_prompt": f"{{{name}}}"} for name in names]
+    assert load_prompts(db, str(write_jsonl(tmp_path / "p.jsonl", table))).good == len(names)

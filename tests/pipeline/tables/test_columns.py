@@ -280,7 +280,7 @@ def test_columns_may_bear_any_word_of_our_own_statements(tmp_path):
             with planned(concepts, [{**row, "extras": dict(others)} for row in prompts]) as db:
                 list_objects(db, storage)
                 load_done(db, storage)
-                changes = find_changes(db, storage, base_digest="base", memory_limit="200MB")
+                changes = find_changes(db, storage, base_digests=("base", "base"), memory_limit="200MB")
                 work(db, storage, f"r{number}")
                 date = f"2026-01-0{number}"
                 publish(db, storage, run_id=f"r{number}", run_date=date, base="mini", base_digest="base")

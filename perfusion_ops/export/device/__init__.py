@@ -1,0 +1,1 @@
+"""A base model and its concepts for devices without PyTorch: ONNX graphs, small concept files, and a host script."""

@@ -1,0 +1,1 @@
+"""A custom pipeline of diffusers."""
