@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.shapes import ORIGINS, SHAPES
 
-NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish", "store", "export")
+NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish", "store", "export", "adapters", "memory")
 
 
 def main() -> int:
@@ -28,8 +28,10 @@ def main() -> int:
         "--rows",
         type=int,
         default=None,
-        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for store and publish with a shape",
+        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for store and publish with a shape, and "
+        "at most so many that adapters draws to measure a cell",
     )
+    parser.add_argument("--repeats", type=int, default=3, help="adapters: times that each cell is measured")
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")
     parser.add_argument("--shape", choices=("plain", *SHAPES), default=None, help="rows to publish: see shapes.py")
     parser.add_argument("--origin", choices=ORIGINS, default=None, help="where the outcomes to publish are")

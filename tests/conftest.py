@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a busy machine does not turn se
 # Where somebody asks for more threads than there are cores, their long spins make everything five times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A shell that starts a job with & makes it ignore SIGINT, and its children inherit that: Control-C would reach no process.
+# A shell that starts a job with & makes it ignore SIGINT, and its children inherit that: Control-C would reach none.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
