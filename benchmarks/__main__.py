@@ -28,8 +28,8 @@ def main() -> int:
         "--rows",
         type=int,
         default=None,
-        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for store and publish with a shape, and "
-        "at most so many that adapters draws to measure a cell",
+        help="concepts, for schedule, overhead, plan, noop and publish; pictures, for store, "
+        "publish with a shape, and adapters (drawn to measure a cell)",
     )
     parser.add_argument("--repeats", type=int, default=3, help="adapters: times that each cell is measured")
     parser.add_argument("--steps", type=int, default=None, help="denoising steps, or optimiser steps per measurement")

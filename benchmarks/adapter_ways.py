@@ -1,4 +1,4 @@
-"""The ways to draw pictures of many products that `benchmarks.adapters` compares: ours, and those of diffusers and peft.
+"""The ways to draw pictures of many products that `benchmarks.adapters` compares: ours, and those of diffusers.
 
 Ours is what a worker does: concept files of a root, read, checked and drawn by `pipeline.worker.rendering`. The others
 read a LoRA file for each product, in the form that diffusers writes.
@@ -59,6 +59,10 @@ class Way(Protocol):
 
     fills: bool
 
+    def prepare(self) -> None:
+        """What a process does once, whatever it draws; not timed."""
+        ...
+
     def hold(self, products: int) -> None:
         """Load what stays in memory for the products 0 to `products` - 1."""
         ...
@@ -107,6 +111,9 @@ class Ours:
         )
         self._shape = RenderShape(sampler.width, sampler.height, sampler.steps, sampler.guidance, sampler.scheduler)
         self._held: list[Concept] = []
+
+    def prepare(self) -> None:
+        """Nothing."""
 
     def hold(self, products: int) -> None:
         """Read and check the files; the worker does so before a product's first row."""
@@ -182,6 +189,11 @@ class Switch:
     def __init__(self, pipe: Any, loras: Loras, sampler: Sampler) -> None:
         self.pipe, self.loras, self._sampler = pipe, loras, sampler
 
+    def prepare(self) -> None:
+        """Load an adapter and delete it: peft wraps the layers, which takes longer than a file."""
+        self.loras.load(self.pipe, 0, _ONE)
+        self.pipe.delete_adapters([_ONE])
+
     def hold(self, products: int) -> None:
         """Load every adapter."""
         for product in range(products):
@@ -228,31 +240,27 @@ class Reload(Switch):
         """Nothing."""
 
     def change(self, product: int) -> None:
-        """Load it; a pipeline's first adapter is active at once, as is the only one."""
+        """Load it; an adapter that is alone is active at once."""
         self.loras.load(self.pipe, product, _ONE)
 
-    def leave(self, product: int) -> None:
+    def leave(self, product: int) -> None:  # noqa: ARG002  (only one is loaded)
         """Delete it."""
         self.pipe.delete_adapters([_ONE])
 
 
 class Hotswap(Reload):
-    """The first adapter is loaded, and each other one replaces its numbers in place."""
+    """One adapter is loaded, and each other one replaces its numbers in place."""
 
-    _there = False
+    def prepare(self) -> None:
+        """Load the adapter whose numbers are replaced."""
+        self.loras.load(self.pipe, 0, _ONE)
 
     def change(self, product: int) -> None:
         """Load it over the one before."""
-        self.loras.load(self.pipe, product, _ONE, **({"hotswap": True} if self._there else {}))
-        self._there = True
+        self.loras.load(self.pipe, product, _ONE, hotswap=True)
 
     def leave(self, product: int) -> None:
         """Nothing: it stays until the next one."""
-
-    def release(self) -> None:
-        """Take the adapter out of the denoiser."""
-        super().release()
-        self._there = False
 
 
 class Fuse(Reload):

@@ -5,7 +5,7 @@ The text encoder is in float32 whatever the denoiser's type: the edit is sensiti
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def load_base(
             text is that of the base model, so that the same concepts act in it.
 
     Raises:
-        BaseError: see `base_from_parts`; or the motion adapter does not fit.
+        BaseError: see `base_from_parts`; or a LoRA or the motion adapter does not fit.
     """
     import diffusers
 
@@ -97,6 +97,7 @@ def load_base(
         pipe = getattr(diffusers, family.pipelines["text"]).from_pretrained(
             folder.path, dtype=dtype, local_files_only=True, use_safetensors=True, **family.options
         )
+        _fuse_loras(folder, pipe)
         parts = {text.encoder: getattr(pipe, text.encoder).to(device, torch.float32) for text in family.texts}
         parts |= {text.tokenizer: getattr(pipe, text.tokenizer) for text in family.texts}
         denoiser = getattr(pipe, family.denoiser)
@@ -104,6 +105,31 @@ def load_base(
         parts[family.denoiser] = denoiser.to(device=device, dtype=dtype)
         vae = pipe.vae.to(device=device, dtype=dtype)
         return base_from_parts(folder, vae=vae, scheduler=pipe.scheduler, **parts)
+
+
+def _fuse_loras(folder: BaseFolder, pipe: Any) -> None:
+    """Add the LoRAs of the folder to the weights of a pipeline, and leave no adapter in it.
+
+    Raises:
+        BaseError: the package peft is missing, or a LoRA does not fit.
+    """
+    for lora in folder.settings.loras:
+        file = folder.path / "loras" / lora.file
+        try:
+            pipe.load_lora_weights(str(file.parent), weight_name=lora.file, local_files_only=True)
+            pipe.fuse_lora(lora_scale=lora.weight)
+            pipe.unload_lora_weights()
+        except ImportError as error:
+            raise BaseError(f"{file} needs the package peft: pip install 'perfusion-pipeline[lora]'") from error
+        except (ValueError, RuntimeError, KeyError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise BaseError(f"{file} does not fit the base model ({why}): use a LoRA of this one's kind") from error
+
+
+def _without_last_layers(encoder: Any, count: int) -> None:
+    """Drop the last layers of a CLIP text encoder, in place; its last norm stays. Doing it twice drops them once."""
+    layers = getattr(encoder, "text_model", encoder).encoder.layers
+    del layers[encoder.config.num_hidden_layers - count :]
 
 
 def _moving(folder: BaseFolder, denoiser: Any, motion: Path) -> Any:
@@ -146,7 +172,13 @@ def base_from_parts(
         raise BaseError(
             f"mask_layers in {folder.path / 'perfusion.json'} has {unknown[0]!r}: use some of {', '.join(known)}"
         )
-    models = tuple(TextModel(text, fitted(parts[text.tokenizer], text), parts[text.encoder]) for text in family.texts)
+    skipped = folder.settings.clip_skip
+    models: tuple[TextModel, ...] = ()
+    for text in family.texts:
+        if text.layer is None and skipped:
+            _without_last_layers(parts[text.encoder], skipped)
+        read = text if text.layer is None else replace(text, layer=text.layer - skipped)
+        models += (TextModel(read, fitted(parts[text.tokenizer], text), parts[text.encoder]),)
     projection = _text_projection(denoiser, family.text_projection, keep=keep_projections)
     projections = () if projection is None else (projection,)
     for module in (*(model.encoder for model in models), *projections, denoiser, vae):

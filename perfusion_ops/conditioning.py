@@ -31,6 +31,7 @@ class PromptRow:
         lock: local or global key-locking; `trained` uses the keys that a concept has learned.
         combine: how several concepts act together; see `perfusion_ops.regions`. `condition` is always Eq. 4.
         strength: factor of the offsets of recipe `offset`.
+        weighted: the prompt has weights (`perfusion_ops.base.weights`).
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class PromptRow:
     lock: Lock = "local"
     combine: Combine = "paper"
     strength: float = 1.0
+    weighted: bool = False
 
 
 def prompt_row(
@@ -51,6 +53,7 @@ def prompt_row(
     lock: Lock,
     combine: Combine = "paper",
     strength: float = 1.0,
+    weighted: bool = False,
     everywhere: Sequence[Concept | Spelled] = (),
 ) -> PromptRow:
     """The row of a text with the concepts that it names by number; other concepts do not act in it.
@@ -63,6 +66,7 @@ def prompt_row(
         lock: see `PromptRow`.
         combine: see `PromptRow`.
         strength: see `PromptRow`.
+        weighted: see `PromptRow`.
         everywhere: concepts that act in the row whether the text names them or not.
 
     Raises:
@@ -73,7 +77,8 @@ def prompt_row(
         raise ValueError(f"{text!r} names the concept {{{max(numbers)}}}, but there are {len(concepts)} concepts")
     named = [concepts[number] for number in numbers]
     acting = (*named, *(concept for concept in everywhere if not any(concept is each for each in named)))
-    return PromptRow(prompt, acting, (bias,) * len(acting), (temperature,) * len(acting), lock, combine, strength)
+    biases, temperatures = (bias,) * len(acting), (temperature,) * len(acting)
+    return PromptRow(prompt, acting, biases, temperatures, lock, combine, strength, weighted)
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
             [concept.superclass for concept in rows[index].concepts],
             [concept.noun for concept in rows[index].concepts],
             _spelled(rows[index]),
+            weighted=rows[index].weighted,
         )
         for index in (sorted(named) if substituted else locked)
     }
@@ -136,7 +142,8 @@ def prompt_tokens(base: Base, row: PromptRow) -> Tokens:
     Raises:
         PromptTooLongError: they do not fit the text encoder.
     """
-    return base.texts.tokenize(row.prompt, [concept.noun for concept in row.concepts], _spelled(row))
+    nouns = [concept.noun for concept in row.concepts]
+    return base.texts.tokenize(row.prompt, nouns, _spelled(row), weighted=row.weighted)
 
 
 def _spelled(row: PromptRow) -> frozenset[int]:
@@ -174,7 +181,8 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditio
     slots = max((len(row.concepts) for row in rows), default=0)
     if slots == 0:
         encoded = base.texts.encode(plan.tokens)
-        return _typed(base, encoded.encodings.to(base.dtype) @ base.stack.weight.mT, encoded.extra)
+        plain = encoded.encodings.to(base.dtype) @ base.stack.weight.mT
+        return _typed(base, _weighted(base, plan, plain), encoded.extra)
     device = base.device
     index = torch.zeros(len(rows), slots, dtype=torch.long)
     used = torch.zeros(len(rows), slots, dtype=torch.bool)
@@ -208,7 +216,25 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditio
     # A row without an edit keeps the encoder's own encodings: it is bit-identical to the unmodified model's.
     kept = torch.where(used.any(1)[:, None, None], kept, encodings)
     result = project(kept, gates, outputs, base.stack.weight)
-    return _typed(base, result, _with_superclasses(base, plan, result, encoded.extra) if plan.plain else encoded.extra)
+    extra = _with_superclasses(base, plan, result, encoded.extra) if plan.plain else encoded.extra
+    return _typed(base, _weighted(base, plan, result), extra)
+
+
+def _weighted(base: Base, plan: _Plan, kv: Tensor) -> Tensor:
+    """Keys and values (B, N, R), moved away from those of the empty prompt or towards them by the prompts' weights.
+
+    It comes after the edit: weights change how much is seen of a word, and not what the gates see.
+    """
+    rows = [index for index, tokens in enumerate(plan.tokens) if tokens.weights]
+    if not rows:
+        return kv
+    if not base.folder.family.weights_words:
+        raise ValueError(f"{base.folder.family.title} has no weights of words: set prompt_weights to false")
+    empty = (base.texts.encode([base.texts.tokenize("")]).encodings.to(base.dtype) @ base.stack.weight.mT).float()
+    weights = torch.tensor([plan.tokens[index].weights for index in rows], device=kv.device)[..., None]
+    moved = kv.clone()
+    moved[rows] = torch.where(weights == 1, kv[rows], (empty + weights * (kv[rows].float() - empty)).to(kv.dtype))
+    return moved
 
 
 def _typed(base: Base, kv: Tensor, extra: Mapping[str, Tensor]) -> Conditioning:

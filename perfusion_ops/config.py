@@ -175,7 +175,9 @@ class SamplingConfig(Frozen):
 
     steps: int = Field(default=50, ge=1, le=1000)
     guidance: float = Field(default=6.0, ge=0, le=50, allow_inf_nan=False, description="classifier-free guidance scale")
-    scheduler: Annotated[Scheduler, BeforeValidator(scheduler_name)] = "ddim"
+    scheduler: Annotated[Scheduler, BeforeValidator(scheduler_name)] = Field(
+        default="ddim", description="the sampler, in any spelling"
+    )
     width: int | None = Field(
         default=None, ge=8, le=4096, multiple_of=8, description="pixels; the base model's own size when absent"
     )
@@ -206,8 +208,27 @@ class SamplingConfig(Frozen):
     webp_quality: int | None = Field(
         default=None, ge=1, le=100, description="of lossy WebP, which changes pixels; lossless when absent"
     )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="how far guidance keeps the contrast that the model predicts (arXiv 2305.08891); 0.7 suits base "
+        "models with rescale_betas_zero_snr",
+    )
+    vae_tiling: bool = Field(
+        default=False,
+        description="decode pictures that are larger than the base model's own size tile by tile, which needs less "
+        "memory and changes pixels a little",
+    )
+    prompt_weights: bool = Field(
+        default=False,
+        description="read (word)1.3 in prompts as a weight; other parentheses then need a backslash",
+    )
 
-    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"strength", "combine", "format", "webp_quality"})
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
+        {"strength", "combine", "format", "webp_quality", "guidance_rescale", "vae_tiling", "prompt_weights"}
+    )
 
     @model_validator(mode="after")
     def _quality_is_of_webp(self) -> "SamplingConfig":

@@ -27,6 +27,7 @@
         ├── BaseError               2
         ├── CatalogError            2
         ├── CompareError            2
+        ├── ExportError             2
         ├── ManifestError           2
         ├── NoFinishedRunError      2
         ├── ScorerError             2

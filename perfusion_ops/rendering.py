@@ -1,7 +1,7 @@
 """Rendering of mixed rows through an unmodified diffusers pipeline, one seeded generator per row."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -21,6 +21,7 @@ from perfusion_ops.scenes.pasting import pasted
 from perfusion_ops.scenes.scene import Scene
 
 _ENCODE_BATCH = 8  # photos of scenes encoded at once
+_SLICED_PIXELS = 768 * 768  # pictures of this size are decoded one by one
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Sampler:
         guidance: classifier-free guidance scale.
         scheduler: its name.
         frames: of a video, from a base model that was loaded with a motion adapter; None for a picture.
+        guidance_rescale: how far guidance keeps the contrast that the model predicts, 0 to 1.
+        vae_tiling: decode pictures that are larger than the VAE's own size in tiles.
     """
 
     width: int
@@ -54,6 +57,8 @@ class Sampler:
     guidance: float
     scheduler: Scheduler
     frames: int | None = None
+    guidance_rescale: float = 0.0
+    vae_tiling: bool = False
 
 
 def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
@@ -75,7 +80,8 @@ def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
     if "requires_safety_checker" in signature(kind).parameters:
         options["requires_safety_checker"] = False
     parts = {family.denoiser: base.denoiser, "vae": base.vae}
-    pipe = kind(**absent, **parts, scheduler=make_scheduler(scheduler, base.scheduler.config), **options)
+    schedule = {**family.schedule, **base.scheduler.config}
+    pipe = kind(**absent, **parts, scheduler=make_scheduler(scheduler, schedule), **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -138,7 +144,9 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     if scenes:
         pipe.scheduler = _scene_scheduler(base, pipe.scheduler, scenes, generators)
         pipe.scheduler.set_timesteps(sampler.steps, device=base.device)
-    with acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
+    if sampler.guidance_rescale and "guidance_rescale" not in signature(pipe.__call__).parameters:
+        raise ValueError(f"{type(pipe).__name__} has no guidance_rescale: set guidance_rescale to 0")
+    with _decoding(base, sampler), acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
         output = pipe(
             **family.given("", positive.kv, positive.extra),
             **family.call,
@@ -147,6 +155,7 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
             height=sampler.height,
             num_inference_steps=sampler.steps,
             guidance_scale=sampler.guidance,
+            **({"guidance_rescale": sampler.guidance_rescale} if sampler.guidance_rescale else {}),
             **({"latents": pipe.scheduler.begin()} if scenes else {}),
             generator=generators,
             output_type="pt",
@@ -158,6 +167,19 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     if scenes:
         pixels = [pasted(picture, scene) for picture, scene in zip(pixels, scenes, strict=True)]
     return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
+
+
+@contextlib.contextmanager
+def _decoding(base: Base, sampler: Sampler) -> Iterator[None]:
+    """A VAE that decodes large pictures one by one, for the same pixels in less memory, and in tiles if asked."""
+    vae = base.vae
+    before = vae.use_slicing, vae.use_tiling
+    vae.use_slicing = sampler.width * sampler.height >= _SLICED_PIXELS
+    vae.use_tiling = sampler.vae_tiling
+    try:
+        yield
+    finally:
+        vae.use_slicing, vae.use_tiling = before
 
 
 def _scene_scheduler(

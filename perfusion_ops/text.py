@@ -5,14 +5,15 @@ looked-up one, so the tokenizer and the encoder's vocabulary are unchanged. Unde
 superclass follow that position. Positions are found while tokenising, never by counting spaces.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from perfusion_ops.base.tokenizer import pieces, words
+from perfusion_ops.base.weights import fragments
 from perfusion_ops.errors import PerfusionError
 
 __all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "renumber", "substitute", "tokenize", "words"]
@@ -47,6 +48,7 @@ class Tokens:
         length: tokens up to and including the first end token.
         nouns: N numbers: the concept whose superclass ends at the position, or -1; empty if none is spelt out.
         others: the ids for each further text encoder of the base model; only the padding differs.
+        weights: N weights of the positions; empty if all are 1.
     """
 
     ids: tuple[int, ...]
@@ -54,9 +56,12 @@ class Tokens:
     length: int
     nouns: tuple[int, ...] = ()
     others: tuple[tuple[int, ...], ...] = ()
+    weights: tuple[float, ...] = ()
 
 
-def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = ()) -> Tokens:
+def tokenize(
+    tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = (), *, weighted: bool = False
+) -> Tokens:
     """Tokenise a prompt; each concept becomes one token.
 
     Args:
@@ -64,27 +69,39 @@ def tokenize(tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Co
         prompt: see the module.
         nouns: by concept number the words that follow its token; "" for none, which is also the default.
         spelled: numbers of concepts that have no token, only their words.
+        weighted: the prompt has weights (`perfusion_ops.base.weights`).
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
+        ValueError: its weights are not well formed.
     """
-    texts, numbers = pieces(prompt)
     ids = _start(tokenizer)
-    slots, ends = [-1] * len(ids), [-1] * len(ids)
-    for index, text in enumerate(texts):
+    slots, ends, weights = [-1] * len(ids), [-1] * len(ids), [1.0] * len(ids)
+    for text, number, weight in _parts(prompt, weighted):
         tokens = words(tokenizer, text)
         ids += tokens
         slots += [-1] * len(tokens)
         ends += [-1] * len(tokens)
-        if index < len(numbers):
+        if number is not None:
             # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
             place = tokenizer.unk_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-            noun = words(tokenizer, nouns[numbers[index]]) if nouns else []
-            own = [] if numbers[index] in spelled else [numbers[index]]
+            noun = words(tokenizer, nouns[number]) if nouns else []
+            own = [] if number in spelled else [number]
             ids += [*([place] * len(own)), *noun]
             slots += [*own, *([-1] * len(noun))]
-            ends += [*([-1] * (len(own) + len(noun) - 1)), numbers[index] if noun else -1]
-    return _padded(tokenizer, ids, slots, ends if any(nouns) else [])
+            ends += [*([-1] * (len(own) + len(noun) - 1)), number if noun else -1]
+        weights += [weight] * (len(ids) - len(weights))
+    tokens = _padded(tokenizer, ids, slots, ends if any(nouns) else [])
+    if all(weight == 1 for weight in weights):
+        return tokens
+    return replace(tokens, weights=(*weights, *([1.0] * (len(tokens.ids) - len(weights)))))
+
+
+def _parts(prompt: str, weighted: bool) -> Iterator[tuple[str, int | None, float]]:
+    """The texts of a prompt, each with the number of the concept behind it, if there is one, and the weight of both."""
+    for fragment, weight in fragments(prompt) if weighted else [(prompt, 1.0)]:
+        texts, numbers = pieces(fragment)
+        yield from ((text, number, weight) for text, number in zip(texts, (*numbers, None), strict=True))
 
 
 def substitute(
@@ -93,6 +110,8 @@ def substitute(
     superclasses: Sequence[str],
     nouns: Sequence[str] = (),
     spelled: Collection[int] = (),
+    *,
+    weighted: bool = False,
 ) -> tuple[Tokens, tuple[int, ...]]:
     """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt, nouns, spelled)`.
 
@@ -103,19 +122,19 @@ def substitute(
 
     Raises:
         PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
+        ValueError: its weights are not well formed.
     """
-    texts, numbers = pieces(prompt)
     ids = _start(tokenizer)
     align = list(range(len(ids)))
-    for index, text in enumerate(texts):
+    for text, number, _ in _parts(prompt, weighted):
         for token in words(tokenizer, text):
             align.append(len(ids))
             ids.append(token)
-        if index < len(numbers):
+        if number is not None:
             start = len(ids)
-            ids += words(tokenizer, superclasses[numbers[index]])
-            align += [] if numbers[index] in spelled else [len(ids) - 1]
-            align += range(start, len(ids)) if nouns and nouns[numbers[index]] else ()
+            ids += words(tokenizer, superclasses[number])
+            align += [] if number in spelled else [len(ids) - 1]
+            align += range(start, len(ids)) if nouns and nouns[number] else ()
     tokens = _padded(tokenizer, ids, [-1] * len(ids), [])
     maximum = len(tokens.ids)
     tail = range(len(ids), len(ids) + maximum - len(align))

@@ -71,17 +71,25 @@ class TextModels:
             [(model.table if ids is None else model.table[list(ids)]).mean(0) for model in self.models]
         ).detach()
 
-    def tokenize(self, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = ()) -> Tokens:
+    def tokenize(
+        self, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = (), *, weighted: bool = False
+    ) -> Tokens:
         """`perfusion_ops.text.tokenize` for all encoders.
 
         Raises:
             PromptTooLongError: it does not fit.
             ValueError: the tokenizers split the prompt differently.
         """
-        return _merged([tokenize(model.tokenizer, prompt, nouns, spelled) for model in self.models])
+        return _merged([tokenize(model.tokenizer, prompt, nouns, spelled, weighted=weighted) for model in self.models])
 
     def substitute(
-        self, prompt: str, superclasses: Sequence[str], nouns: Sequence[str] = (), spelled: Collection[int] = ()
+        self,
+        prompt: str,
+        superclasses: Sequence[str],
+        nouns: Sequence[str] = (),
+        spelled: Collection[int] = (),
+        *,
+        weighted: bool = False,
     ) -> tuple[Tokens, tuple[int, ...]]:
         """`perfusion_ops.text.substitute` for all encoders.
 
@@ -89,7 +97,10 @@ class TextModels:
             PromptTooLongError: it does not fit.
             ValueError: the tokenizers split the prompt differently.
         """
-        found = [substitute(model.tokenizer, prompt, superclasses, nouns, spelled) for model in self.models]
+        found = [
+            substitute(model.tokenizer, prompt, superclasses, nouns, spelled, weighted=weighted)
+            for model in self.models
+        ]
         return _merged([tokens for tokens, _ in found]), found[0][1]
 
     def encode(self, tokens: Sequence[Tokens], embeddings: Tensor | None = None) -> Encoded:

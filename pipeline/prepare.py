@@ -160,6 +160,9 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
+        guidance_rescale=sampling.guidance_rescale,
+        prompt_weights=sampling.prompt_weights,
+        vae_tiling=sampling.vae_tiling,
         encoding=Encoding(sampling.format, sampling.webp_quality, settings.engine.png_level),
         store_threads=settings.engine.store_threads,
         local_files=local_files,
@@ -199,15 +202,18 @@ def _check_sibling(settings: RunSettings, base: BaseFolder, drawing: BaseFolder)
 
 
 def _check_recipe(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) -> None:
-    """Refuse settings that restrict concepts to a region where the family has no attention to find it with."""
-    if base.family.regional:
-        return
-    training, sampling = settings.training(base), settings.sampling(drawing)
-    for name, value, instead in (
-        ("train.recipe", training.recipe, "paper"),
-        ("render.combine", sampling.combine, "paper"),
+    """Refuse settings that the family does not know.
+
+    Some families have no attention that says where a concept is, or pipelines without `guidance_rescale`.
+    """
+    training, sampling, family = settings.training(base), settings.sampling(drawing), base.family
+    for knows, name, value, instead in (
+        (family.regional, "train.recipe", training.recipe, "paper"),
+        (family.regional, "render.combine", sampling.combine, "paper"),
+        (family.weights_words, "render.prompt_weights", sampling.prompt_weights, False),
+        (family.rescales, "render.guidance_rescale", sampling.guidance_rescale, 0.0),
     ):
-        if value != instead:
+        if value != instead and not knows:
             raise BaseError(f"{name} {value!r} does not work with {base.family.title}: set it to {instead!r}")
 
 

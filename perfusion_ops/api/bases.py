@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from perfusion_ops.base.folder import describe
+from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.base_model import Base, base_from_parts
 from perfusion_ops.base_model import load_base as load_folder
 from perfusion_ops.mini import base_folder
@@ -45,7 +45,7 @@ def attach(pipeline: Any, source: str | Path = "mini") -> Base:
         The base model for the other functions; it shares the pipeline's weights.
 
     Raises:
-        BaseError: the folder is not a base model that can be used.
+        BaseError: the folder is not a base model that can be used, or fuses LoRAs.
         TypeError: the denoiser was changed before.
 
     >>> import perfusion_ops, torch
@@ -57,12 +57,15 @@ def attach(pipeline: Any, source: str | Path = "mini") -> Base:
     True
     """
     folder = describe(_folder(source))
+    if folder.settings.loras:
+        raise BaseError(f"perfusion.json of {folder.path} has loras, which a pipeline may not have: use load_base")
     family = folder.family
     parts = {text.tokenizer: getattr(pipeline, text.tokenizer) for text in family.texts}
     for text in family.texts:
         encoder = getattr(pipeline, text.encoder)
         # The pipeline keeps its own: it takes the type of its embeddings from it.
-        parts[text.encoder] = encoder if encoder.dtype == torch.float32 else copy.deepcopy(encoder).float()
+        usable = encoder.dtype == torch.float32 and not folder.settings.clip_skip
+        parts[text.encoder] = encoder if usable else copy.deepcopy(encoder).float()
     parts[family.denoiser] = getattr(pipeline, family.denoiser)
     return base_from_parts(folder, vae=pipeline.vae, scheduler=pipeline.scheduler, keep_projections=True, **parts)
 

@@ -50,7 +50,15 @@ def render(
     """
     config = _sampling(base, settings)
     side = base.resolution
-    sampler = Sampler(config.width or side, config.height or side, config.steps, config.guidance, config.scheduler)
+    sampler = Sampler(
+        config.width or side,
+        config.height or side,
+        config.steps,
+        config.guidance,
+        config.scheduler,
+        guidance_rescale=config.guidance_rescale,
+        vae_tiling=config.vae_tiling,
+    )
     positive = _row(prompt, concepts, config)
     everywhere = positive.concepts if config.edit_unconditional else ()
     negative = _row(config.negative_prompt, concepts, config, everywhere)
@@ -186,6 +194,7 @@ def _row(
         lock=config.lock,
         combine=config.combine,
         strength=config.strength,
+        weighted=config.prompt_weights,
         everywhere=everywhere,
     )
 

@@ -51,6 +51,13 @@ def _one_place(template: str) -> str:
     return template
 
 
+class Lora(Frozen):
+    """A LoRA that is fused into the base model whenever it is loaded."""
+
+    file: str = Field(pattern=r"^[^/\\]+\.safetensors$", description="its name in the folder `loras` of the base model")
+    weight: float = Field(default=1.0, ge=-10, le=10, allow_inf_nan=False)
+
+
 class BaseSettings(Frozen):
     """Contents of `perfusion.json`; every key is optional."""
 
@@ -74,6 +81,14 @@ class BaseSettings(Frozen):
         description="the prompt of SDXL's pooled vector: the one with the superclass in the concept's place, as "
         "key-locking demands, or the concept's own",
     )
+    clip_skip: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="last layers of each text encoder that are left out, as in diffusers; 'Clip skip: 2' of other "
+        "programs is 1",
+    )
+    loras: tuple[Lora, ...] = Field(default=(), description="fused in this order")
     training: Annotated[dict[str, Any], AfterValidator(partial(_part_of, TrainingConfig))] = Field(
         default_factory=dict, description="defaults that differ from TrainingConfig's"
     )
@@ -91,9 +106,9 @@ class BaseFolder:
         name: from perfusion.json, or the folder's name.
         digest: hex sha256 over everything that decides what the model computes.
         settings: its perfusion.json.
-        schedule: its scheduler_config.json.
+        schedule: its scheduler_config.json, and what its family adds.
         family: what kind of model it is.
-        text_digest: hex sha256 over its text encoders and tokenizers.
+        text_digest: hex sha256 over its text encoders and tokenizers, with what its settings change of them.
         index: values of model_index.json that its family asks for.
     """
 
@@ -132,16 +147,42 @@ def describe(path: Path) -> BaseFolder:
     for text in family.texts:
         if not any((path / text.tokenizer / name).is_file() for name in text.files):
             raise BaseError(f"{path} has no tokenizer: copy the folder {text.tokenizer!r} as well")
-    schedule = _schedule(path / "scheduler" / "scheduler_config.json")
+    schedule = {**family.schedule, **_schedule(path / "scheduler" / "scheduler_config.json")}
     check_denoiser(path, family)
     settings = _settings(path / "perfusion.json")
     chosen = {name: index.get(name) for name in family.index_settings}
-    singles = _digests(path, family)
+    check_text_settings(path, family, settings)
+    singles = _digests(path, family, settings)
     whole = singles if not chosen else {**singles, "model_index.json": json.dumps(chosen, sort_keys=True)}
     texts = {name: digest for name, digest in singles.items() if name.split("/")[0] in family.text_parts}
+    texts |= _text_changes(path, settings, singles)
     return BaseFolder(
         path, settings.name or path.name, _joined(whole), settings, schedule, family, _joined(texts), chosen
     )
+
+
+def check_text_settings(path: Path, family: Family, settings: BaseSettings) -> None:
+    """Refuse `clip_skip` and `loras` that the base model does not have.
+
+    Raises:
+        BaseError: there are not that many layers, the family has no such thing, or a LoRA is missing.
+    """
+    for lora in settings.loras:
+        if not family.loras:
+            raise BaseError(f"perfusion.json of {path} has loras, which do not work with {family.title}: remove them")
+        if not (path / "loras" / lora.file).is_file():
+            raise BaseError(
+                f"perfusion.json of {path} names {lora.file!r}, which is not in its folder 'loras': copy it"
+            )
+    for text in family.texts if settings.clip_skip else ():
+        if text.masked:
+            raise BaseError(f"perfusion.json of {path} has clip_skip, which {family.title} does not have: remove it")
+        layers = _read(path / text.encoder / "config.json").get("num_hidden_layers", 0)
+        if settings.clip_skip >= layers:
+            raise BaseError(
+                f"clip_skip in perfusion.json of {path} is {settings.clip_skip}, and {text.encoder} has {layers} "
+                "layers: use a smaller number"
+            )
 
 
 def check_denoiser(path: Path, family: Family) -> None:
@@ -202,9 +243,34 @@ def _settings(file: Path) -> BaseSettings:
         raise BaseError(f"{file} is not usable: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
 
 
-def _digests(path: Path, family: Family) -> dict[str, str]:
+def _text_changes(path: Path, settings: BaseSettings, digests: dict[str, str]) -> dict[str, str]:
+    """What the settings of a base model change of its text encodings, in the form of `_digests`."""
+    changes = {"clip_skip": str(settings.clip_skip)} if settings.clip_skip else {}
+    for number, lora in enumerate(settings.loras):
+        name = f"loras/{lora.file}"
+        if _changes_text(path / name):
+            changes[f"{number} {name}"] = f"{digests[name]} {lora.weight!r}"
+    return changes
+
+
+def _changes_text(file: Path) -> bool:
+    """Whether a LoRA has weights of a text encoder, in the names of kohya or of diffusers.
+
+    Raises:
+        BaseError: the file is damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise BaseError(f"{file} is damaged ({error}): copy it again") from error
+    return any(name.startswith(("lora_te", "text_encoder")) for name in header)
+
+
+def _digests(path: Path, family: Family, settings: BaseSettings) -> dict[str, str]:
     """Hex sha256 of each file of a folder that decides what the model computes, by its path in the folder."""
     files = [path / "perfusion.json"] if (path / "perfusion.json").is_file() else []
+    files += [path / "loras" / lora.file for lora in settings.loras]
     suffixes = _DIGESTED_SUFFIXES | {Path(name).suffix for text in family.texts for name in text.files}
     for part in family.parts:
         files += [file for file in (path / part).rglob("*") if file.suffix in suffixes and file.is_file()]

@@ -42,7 +42,7 @@ SCHEDULERS: Mapping[Scheduler, tuple[str, Mapping[str, Any]]] = {
     "heun karras": ("HeunDiscreteScheduler", _KARRAS),
     "unipc karras": ("UniPCMultistepScheduler", _KARRAS),
     "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho", **_EVEN}),
-    "ddpm": ("DDPMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),  # latents have no bounds
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }

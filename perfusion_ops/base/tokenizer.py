@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion_ops.base.folder import BaseError, BaseFolder
+from perfusion_ops.base.weights import texts as weighted_texts
 from perfusion_ops.families.family import Text
 
 _SLOT = re.compile(r"\{(\d+)\}")
@@ -65,7 +66,18 @@ def load_tokenizer(folder: BaseFolder, part: str | None = None) -> Any:
 
 
 def fitted(tokenizer: Any, text: Text) -> Any:
-    """The tokenizer as the family reads with it: its limit, and lower case; the same object if nothing differs."""
+    """The tokenizer as the family reads with it: its limit, and lower case; the same object if nothing differs.
+
+    Raises:
+        BaseError: it has a textual-inversion token of several vectors.
+    """
+    added = tokenizer.get_added_vocab()
+    several = sorted(token for token in added if f"{token}_1" in added)
+    if several:
+        raise BaseError(
+            f"the tokenizer of the base model has the textual inversion {several[0]!r} with several vectors, and a "
+            "prompt would take the first alone: add it with one vector, or leave it out"
+        )
     if text.limit is None and not text.lower:
         return tokenizer
     from tokenizers.normalizers import Lowercase, Normalizer, Sequence
@@ -93,12 +105,22 @@ class TokenCounter:
     the sum over its words. Other tokenizers, and those with an added token that contains a blank, count whole texts.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, *, weighted: bool = False) -> None:
+        """Start without counts.
+
+        Args:
+            tokenizer: of the base model.
+            weighted: texts are parts of prompts with weights (`perfusion_ops.base.weights`).
+        """
+        self._tokenizer, self._weighted = tokenizer, weighted
         self._special = frozenset(tokenizer.all_special_ids)
         clip = type(tokenizer).__name__ in {"CLIPTokenizer", "CLIPTokenizerFast"}
         self._by_word = clip and not any(re.search(r"\s", token) for token in tokenizer.get_added_vocab())
         self._counts: dict[str, int] = {}
+
+    def of_weights(self) -> "TokenCounter":
+        """A counter of parts of prompts with weights, by the same tokenizer."""
+        return TokenCounter(self._tokenizer, weighted=True)
 
     @property
     def marks(self) -> int:
@@ -112,6 +134,11 @@ class TokenCounter:
 
     def count(self, text: str) -> int:
         """Tokens of a text without start and end."""
+        if self._weighted:
+            return sum(map(self._count, weighted_texts(text)))
+        return self._count(text)
+
+    def _count(self, text: str) -> int:
         if not self._by_word:
             return len(words(self._tokenizer, text))
         total = 0

@@ -1,8 +1,8 @@
 """Prompts that an export is fitted on and measured on: the base model's built-in captions, with the concepts in them.
 
-In captions with one noun, the concepts replace it and the adjectives before it, as in "a photo of a {0} on the beach":
-users do not describe a product that the concept knows. The captions of the first part of the stream are for fitting,
-those of the second for measuring; all are distinct.
+In captions with one noun, the concepts replace it and the adjectives before it, as in "a photo of a {0} on the beach".
+Captions that say what the product has are left out: users do not describe a product that the concept knows. The
+captions of the first part of the stream are for fitting, those of the second for measuring; all are distinct.
 """
 
 import re
@@ -21,6 +21,7 @@ _HELD_OUT = 192  # captions to measure on, likewise
 _READ = 60_000  # captions of the stream that are looked at
 _LINKS = ("next to a {}", "and a {}", "beside a {}", "with a {}")
 _DETERMINERS = "a|an|my|the|this|that|one"
+_DESCRIBES = re.compile(r"\b(?:with|without|wearing|holding)\b")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _named(base: Base, concepts: int, nouns: Sequence[str]) -> Iterator[Tokens]:
     seen: set[str] = set()
     for number, caption in enumerate(built_in_captions(base, _READ)):
         place = phrase.search(caption)
-        if place is None or len(one.findall(caption)) > 1:
+        if place is None or len(one.findall(caption)) > 1 or _DESCRIBES.search(caption):
             continue
         determiner = "a" if place[1] == "an" else place[1]
         text = f"{caption[: place.start()]}{determiner} {_joined(concepts, number)}{caption[place.end() :]}"

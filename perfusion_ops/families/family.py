@@ -77,6 +77,9 @@ class Family:
         options: of the pipeline's constructor, and of `from_pretrained`.
         call: of each call of the pipeline.
         regional: whether concepts can be restricted to where their product is (`perfusion_ops.regions`).
+        loras: whether LoRA files can be fused into it.
+        rescales: whether the pipelines that draw pictures take `guidance_rescale`.
+        schedule: values of scheduler_config.json that a folder without them is taken to have.
         index_settings: values of model_index.json that decide what is drawn.
         zero_negative: the value of them that says that the empty negative prompt is zero.
         shares_metric: the metric is bound to the text encoders and not to the whole folder, so that fine-tunes of the
@@ -97,10 +100,18 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     regional: bool = True
+    loras: bool = True
+    rescales: bool = True
+    schedule: Mapping[str, Any] = field(default_factory=dict)
     index_settings: tuple[str, ...] = ()
     zero_negative: str | None = None
     shares_metric: bool = True
     foreign: Foreign | None = None
+
+    @property
+    def weights_words(self) -> bool:
+        """Whether words of a prompt can have weights: an empty prompt has all positions."""
+        return not any(text.masked for text in self.texts)
 
     @property
     def text_parts(self) -> tuple[str, ...]:

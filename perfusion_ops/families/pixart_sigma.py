@@ -38,4 +38,7 @@ PIXART_SIGMA = Family(
     text_projection="caption_projection",
     call={"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None},
     regional=False,
+    loras=False,
+    rescales=False,
+    schedule={"clip_sample": False},  # its folders name a sampler that clips nothing; DDIM would clip the latents
 )

@@ -33,6 +33,8 @@ STABLE_DIFFUSION_XL = Family(
     addition=("text_time",),
     time_ids=True,
     options={"add_watermarker": False},
+    # Folders that diffusers wrote from single files do not say it, and DDIM would clip the latents.
+    schedule={"clip_sample": False},
     index_settings=("force_zeros_for_empty_prompt",),
     zero_negative="force_zeros_for_empty_prompt",
     foreign=Foreign(

@@ -39,8 +39,12 @@ class SceneScheduler:
         self._photos, self._noise, self._stays, self._strength = photos, noise, stays, strength
         self._timesteps: Any = None
         self._done = 0
-        # Pipelines look at the signature of `step`.
-        self.step = wraps(scheduler.step)(self._step)
+
+        @wraps(scheduler.step)  # pipelines look at the signature
+        def step(*arguments: Any, **named: Any) -> Any:
+            return self._step(*arguments, **named)
+
+        self.step = step
 
     def __getattr__(self, name: str) -> Any:
         """An attribute of the wrapped scheduler."""

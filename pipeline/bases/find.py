@@ -56,7 +56,7 @@ def _copy(uri: str, options: Mapping[str, object] | None) -> Path:
             return target
         filesystem, root = open_location(absolute_uri(uri), options)
         wanted = [f"{root}/model_index.json", f"{root}/perfusion.json"]
-        for part in PARTS:
+        for part in (*PARTS, "loras"):
             wanted += [file for file in filesystem.find(f"{root}/{part}") if file.endswith(_SUFFIXES)]
         for file in wanted:
             if file.endswith("/perfusion.json") and not filesystem.exists(file):

@@ -65,10 +65,13 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     - `render_material(...)`: canonical text of everything that determines a render except its seed. It is
       `render_concepts`, followed by `render_text`, which does not depend on the concepts. `modes` are
       `render_modes(regional, strength)`: whether the prompt has several concepts that are combined so, and the
-      strength of offsets, 1 if the prompt has none; followed by `scene_modes`. Prompts have `{0}`, `{1}`, ... where
-      the concepts are; width and height are null for the base model's own size.
+      strength of offsets, 1 if the prompt has none; followed by `scene_modes` and `sampling_modes`. Prompts have
+      `{0}`, `{1}`, ... where the concepts are; width and height are null for the base model's own size.
     - `scene_modes(photo, mask, box, strength, keep)`: what a scene adds to `modes`; an empty list without a photo.
       `photo` and `mask` are `key_picture`, `box` is a list of four shares, `keep` is 'product' or null.
+    - `sampling_modes(guidance_rescale, guidance, vae_tiling)`: what these settings add to `modes`; an empty list where
+      they change nothing.
+    - `weight_modes(prompt_weights, prompt, negative_prompt)`: the same for prompts with parentheses, which are weights.
     - `render_file(format, webp_quality)`: what the file adds to the material of a render's key, but not to that of its
       default seed, so that a prompt gives the same picture in each format. PNG adds nothing.
     - `render_key(material, seed)`: 64 hex digits.
@@ -113,6 +116,13 @@ CREATE OR REPLACE TEMP MACRO scene_modes(photo, mask, box, strength, keep) AS
             CAST(CAST(share AS DOUBLE) + 0.0::DOUBLE AS VARCHAR)), ' ')] END
         || CASE WHEN strength <> 1 THEN ['scene strength ' || CAST(CAST(strength AS DOUBLE) AS VARCHAR)] ELSE [] END
     END;
+CREATE OR REPLACE TEMP MACRO sampling_modes(guidance_rescale, guidance, vae_tiling) AS
+    CASE WHEN guidance_rescale <> 0 AND guidance > 1
+        THEN ['rescale ' || CAST(CAST(guidance_rescale AS DOUBLE) AS VARCHAR)] ELSE [] END
+    || CASE WHEN vae_tiling THEN ['vae tiling'] ELSE [] END;
+CREATE OR REPLACE TEMP MACRO weight_modes(prompt_weights, prompt, negative_prompt) AS
+    CASE WHEN prompt_weights AND (contains(prompt, '(') OR contains(negative_prompt, '('))
+        THEN ['prompt weights'] ELSE [] END;
 CREATE OR REPLACE TEMP MACRO render_text(
     prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional
 ) AS

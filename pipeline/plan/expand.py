@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from perfusion_ops.base.schedules import schedule_problem
 from perfusion_ops.base.tokenizer import TokenCounter
+from perfusion_ops.base.weights import fragments
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from pipeline.bases.prompt_lengths import NO_LIMIT, measure_concepts, measure_prompts, measure_values
 from pipeline.contract import keys
@@ -46,7 +47,7 @@ _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
 _SCRATCH = (
     *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
     *("keyed", "lengths", "superclass_lengths", "bad_samplers", "numbered_points"),
-    *("asked", "column_spellings", "value_lengths", "concept_photos"),
+    *("asked", "column_spellings", "value_lengths", "bad_weights", "concept_photos"),
 )
 
 
@@ -132,6 +133,7 @@ def plan_requests(
         defaults.pop(name) for name in ("edit_unconditional", "combine", "strength")
     )
     file = {name: defaults.pop(name) for name in ("format", "webp_quality")}
+    settings = {name: defaults.pop(name) for name in ("guidance_rescale", "vae_tiling", "prompt_weights")}
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global') "
         "OR EXISTS (FROM points WHERE lock = 'global')",
@@ -143,7 +145,8 @@ def plan_requests(
     measure_concepts(connection, counter, wanted=locked or spelt_out or combine == "regional")
     connection.execute(POINTS)
     connection.execute(POINT_OF)
-    columns = ProductColumns(connection)
+    columns = ProductColumns(connection, weighted=sampling.prompt_weights)
+    counter = counter.of_weights() if counter and sampling.prompt_weights else counter
     scenes.find_photos(connection)
     _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
@@ -158,6 +161,7 @@ def plan_requests(
         if with_columns:
             measure_values(connection, counter)
         connection.execute(HINTS, {"pairs": _HINT_PAIRS})
+        _find_bad_weights(db, wanted=sampling.prompt_weights)
         connection.execute(PROBLEMS, {"limit": limit, "negative_prompt": sampling.negative_prompt})
         connection.execute(PROBLEM_REQUESTS)
         values = {
@@ -167,6 +171,7 @@ def plan_requests(
             "strength": strength,
             "limit": limit,
             **file,
+            **settings,
         }
         connection.execute(REQUESTS_ALONE.replace("#CROSSED#", slices), values)
         connection.execute(REQUESTS, {**values, "combine": combine})
@@ -230,6 +235,24 @@ def _match_where(db: PlanDB) -> None:
             else:
                 connection.execute("INSERT INTO matches SELECT ?, concept_id FROM matching", [expression])
                 connection.unregister("matching")
+
+
+def _find_bad_weights(db: PlanDB, *, wanted: bool) -> None:
+    """Fill `bad_weights`: rows of `chunk` whose prompts have parentheses that are no weights."""
+    connection = db.connection
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE bad_weights (row BIGINT, error_column VARCHAR, error_message VARCHAR)"
+    )
+    for column in ("prompt", "negative_prompt") if wanted else ():
+        asked = connection.execute(
+            f"SELECT row, {column} FROM chunk WHERE contains({column}, '(') OR contains({column}, ')')"
+        ).fetchall()
+        for row, text in asked:
+            try:
+                fragments(text)
+            except ValueError as error:
+                message = f"{column}: {error}, or set render.prompt_weights to false"
+                connection.execute("INSERT INTO bad_weights VALUES (?, ?, ?)", [row, column, message])
 
 
 def _find_bad_samplers(db: PlanDB, schedule: Mapping[str, Any] | None, sampling: SamplingConfig) -> None:

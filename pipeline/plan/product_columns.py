@@ -45,13 +45,14 @@ class _Column(NamedTuple):
 class ProductColumns:
     """The columns that the prompts of a plan name; `resolve` finds those of each chunk."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, weighted: bool = False) -> None:
         """Prepare the tables `keyed`, `asked` and `column_spellings`.
 
         Args:
             connection: of a PlanDB with `keyed` (`pipeline.bases.prompt_lengths.measure_concepts`).
+            weighted: prompts have weights, so that parentheses of a text are escaped.
         """
-        self._connection = connection
+        self._connection, self._weighted = connection, weighted
         extra = connection.execute(
             "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = 'concepts_extra' "
             "AND column_name <> ? ORDER BY column_index",
@@ -121,7 +122,8 @@ class ProductColumns:
             f"{_fault(column, f'text_{number}')} AS fault_{number}"
             for number, column in zip(numbers, named, strict=True)
         )
-        fit = ", ".join(f"CASE WHEN fault_{number} IS NULL THEN text_{number} END" for number in numbers)
+        shown = r"regexp_replace(text_{}, '([()])', '\\\1', 'g')" if self._weighted else "text_{}"
+        fit = ", ".join(f"CASE WHEN fault_{number} IS NULL THEN {shown.format(number)} END" for number in numbers)
         return f"""
         CREATE OR REPLACE TEMP TABLE keyed AS
         SELECT k.* REPLACE ([{fit}] AS texts_of, [{", ".join(f"fault_{number}" for number in numbers)}] AS faults)

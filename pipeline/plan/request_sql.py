@@ -126,6 +126,8 @@ found AS (
             END
     FROM asked WHERE NOT crossed OR number IS NULL
     UNION ALL
+    SELECT row, 0, error_column, '{Code.BAD_CHARACTER}', error_message FROM bad_weights
+    UNION ALL
     {LONG_TEXTS}
     UNION ALL
     SELECT row, 900001, error_column, '{Code.OUT_OF_RANGE}', error_message
@@ -168,6 +170,12 @@ FROM chunk c JOIN problems p USING (row)
 # What the format adds to a render's key, but not to its default seed.
 _FILE = "render_file($format, $webp_quality::INTEGER)"
 
+# What settings of the whole run add to the modes of a render's key.
+_SETTINGS = """
+    sampling_modes($guidance_rescale::DOUBLE, guidance, $vae_tiling::BOOLEAN)
+    || weight_modes($prompt_weights::BOOLEAN, task_prompt, task_negative_prompt)
+"""
+
 # Prompts with {product} alone, the most frequent ones: the text around the concept is computed once per prompt.
 REQUESTS_ALONE = f"""
 INSERT INTO requests BY NAME
@@ -191,8 +199,9 @@ pictures AS (
         tokens + slots * own_tokens AS own_count,
         negative_tokens + negative_slots * own_tokens AS negative_own_count,
         false AS regional, 0 AS apart_count, {FLAW} AS flaw
-    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key], render_modes(false, strength)) || material
-        AS material) FROM (SELECT * REPLACE (CASE WHEN is_offset AND slots > 0 THEN strength ELSE 1 END AS strength)
+    FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key],
+            render_modes(false, strength) || {_SETTINGS}) || material AS material)
+        FROM (SELECT * REPLACE (CASE WHEN is_offset AND slots > 0 THEN strength ELSE 1 END AS strength)
             FROM crossed))
 )
 SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key] AS concept_keys,
@@ -296,8 +305,8 @@ written AS (
             || CASE WHEN i < len(negative_texts) THEN numbers[len(texts) - 1 + i] ELSE '' END), ''), columns, texts_of)
             AS task_negative_prompt,
         render_material(
-            $base_digest, distinct_keys, modes, task_prompt, task_negative_prompt, steps, guidance, scheduler,
-            width, height, bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
+            $base_digest, distinct_keys, modes || {_SETTINGS}, task_prompt, task_negative_prompt, steps, guidance,
+            scheduler, width, height, bias, temperature, lock, $edit_unconditional::BOOLEAN) AS material
     FROM numbered
 ),
 pictures AS (

@@ -57,6 +57,9 @@ class Rendering:
         *,
         edit_unconditional: bool,
         combine: Combine,
+        guidance_rescale: float = 0.0,
+        prompt_weights: bool = False,
+        vae_tiling: bool = False,
     ) -> None:
         """Start without any unit.
 
@@ -67,10 +70,15 @@ class Rendering:
             inputs: of the run, for scenes.
             edit_unconditional: concepts act on unconditional rows as well.
             combine: how several concepts of a prompt act together.
+            guidance_rescale: see `perfusion_ops.rendering.Sampler`.
+            prompt_weights: whether prompts have weights.
+            vae_tiling: see there.
         """
         self._models, self._pictures, self._files, self._inputs = models, pictures, files, inputs
         self._edit_unconditional = edit_unconditional
         self._combine: Combine = combine
+        self._guidance_rescale, self._vae_tiling = guidance_rescale, vae_tiling
+        self._prompt_weights = prompt_weights
 
     def draw(self, tasks: Sequence[RenderTask]) -> Drawn:
         """Adopt what exists and draw the rest; writes nothing.
@@ -119,7 +127,14 @@ class Rendering:
                 f"lock is 'trained', but {who} learned no keys: train it with train.lock 'trained', or use 'local'"
             )
             raise RowError(Code.OUT_OF_RANGE, message, column="lock")
-        acting = partial(prompt_row, concepts=concepts, bias=task.bias, temperature=task.temperature, lock=task.lock)
+        acting = partial(
+            prompt_row,
+            concepts=concepts,
+            bias=task.bias,
+            temperature=task.temperature,
+            lock=task.lock,
+            weighted=self._prompt_weights,
+        )
         positive = acting(task.prompt, combine=self._combine, strength=task.strength)
         everywhere = positive.concepts if self._edit_unconditional else ()
         negative = acting(task.negative_prompt, everywhere=everywhere)
@@ -189,7 +204,15 @@ class Rendering:
 
     def _sampler(self, shape: RenderShape) -> Sampler:
         side = self._models.drawing.resolution
-        return Sampler(shape.width or side, shape.height or side, shape.steps, shape.guidance, shape.scheduler)
+        return Sampler(
+            shape.width or side,
+            shape.height or side,
+            shape.steps,
+            shape.guidance,
+            shape.scheduler,
+            guidance_rescale=self._guidance_rescale,
+            vae_tiling=self._vae_tiling,
+        )
 
 
 def _not_finite(shape: RenderShape) -> RowError:

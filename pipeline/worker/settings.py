@@ -43,6 +43,9 @@ class WorkerSettings:
         checkpoint_s: seconds between training checkpoints.
         edit_unconditional: whether concepts act on unconditional rows as well.
         combine: how several concepts of a prompt act together.
+        guidance_rescale: how far guidance keeps the contrast that the model predicts, 0 to 1.
+        prompt_weights: whether prompts have weights.
+        vae_tiling: whether large pictures are decoded tile by tile.
         encoding: of renders.
         store_threads: renders that are encoded and written at once.
         local_files: some of the local paths that workers read; a node without them is not fit.
@@ -62,6 +65,9 @@ class WorkerSettings:
     checkpoint_s: float = 60.0
     edit_unconditional: bool = False
     combine: Combine = "paper"
+    guidance_rescale: float = 0.0
+    prompt_weights: bool = False
+    vae_tiling: bool = False
     encoding: Encoding = Encoding()
     store_threads: int = 4
     local_files: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from tests.support.command import only_object, stopped
 
 COMMANDS = (
     "demo", "catalog", "validate", "plan", "run", "rerender", "nightly", "retry", "submit", "jobs", "logs", "stop",
-    "status", "query", "score", "sweep", "report", "schema", "cluster",
+    "status", "query", "score", "sweep", "report", "export", "schema", "cluster",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from perfusion_ops import rendering
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import Scheduler
 from perfusion_ops.rendering import RenderRow, Sampler, make_scheduler, render
@@ -54,3 +55,36 @@ def test_every_scheduler_draws_what_the_unmodified_pipeline_draws(scheduler):
     drawn = ours(small_base(), scheduler)
     for picture, reference in zip(drawn, ordinary(scheduler), strict=True):
         assert (picture == reference).all()
+
+
+def test_guidance_keeps_its_contrast_as_in_the_unmodified_pipeline():
+    base = small_base()
+    drawn = ours(base, "ddim", guidance_rescale=0.7)
+    for picture, reference in zip(drawn, ordinary("ddim", guidance_rescale=0.7), strict=True):
+        assert (picture == reference).all()
+    assert (drawn[0] != ours(base, "ddim")[0]).any()
+
+
+def test_large_pictures_are_decoded_one_by_one_with_the_same_pixels(monkeypatch):
+    base = small_base()
+    together = ours(base, "ddim")
+    decoded = []
+    inner = base.vae.decoder.forward
+    monkeypatch.setattr(base.vae.decoder, "forward", lambda latents: decoded.append(len(latents)) or inner(latents))
+    monkeypatch.setattr(rendering, "_SLICED_PIXELS", 16 * 16)
+    alone = ours(base, "ddim")
+    assert decoded == [1, 1]
+    assert all((one == other).all() for one, other in zip(together, alone, strict=True))
+    assert not base.vae.use_slicing
+
+
+def test_tiles_are_those_of_the_unmodified_pipeline():
+    parts = small_parts()
+    parts["vae"].enable_tiling()
+    base = small_base()
+    for each in (base.vae, parts["vae"]):
+        each.tile_sample_min_size, each.tile_latent_min_size = 8, 4  # half a picture
+    drawn = ours(base, "ddim", vae_tiling=True)
+    for picture, reference in zip(drawn, ordinary("ddim", parts), strict=True):
+        assert (picture == reference).all()
+    assert (drawn[0] != ours(base, "ddim")[0]).any()

@@ -77,7 +77,7 @@ def render_material(
         temperature: temperature of the gate.
         lock: what fills the key columns.
         edit_unconditional: whether the unconditional rows are edited too.
-        modes: `regional`, `strength S`, where they matter.
+        modes: `regional`, `strength S`, `rescale R`, `vae tiling`, where they matter.
     """
     return (
         _text(base_digest)

@@ -193,7 +193,10 @@ def test_sampling_settings_that_came_later_are_in_a_run_s_identity_only_if_they_
     """Otherwise the first run after an upgrade would not know that it is finished."""
     old = json.loads(keys.settings_json(SamplingConfig()))
     webp = {"format": "webp"}
-    changes = [{"strength": 0.5}, {"combine": "regional"}, webp, {**webp, "webp_quality": 80}]
+    changes = [
+        *({"strength": 0.5}, {"combine": "regional"}, webp, {**webp, "webp_quality": 80}),
+        *({"guidance_rescale": 0.7}, {"vae_tiling": True}, {"prompt_weights": True}),
+    ]
     assert {name for change in changes for name in change} == set(SamplingConfig.not_in_old_keys)
     assert not old.keys() & SamplingConfig.not_in_old_keys
     for change in changes:

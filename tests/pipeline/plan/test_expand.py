@@ -138,6 +138,31 @@ def test_only_prompts_with_an_offset_have_a_key_that_says_its_strength(prompt, n
         assert len({key, *others}) == (3 if changes and "lamp-1" in ids else 1), ids
 
 
+@pytest.mark.parametrize(
+    ("setting", "guidance", "modes"),
+    [
+        ({"guidance_rescale": 0.7}, 6.0, ["rescale 0.7"]),
+        ({"guidance_rescale": 1.0, "vae_tiling": True}, 1.5, ["rescale 1.0", "vae tiling"]),
+        ({"guidance_rescale": 0.7}, 1.0, []),
+        ({"vae_tiling": True}, 1.0, ["vae tiling"]),
+        ({}, 6.0, []),
+    ],
+)
+def test_settings_of_the_picture_are_in_the_keys_of_the_rows_that_they_change(setting, guidance, modes):
+    prompts = [{"prompt": text, "seed": 1, "guidance": guidance} for text in ("a {product}", "a {mug-1}")]
+    with planned(CONCEPTS, prompts, **setting) as db:
+        own = rows_by_key(db)
+        got = requests(db, "render_key", "concept_ids")
+    assert {ids[0] for _, ids in got} == set(own)
+    for key, [name] in got:
+        material = keys.render_material(
+            base_digest="base", concepts=[own[name]], prompt="a {0}", negative_prompt="", steps=50, guidance=guidance,
+            scheduler="ddim", width=None, height=None, bias=0.6, temperature=0.15, lock="local",
+            edit_unconditional=False, modes=modes,
+        )  # fmt: skip
+        assert key == keys.render_key(material, 1)
+
+
 TEXTS = st.text(alphabet="ab ü,'\"\\$%", max_size=8)
 
 
