@@ -6,7 +6,10 @@ import sys
 
 from benchmarks.shapes import ORIGINS, SHAPES
 
-NAMES = ("render", "train", "schedule", "overhead", "plan", "noop", "publish", "store", "export", "adapters", "memory")
+NAMES = (
+    *("render", "train", "schedule", "overhead", "plan", "noop", "publish"),
+    *("store", "export", "adapters", "memory", "scenes"),
+)
 
 
 def main() -> int:

@@ -142,7 +142,7 @@ def batches(
 
 
 def seconds_by_batch(way: Way, sizes: Sequence[int], device: torch.device) -> dict[int, float]:
-    """Seconds a picture by the rows of a batch, the best of two; another product in every row if the way can."""
+    """Seconds a picture by the rows of a batch, the better of two calls; products share batches if the way can."""
     way.prepare()
     way.hold(max(sizes) if way.fills else 1)
     way.change(0)
@@ -335,7 +335,7 @@ def _cell(
     where: torch.device,
 ) -> dict[str, list[Cost]]:
     """All ways in turn, as often as asked; each time another one is the first."""
-    drawn = cell.drawn(options.rows or _ROWS)
+    drawn = cell.drawn(options.rows or max(_ROWS, *curves[OURS[0]]))  # the largest batch is filled
     found: dict[str, list[Cost]] = {name: [] for name in ways}
     for repeat in range(options.repeats):
         names = list(ways)

@@ -190,7 +190,8 @@ def _scene_scheduler(
 
     pixels = torch.from_numpy(np.stack([scene.pixels for scene in scenes])).movedim(-1, 1).float()
     photos = torch.cat([encode_pictures(base, part) for part in (pixels / 127.5 - 1).split(_ENCODE_BATCH)])
-    stays = latent_stays(torch.from_numpy(np.stack([scene.stays for scene in scenes])), *photos.shape[-2:])
+    weights = torch.from_numpy(np.stack([scene.stays for scene in scenes]))
+    stays = latent_stays(weights, torch.tensor([scene.latent_share for scene in scenes]), *photos.shape[-2:])
     noise = randn_tensor(photos.shape, generator=generators, device=base.device, dtype=base.dtype)
     return SceneScheduler(scheduler, photos.to(base.dtype), noise, stays.to(base.device), scenes[0].strength)
 

@@ -59,8 +59,10 @@ _OF_ALPHAS = {"DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"} 
 _DISTILLED = {"LCMScheduler", "TCDScheduler"}  # these walk over a coarse schedule that the model was distilled on
 _MULTISTEP = {"DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"}
 _WHOLE_TIMES = {*_MULTISTEP, "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler", _ANCESTRAL_KDPM}
+_ANCESTRAL = {"EulerAncestralDiscreteScheduler", _ANCESTRAL_KDPM}
 _ORIGINAL_STEPS = 50  # default of `original_inference_steps`
 _LAST_ALPHA = 2.0**-24  # what diffusers takes for zero where it divides
+_ROUNDING = 2.0**-23  # of float32
 _HALF = 0.501  # of a step, which is rounded away, with a margin for its arithmetic
 
 
@@ -96,6 +98,11 @@ def schedule_problem(config: Mapping[str, Any], scheduler: Scheduler, steps: int
         return (
             f"scheduler {scheduler!r} starts where the base model's schedule has no signal, and a model that predicts "
             "'epsilon' gives it none: use 'euler' or 'dpm++'"
+        )
+    if kind in _ANCESTRAL and _first_step_is_lost(config, steps, whole, first):
+        return (
+            f"steps is {steps}: scheduler {scheduler!r} loses the first one to rounding on the base model's schedule; "
+            "use more steps, or scheduler 'euler' or 'dpm++'"
         )
     if config.get("use_karras_sigmas") and kind in _WHOLE_TIMES and _karras_merge(config, steps, whole):
         return (
@@ -138,20 +145,53 @@ def _karras_merge(config: Mapping[str, Any], steps: int, whole: int) -> bool:
 
     diffusers then begins with the second one, and has none left for the last step.
     """
-    betas = _betas(config, whole)
-    if steps < 2 or betas is None:
+    sigmas = _sigmas(config, whole)
+    if steps < 2 or sigmas is None:
         return False
-    alphas = np.cumprod(1 - betas)
+    apart = whole - 1 - np.interp(np.log(_second_of_karras(sigmas, steps)), np.log(sigmas), np.arange(whole))
+    # On the cosine schedule, some classes cut the fraction off instead, of the first step too.
+    return bool(apart < (1.0 if config.get("beta_schedule") == "squaredcos_cap_v2" else _HALF))
+
+
+def _first_step_is_lost(config: Mapping[str, Any], steps: int, whole: int, first: int) -> bool:
+    """Whether an ancestral sampler takes the root of a rounding error in its first step, which may be negative."""
+    sigmas = _sigmas(config, whole)
+    if steps < 2 or sigmas is None:
+        return False
+    if config.get("use_karras_sigmas"):
+        return bool((_second_of_karras(sigmas, steps) / sigmas[-1]) ** 2 < _ROUNDING)
+    match config.get("timestep_spacing", "leading"):
+        case "leading":
+            second = first - whole // steps
+        case "trailing":
+            second = round(whole - whole / steps) - 1
+        case _:
+            second = (whole - 1) * (steps - 2) / (steps - 1)
+    # In the arithmetic of diffusers, whose result is luck here.
+    start, end = np.interp([first, second], np.arange(whole), sigmas.astype(np.float32)).astype(np.float32)
+    up = np.sqrt(end * end * (start * start - end * end) / (start * start))
+    return bool(end * end - up * up < 0)
+
+
+def _second_of_karras(sigmas: NDArray[np.float64], steps: int) -> float:
+    low, high = sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7)
+    return float((high + (low - high) / (steps - 1)) ** 7)
+
+
+def _sigmas(config: Mapping[str, Any], whole: int) -> NDArray[np.float64] | None:
+    """The noise at each step by its signal, (T,); None for a schedule that is not known here."""
+    betas = _betas(config, whole)
+    if betas is None:
+        return None
+    alphas = (
+        np.cumprod(np.float32(1) - betas.astype(np.float32), dtype=np.float64).astype(np.float32).astype(np.float64)
+    )
     if config.get("rescale_betas_zero_snr"):
         roots = np.sqrt(alphas)
         alphas = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
         alphas[-1] = _LAST_ALPHA
-    sigmas = np.sqrt((1 - alphas) / alphas)
-    low, high = sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7)
-    second = (high + (low - high) / (steps - 1)) ** 7
-    apart = whole - 1 - np.interp(np.log(second), np.log(sigmas), np.arange(whole))
-    # On the cosine schedule, some classes cut the fraction off instead, of the first step too.
-    return bool(apart < (1.0 if config.get("beta_schedule") == "squaredcos_cap_v2" else _HALF))
+    small = alphas.astype(np.float32)
+    return np.sqrt((1 - small) / small).astype(np.float64)
 
 
 def _betas(config: Mapping[str, Any], whole: int) -> NDArray[np.float64] | None:

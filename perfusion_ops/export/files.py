@@ -79,6 +79,11 @@ def export(
     )
     if form is Form.LORA:
         return _lora(base, metric, gating, origin, dtype)
+    if form is Form.ONNX:
+        return Exported(_device(base, metric, gating, origin), None)
+    for name, concept in zip(origin.names, gating.concepts, strict=True):
+        if concept.gate == "linear":
+            raise ExportError(f"{name} has the linear gate, which a LoRA applies exactly: export it with --to lora")
     concept_file = portable_file(base, metric, gating, origin)
     if form is Form.DIFFUSERS:
         kind = base.folder.family.pipelines["text"]
@@ -111,6 +116,18 @@ def _lora(base: Base, metric: Metric, gating: Gating, origin: Origin, dtype: tor
         },
         errors,
     )
+
+
+def _device(base: Base, metric: Metric, gating: Gating, origin: Origin) -> dict[str, bytes]:
+    from perfusion_ops.export.device.concept_file import device_concept
+    from perfusion_ops.export.device.graphs import graphs
+    from perfusion_ops.export.device.host import host_files
+
+    concepts = {
+        f"{name}.safetensors": device_concept(base, metric, concept, bias=gating.bias, temperature=gating.temperature)
+        for name, concept in zip(origin.names, gating.concepts, strict=True)
+    }
+    return {**graphs(base), **host_files(base), **concepts}
 
 
 def _embeddings(base: Base, gating: Gating, origin: Origin, dtype: torch.dtype) -> dict[str, bytes]:

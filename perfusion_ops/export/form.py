@@ -9,3 +9,4 @@ class Form(StrEnum):
     LORA = "lora"
     DIFFUSERS = "diffusers"
     COMFYUI = "comfyui"
+    ONNX = "onnx"

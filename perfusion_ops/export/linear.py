@@ -9,6 +9,9 @@ columns o_j and -W i_j. The rows of A are the weighted least-squares solution on
 g_j and c_j in prompts that name the concepts, and zero in the empty prompt and in prompts without them, because other
 programs edit those as well. Each row is exact at the mean encoding of the concept's own token.
 
+A concept of `train.gate: linear` has linear gates as well, and if all are of that kind, nothing is fitted: the rows are
+the gates and coefficients themselves, in every prompt.
+
 c_j is linear in e, so it could be exact. But that moves the empty prompt, whose error guidance multiplies, by an eighth
 of its keys and values on the embedded base; the fitted row moves it by a hundredth.
 """
@@ -94,7 +97,8 @@ def coordinates(encodings: Tensor, targets: Targets, gating: Gating) -> Tensor:
     """What the gated edit adds, in the columns of `LinearEdit.up`: (P, N, 2 J) float64."""
     exact = encodings.double()
     each = torch.full((1, len(gating.concepts)), 1.0, dtype=torch.float64, device=exact.device)
-    _, gates = gate_and_remove(exact, targets, each * gating.bias, each * gating.temperature)
+    linear = torch.tensor([[concept.gate == "linear" for concept in gating.concepts]], device=exact.device)
+    _, gates = gate_and_remove(exact, targets, each * gating.bias, each * gating.temperature, linear)
     return torch.stack([gates, exact @ duals(targets).mT], -1).flatten(2)
 
 
@@ -111,6 +115,9 @@ def fit(base: Base, metric: Metric, gating: Gating, prompts: Prompts) -> LinearE
         ValueError: two concepts have the same direction.
     """
     targets = targets_of(metric, gating)
+    if all(concept.gate == "linear" for concept in gating.concepts):
+        similarity = targets.dual[0] / targets.energy[0][:, None]
+        return LinearEdit(torch.stack([similarity, duals(targets)], 1).flatten(0, 1).float().cpu(), _up(base, gating))
     named, slots = encoded(base, prompts.named, gating)
     wanted = coordinates(named, targets, gating)
     empty, _ = encoded(base, [base.texts.tokenize("")])
@@ -135,7 +142,10 @@ def fit(base: Base, metric: Metric, gating: Gating, prompts: Prompts) -> LinearE
         towards = torch.cholesky_solve(mean[:, None], factor)
         pair = slice(2 * number, 2 * number + 2)
         down[:, pair] += towards * (wanted[own][:, pair].mean(0) - mean @ down[:, pair]) / (mean @ towards)
+    return LinearEdit(down.mT.float().contiguous().cpu(), _up(base, gating))
+
+
+def _up(base: Base, gating: Gating) -> Tensor:
     inputs = torch.stack([concept.target_input for concept in gating.concepts]).to(base.device)
     outputs = torch.stack([concept.outputs(base.stack) for concept in gating.concepts])
-    up = torch.stack([outputs, -(inputs @ base.stack.weight.float().mT)], 1).flatten(0, 1).mT
-    return LinearEdit(down.mT.float().contiguous().cpu(), up.contiguous().cpu())
+    return torch.stack([outputs, -(inputs @ base.stack.weight.float().mT)], 1).flatten(0, 1).mT.contiguous().cpu()

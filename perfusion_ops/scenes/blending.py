@@ -10,13 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_STAYS = 0.5  # share of a latent's pixels that stay, above which the latent stays
 
+def latent_stays(stays: Tensor, least: Tensor, height: int, width: int) -> Tensor:
+    """Which latents stay.
 
-def latent_stays(stays: Tensor, height: int, width: int) -> Tensor:
-    """Which latents stay: (B, H, W) weights of pixels to (B, 1, height, width) booleans."""
-    shares = nn.functional.interpolate(stays[:, None].float(), size=(height, width), mode="area")
-    return shares > _STAYS
+    Args:
+        stays: (B, H, W) weights of pixels; those with the weight 1 stay.
+        least: (B,): a latent stays if more than this share of its pixels does.
+        height: h of the latents.
+        width: w of the latents.
+
+    Returns:
+        (B, 1, h, w) booleans.
+    """
+    shares = nn.functional.interpolate((stays[:, None] == 1).float(), size=(height, width), mode="area")
+    return shares > least[:, None, None, None]
 
 
 class SceneScheduler:

@@ -15,7 +15,8 @@ from perfusion_ops.errors import PerfusionError
 Box = tuple[float, float, float, float]
 Bools = NDArray[np.bool_]
 
-_EDGE = 1 / 64  # of the shorter side: the width of the transition inside the region of a scene
+# A product's border is seldom that of latents: of those on it, the ones that show more of the product stay.
+_HALF = 0.5
 
 
 class EmptyRegionError(PerfusionError, ValueError):
@@ -31,36 +32,45 @@ class Scene:
         stays: (H, W) float32 in 0..1: the share of the photo in each pixel of the render. 1: the photo's own pixel.
         strength: above 0 and at most 1: how much noise the drawn part starts from. At 1 nothing of the photo is left
             there. Less keeps its composition, as in img2img, and takes this share of the steps.
+        latent_share: a latent stays if more than this share of its pixels does.
     """
 
     pixels: NDArray[np.uint8]
     stays: NDArray[np.float32]
     strength: float = 1.0
+    latent_share: float = 0.0
 
 
-def into_scene(photo: Image.Image, region: Image.Image, width: int, height: int, strength: float = 1.0) -> Scene:
+def into_scene(
+    photo: Image.Image, region: Image.Image, width: int, height: int, *, factor: int, strength: float = 1.0
+) -> Scene:
     """Draw inside a region of a photo, whose other pixels stay.
 
-    The photo is cut about its middle to the shape of the render. Inside the region, the photo fades out over a narrow
-    edge.
+    The photo is cut about its middle to the shape of the render. Inside the region, it fades out over the width of a
+    latent, and latents on the border stay: so no edge is seen.
 
     Args:
         photo: RGB, of any size.
         region: mode L, of the photo's size; drawn is where it has at least half of its brightest value.
         width: of the render, in pixels.
         height: of the render, in pixels.
+        factor: pixels per latent along one side.
         strength: see `Scene`.
 
     Raises:
-        EmptyRegionError: nothing of the region is in the render.
+        EmptyRegionError: the region has no latent in the render.
     """
     size = width, height
     pixels = np.asarray(ImageOps.fit(photo, size, Image.Resampling.LANCZOS))
     inside = _marked(ImageOps.fit(_brightest(region), size, Image.Resampling.BOX))
-    return Scene(pixels, _faded(inside, max(1, round(_EDGE * min(size)))), strength)
+    rows, columns = height // factor, width // factor
+    blocks = inside[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+    if not blocks.all(axis=(1, 3)).any():
+        raise EmptyRegionError(f"no {factor} x {factor} pixels of the render are in the region")
+    return Scene(pixels, _faded(inside, factor), strength)
 
 
-def around_product(photo: Image.Image, mask: Image.Image, width: int, height: int, strength: float = 1.0) -> Scene:
+def around_product(photo: Image.Image, mask: Image.Image, width: int, height: int, *, strength: float = 1.0) -> Scene:
     """Draw everything but the product of a photo.
 
     The photo is scaled to fit into the render as a whole, so that nothing of the product is cut off. What it leaves
@@ -85,7 +95,7 @@ def around_product(photo: Image.Image, mask: Image.Image, width: int, height: in
     pixels = np.asarray(photo.resize(size, Image.Resampling.LANCZOS))
     product = _marked(_brightest(mask).resize(size, Image.Resampling.BOX))
     pixels = np.pad(pixels, (margins[1], margins[0], (0, 0)), mode="edge")
-    return Scene(pixels, np.pad(product, (margins[1], margins[0])).astype(np.float32), strength)
+    return Scene(pixels, np.pad(product, (margins[1], margins[0])).astype(np.float32), strength, _HALF)
 
 
 def box_region(width: int, height: int, box: Box) -> Image.Image:
@@ -121,11 +131,11 @@ def _marked(mask: Image.Image) -> Bools:
 
 def _faded(inside: Bools, width: int) -> NDArray[np.float32]:
     """1 outside of a region, falling to 0 over `width` pixels inside it; the picture's own border is no edge."""
-    drawn = np.zeros(inside.shape, dtype=np.float32)
+    layers = np.zeros(inside.shape, dtype=np.int32)
     for _ in range(width):
+        layers += inside
         inside = _shrunk(inside)
-        drawn += inside / width
-    return 1 - drawn
+    return (1 - layers / width).astype(np.float32)
 
 
 def _shrunk(marked: Bools) -> Bools:

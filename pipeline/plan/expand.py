@@ -142,12 +142,12 @@ def plan_requests(
     [(spelt_out,)] = connection.execute(
         "SELECT EXISTS (FROM concept_keys WHERE training ->> '$.recipe' = 'offset')"
     ).fetchall()
-    measure_concepts(connection, counter, wanted=locked or spelt_out or combine == "regional")
+    keeps = scenes.find_photos(connection)
+    measure_concepts(connection, counter, wanted=locked or spelt_out or keeps or combine == "regional")
     connection.execute(POINTS)
     connection.execute(POINT_OF)
     columns = ProductColumns(connection, weighted=sampling.prompt_weights)
     counter = counter.of_weights() if counter and sampling.prompt_weights else counter
-    scenes.find_photos(connection)
     _find_bad_samplers(db, schedule, sampling)
     limit = counter.limit if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()

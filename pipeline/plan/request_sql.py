@@ -291,10 +291,12 @@ dialled AS (
 ),
 framed AS ({scenes.FRAMED}),
 numbered AS (
-    SELECT *, list_filter(keys, lambda key, i: list_position(keys, key) = i) AS distinct_keys,
+    SELECT *, CASE WHEN keep IS NULL THEN list_filter(keys, lambda key, i: list_position(keys, key) = i) ELSE [] END
+            AS distinct_keys,
         $combine = 'regional' AND list_unique(keys[:slots]) > 1 AS regional,
         render_modes(regional, strength) || {scenes.MODES} AS modes,
-        list_transform(keys, lambda key: '{{' || (list_position(distinct_keys, key) - 1) || '}}') AS numbers
+        list_transform(keys, lambda key: CASE WHEN keep IS NULL
+            THEN '{{' || (list_position(distinct_keys, key) - 1) || '}}' ELSE kept_superclass END) AS numbers
     FROM framed
 ),
 written AS (
@@ -314,7 +316,7 @@ pictures AS (
     FROM (SELECT *, unnest(range(num_images)) AS image_index FROM written)
 ),
 judged AS (
-    SELECT *, list_filter(ids, lambda id, i: list_position(ids, id) = i) AS named,
+    SELECT * EXCLUDE (bad_scene), list_filter(ids, lambda id, i: list_position(ids, id) = i) AS named,
         ids[list_position(trains, false)] AS untrained,
         tokens + coalesce(list_sum(sizes[:slots]), 0) AS prompt_count,
         negative_tokens + coalesce(list_sum(sizes[slots + 1:]), 0) AS negative_count,
@@ -326,7 +328,7 @@ judged AS (
         list_filter(columns, lambda number: faults[number::INTEGER] IS NOT NULL)[1] AS faulty,
         faults[faulty::INTEGER] AS fault,
         CASE WHEN list_position(columns, faulty) <= prompt_columns THEN 'prompt' ELSE 'negative_prompt' END AS fault_in,
-        {_BAD_TEXT} AS bad_text
+        {_BAD_TEXT} AS bad_text, coalesce(bad_scene, {scenes.TOO_LONG}) AS bad_scene
     FROM (
         SELECT p.* REPLACE (p.tokens + coalesce(v.value_tokens, 0) AS tokens,
             p.negative_tokens + coalesce(v.negative_value_tokens, 0) AS negative_tokens)

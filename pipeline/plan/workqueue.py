@@ -247,8 +247,11 @@ _TABLES = [
     f"""
     CREATE OR REPLACE TABLE work_renders AS
     SELECT render_key, task_prompt, task_negative_prompt, seed, bias, temperature, lock, strength, {_SCENE}, {_SHAPE},
-        list_filter(concept_keys, lambda key, i: list_position(concept_keys, key) = i) AS concepts,
-        list_filter(concept_ids, lambda id, i: list_position(concept_keys, concept_keys[i]) = i) AS ids,
+        CASE WHEN keep IS NULL
+            THEN list_filter(concept_keys, lambda key, i: list_position(concept_keys, key) = i) ELSE [] END AS concepts,
+        CASE WHEN keep IS NULL
+            THEN list_filter(concept_ids, lambda id, i: list_position(concept_keys, concept_keys[i]) = i)
+            ELSE [] END AS ids,
         row_number() OVER (ORDER BY {_SHAPE}, concept_keys, render_key) - 1 AS seq
     FROM requests
     WHERE rowid IN (

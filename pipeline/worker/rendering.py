@@ -160,7 +160,12 @@ class Rendering:
             sampler = self._sampler(shape)
             strength = 1.0 if shape.scene_strength is None else shape.scene_strength
             known[scene] = load_scene(
-                scene, self._inputs, width=sampler.width, height=sampler.height, strength=strength
+                scene,
+                self._inputs,
+                width=sampler.width,
+                height=sampler.height,
+                factor=self._models.drawing.latent_factor,
+                strength=strength,
             )
         return known[scene]
 

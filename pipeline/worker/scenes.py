@@ -7,7 +7,9 @@ from pipeline.inputs.pictures import decode, decode_mask
 from pipeline.inputs.store import InputStore
 
 
-def load_scene(scene: InputScene, inputs: InputStore, *, width: int, height: int, strength: float) -> Scene:
+def load_scene(
+    scene: InputScene, inputs: InputStore, *, width: int, height: int, factor: int, strength: float
+) -> Scene:
     """Read, check and decode a scene.
 
     Args:
@@ -15,6 +17,7 @@ def load_scene(scene: InputScene, inputs: InputStore, *, width: int, height: int
         inputs: reads photos.
         width: of the render, in pixels.
         height: of the render, in pixels.
+        factor: pixels per latent along one side.
         strength: see `perfusion_ops.scenes.scene.Scene`.
 
     Raises:
@@ -27,9 +30,10 @@ def load_scene(scene: InputScene, inputs: InputStore, *, width: int, height: int
     else:
         assert scene.box is not None
         region = box_region(*photo.size, scene.box)
-    place = around_product if scene.keep else into_scene
     try:
-        return place(photo, region, width, height, strength)
+        if scene.keep:
+            return around_product(photo, region, width, height, strength=strength)
+        return into_scene(photo, region, width, height, factor=factor, strength=strength)
     except EmptyRegionError as error:
         message = (
             f"{mask_column}: {error}; the render has {width} x {height} pixels: draw a larger product, or give the row "

@@ -145,7 +145,7 @@ IDS = {
     ),
 }  # fmt: skip
 PROMPTS = {
-    "a {product.__class__.__mro__}": Code.UNKNOWN_CONCEPT,
+    "a {product.__class__.__mro__}": Code.BAD_PLACEHOLDER,
     "a {product!r}": Code.BAD_PLACEHOLDER,
     "a {product:>1000000000}": Code.BAD_PLACEHOLDER,
     "a {0}": Code.UNKNOWN_CONCEPT,

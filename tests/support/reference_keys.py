@@ -97,6 +97,26 @@ def render_material(
     )
 
 
+def scene_modes(photo, *, mask=None, box=None, strength=1.0, keep=None):
+    """What a scene adds to the modes of `render_material`.
+
+    Args:
+        photo: the photo as `picture_field` writes it; None without a scene.
+        mask: the mask in the same way, or None.
+        box: left, top, right, bottom as shares, or None.
+        strength: how much noise the drawn part starts from.
+        keep: `product` if the product of the photo stays.
+    """
+    if photo is None:
+        return []
+    return [
+        f"keep {keep} {photo}" if keep else f"scene {photo}",
+        *([f"mask {mask}"] if mask else []),
+        *(["box " + " ".join(repr(share + 0.0) for share in box)] if box else []),
+        *([f"scene strength {strength!r}"] if strength != 1 else []),
+    ]
+
+
 def render_file(image_format, webp_quality=None):
     """What the file adds to the material of a key, after the seed was taken from it: nothing for PNG.
 

@@ -118,14 +118,15 @@ def test_the_spec_and_local_manifests_travel_and_nothing_else(tmp_path):
 def test_what_is_in_an_object_store_stays_there(tmp_path):
     storage = Storage("memory://parcel-catalog")
     storage.write("concepts.jsonl", json.dumps(product("mug-1")).encode())
-    captions = "s3://bucket/captions.txt"
+    storage.write("prompts.jsonl", json.dumps({"prompt": "a {product}"}).encode())
+    captions, prompts = "s3://bucket/captions.txt", f"{storage.root}/prompts.jsonl"
     settings = catalog(
-        tmp_path, concepts=f"{storage.root}/concepts.jsonl", prompts="s3://b/p", metric={"captions_uri": captions}
+        tmp_path, concepts=f"{storage.root}/concepts.jsonl", prompts=prompts, metric={"captions_uri": captions}
     )
     with packed(settings) as made:
         assert names(made.folder) == [SPEC]
         found = yaml.safe_load((made.folder / SPEC).read_text())
-    assert (found["concepts"], found["prompts"]) == (f"{storage.root}/concepts.jsonl", "s3://b/p")
+    assert (found["concepts"], found["prompts"]) == (f"{storage.root}/concepts.jsonl", prompts)
     assert found["metric"]["captions_uri"] == captions
 
 

@@ -19,7 +19,13 @@ NAMES = get_args(Scheduler)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
 # Refusals that do not wait for an error: pictures would be wrong, or the rule leaves a margin.
-CAUTIOUS = ("trained down to zero signal", "puts the first two on one step", "use at most as many", "has no signal")
+CAUTIOUS = (
+    "trained down to zero signal",
+    "puts the first two on one step",
+    "use at most as many",
+    "has no signal",
+    "to rounding",
+)
 
 
 def config_of(prediction="epsilon", whole=1000, offset=1, spacing="leading", zero_snr=False, **betas):
@@ -106,6 +112,17 @@ def test_only_so_many_steps_fit_between_karras_sigmas():
     assert "puts the first two on one step" in found[60][0]
     assert "out of bounds" in found[60][1]
     assert schedule_problem(config, "euler karras", 60) is None
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
+def test_an_ancestral_sampler_is_refused_where_its_first_step_is_lost_to_rounding(spacing):
+    """The cosine schedule begins at a noise 20,000 times the signal: roots of rounding errors are luck."""
+    config = config_of(prediction="v_prediction", spacing=spacing, **COSINE)
+    for steps in (2, 3, 4, 5, 8, 12):
+        problem, broken = schedule_problem(config, "euler_a", steps), what_breaks(config, "euler_a", steps)
+        assert bool(problem) == bool(broken), steps
+    if spacing == "trailing":
+        assert "loses the first one to rounding" in schedule_problem(config, "euler_a", 3)
 
 
 @pytest.mark.parametrize("scheduler", ["lcm", "tcd"])

@@ -1,13 +1,18 @@
 """The linear edit: the least-squares solution that it claims to be, and errors as a naive computation finds them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from perfusion_ops.conditioning import condition, prompt_row
+from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.export.errors import measure
+from perfusion_ops.export.files import export
+from perfusion_ops.export.form import Form
 from perfusion_ops.export.linear import Gating, LinearEdit, coordinates, encoded, fit, targets_of
+from perfusion_ops.export.lora import ExportError
 from perfusion_ops.export.prompts import export_prompts
-from tests.support.exports import word_concept
+from tests.support.exports import ORIGIN, PAIR, word_concept
 from tests.support.tiny_base import random_metric, small_base
 
 BIAS, TEMPERATURE = 0.7, 0.15
@@ -142,3 +147,27 @@ def test_held_out_prompts_are_others(prompts):
         assert all(set(row.slots) == {-1, *range(max(row.slots) + 1)} for row in (*fitting.named, *held_out.named))
         assert all(set(row.slots) == {-1} for row in (*fitting.plain, *held_out.plain))
     assert max(max(row.slots) for row in prompts[2][0].named) == 1
+
+
+def test_a_linear_gate_is_exported_without_a_fit(base, metric, prompts):
+    one, other = (
+        replace(word_concept(base, metric, word, seed), gate="linear") for word, seed in (("mug", 1), ("bag", 2))
+    )
+    for concepts in ((one,), (one, other)):
+        edit = fit(base, metric, Gating(concepts, BIAS, TEMPERATURE), prompts[1][0])
+        # Equal in every prompt, not only in those that it would have been fitted on.
+        texts, each = ("a red hat", ""), (0.6,) * len(concepts)
+        encodings, _ = encoded(base, [base.texts.tokenize(text) for text in texts])
+        wanted = condition(base, metric, [PromptRow(text, concepts, each, each) for text in texts]).kv
+        torch.testing.assert_close(linear(base, edit, encodings), wanted, rtol=1e-3, atol=1e-3)
+    for form in (Form.DIFFUSERS, Form.COMFYUI):
+        with pytest.raises(ExportError, match="export it with --to lora"):
+            export(base, metric, [one], ORIGIN, form, bias=0.6, temperature=0.15)
+
+
+def test_onnx_files_are_graphs_a_script_and_the_concepts(base, metric):
+    concepts = [word_concept(base, metric, word, seed) for word, seed in (("mug", 1), ("bag", 2))]
+    exported = export(base, metric, concepts, PAIR, Form.ONNX, bias=0.6, temperature=0.15)
+    graphs = {"text_encoder.onnx", "edit.onnx", "denoiser.onnx", "decoder.onnx"}
+    host = {"draw.py", "tokenizer.json", "model.json"}
+    assert set(exported.files) == {*graphs, *host, "mug-0042.safetensors", "bag-7.safetensors"}

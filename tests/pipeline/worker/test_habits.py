@@ -17,10 +17,10 @@ def pixels(root, result):
 @pytest.mark.timeout(180)
 def test_a_run_is_the_same_in_every_spelling_of_its_scheduler(tmp_path):
     shop, root = open_shop(tmp_path), str(tmp_path / "root")
-    first, _ = go(root, shop, render={"steps": 3, "scheduler": "Euler  A"})
+    first, _ = go(root, shop, render={"steps": 4, "scheduler": "Euler  A"})
     check_accounts(root, first, concepts=3, prompts=2, pictures=4)
-    assert go(root, shop, render={"steps": 3, "scheduler": "euler_a"})[0].repeated
-    other, engines = go(root, shop, render={"steps": 3, "scheduler": "DPM++ 2M SDE"})
+    assert go(root, shop, render={"steps": 4, "scheduler": "euler_a"})[0].repeated
+    other, engines = go(root, shop, render={"steps": 4, "scheduler": "DPM++ 2M SDE"})
     shapes = {task.shape.scheduler for unit in engines.units for task in unit.tasks}
     assert shapes == {"dpm++ 2m sde"}
     check_accounts(root, other, concepts=3, prompts=2, pictures=4)
