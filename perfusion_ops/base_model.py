@@ -97,7 +97,7 @@ def load_base(
         pipe = getattr(diffusers, family.pipelines["text"]).from_pretrained(
             folder.path, dtype=dtype, local_files_only=True, use_safetensors=True, **family.options
         )
-        _fuse_loras(folder, pipe)
+        fuse_loras(folder, pipe)
         parts = {text.encoder: getattr(pipe, text.encoder).to(device, torch.float32) for text in family.texts}
         parts |= {text.tokenizer: getattr(pipe, text.tokenizer) for text in family.texts}
         denoiser = getattr(pipe, family.denoiser)
@@ -107,7 +107,7 @@ def load_base(
         return base_from_parts(folder, vae=vae, scheduler=pipe.scheduler, **parts)
 
 
-def _fuse_loras(folder: BaseFolder, pipe: Any) -> None:
+def fuse_loras(folder: BaseFolder, pipe: Any) -> None:
     """Add the LoRAs of the folder to the weights of a pipeline, and leave no adapter in it.
 
     Raises:
@@ -126,7 +126,7 @@ def _fuse_loras(folder: BaseFolder, pipe: Any) -> None:
             raise BaseError(f"{file} does not fit the base model ({why}): use a LoRA of this one's kind") from error
 
 
-def _without_last_layers(encoder: Any, count: int) -> None:
+def drop_last_layers(encoder: Any, count: int) -> None:
     """Drop the last layers of a CLIP text encoder, in place; its last norm stays. Doing it twice drops them once."""
     layers = getattr(encoder, "text_model", encoder).encoder.layers
     del layers[encoder.config.num_hidden_layers - count :]
@@ -176,7 +176,7 @@ def base_from_parts(
     models: tuple[TextModel, ...] = ()
     for text in family.texts:
         if text.layer is None and skipped:
-            _without_last_layers(parts[text.encoder], skipped)
+            drop_last_layers(parts[text.encoder], skipped)
         read = text if text.layer is None else replace(text, layer=text.layer - skipped)
         models += (TextModel(read, fitted(parts[text.tokenizer], text), parts[text.encoder]),)
     projection = _text_projection(denoiser, family.text_projection, keep=keep_projections)

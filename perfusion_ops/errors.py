@@ -6,6 +6,7 @@
     ├── ConceptFileError            1
     ├── DepthError                  1
     ├── EmptyMaskError              1
+    ├── EmptyRegionError            1
     ├── EngineError                 1
     ├── LeaseHeld                   1
     ├── MemoryFullError             1

@@ -111,8 +111,11 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         affect other rows.
 
     Raises:
-        PromptTooLongError, ValueError: as `condition`.
+        PromptTooLongError: as `condition`.
+        ValueError: as `condition`; or a video has a scene.
     """
+    if sampler.frames is not None and any(row.scene is not None for row in rows):
+        raise ValueError("a row has a scene, but videos have no scenes: leave the scene out, or draw pictures")
     kinds = [
         (has_offsets(row.positive), is_regional(row.positive), row.scene.strength if row.scene else None)
         for row in rows

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perfusion_ops.base.folder import BaseFolder
-from perfusion_ops.base_model import quiet_libraries
+from perfusion_ops.base_model import drop_last_layers, fuse_loras, quiet_libraries
 from perfusion_ops.text import encode, tokenize, words
 
 
@@ -54,6 +54,9 @@ def load_parts(folder: BaseFolder, *, device: str = "cpu") -> Parts:
     Args:
         folder: a described diffusers folder (StableDiffusionPipeline).
         device: a torch device.
+
+    Raises:
+        BaseError: a LoRA of the folder cannot be fused.
     """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
@@ -61,6 +64,9 @@ def load_parts(folder: BaseFolder, *, device: str = "cpu") -> Parts:
         pipe: Any = StableDiffusionPipeline.from_pretrained(
             folder.path, dtype=torch.float32, safety_checker=None, local_files_only=True, use_safetensors=True
         )
+        fuse_loras(folder, pipe)
+    if folder.settings.clip_skip:
+        drop_last_layers(pipe.text_encoder, folder.settings.clip_skip)
     for module in (pipe.text_encoder, pipe.unet, pipe.vae):
         module.requires_grad_(False).eval().to(device)
     for module in (pipe.unet, pipe.vae):

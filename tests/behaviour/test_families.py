@@ -120,9 +120,13 @@ def test_a_run_on_a_transformer(shop):
     pixart_folder(shop / "base")
     spec = yaml.safe_load((shop / "spec.yaml").read_text())
     (shop / "spec.yaml").write_text(yaml.safe_dump({**spec, "render": {"steps": 2, "scheduler": "dpm++"}}))
-    refused = perfusion(shop, "validate", "spec.yaml", "--set", "train.recipe=offset")
-    assert refused.returncode == 2
-    assert "train.recipe 'offset' does not work with PixArt-Sigma" in refused.stderr
+    for setting, message in (
+        ("train.recipe=offset", "train.recipe 'offset' does not work with PixArt-Sigma"),
+        ("render.guidance_rescale=0.7", "render.guidance_rescale 0.7 does not work with PixArt-Sigma"),
+    ):
+        refused = perfusion(shop, "validate", "spec.yaml", "--set", setting)
+        assert refused.returncode == 2
+        assert message in refused.stderr
     done = perfusion(shop, "run", "spec.yaml", "--json", "--set", "train.steps=3")
     assert done.returncode == 0, done.stderr
     pictures = list(shop.glob("results/images/*/*.png"))

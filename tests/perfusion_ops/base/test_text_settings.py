@@ -14,6 +14,8 @@ from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer, words
 from perfusion_ops.base_model import load_base
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from perfusion_ops.rivals.ours import stacked
+from perfusion_ops.rivals.parts import encodings, load_parts
 from tests.support.tiny_base import random_metric, small_parts
 from tests.support.tiny_xl import xl_folder, xl_pipeline
 
@@ -162,6 +164,24 @@ def test_the_bytes_of_a_lora_and_its_weight_are_part_of_the_base_model(folder):
     assert {each.text_digest for each in (one, less, other)} == {plain.text_digest}
     write_lora(folder, "a.safetensors", text=True)
     assert describe(folder).text_digest != plain.text_digest
+
+
+def test_other_methods_are_compared_on_the_same_model(folder):
+    write_lora(folder, "words.safetensors", text=True)
+    described = write_settings(folder, loras=[{"file": "words.safetensors", "weight": 0.7}], clip_skip=1)
+    base, parts = load_base(described), load_parts(described)
+    texts = ["a red mug on the beach", "a hat"]
+    wanted = base.texts.encode([base.texts.tokenize(text) for text in texts]).encodings
+    assert torch.equal(encodings(parts, texts), wanted)
+    pairs = [(parts.unet, pipeline().unet), (parts.text_encoder, pipeline().text_encoder)]
+    assert all(weights_of(one) != weights_of(other) for one, other in pairs)
+    ours = stacked(parts)
+    assert torch.equal(ours.stack.weight, base.stack.weight)
+    assert torch.equal(ours.texts.encode([ours.texts.tokenize(text) for text in texts]).encodings, wanted)
+
+
+def weights_of(module):
+    return {name: float(weight.sum()) for name, weight in module.state_dict().items()}
 
 
 @pytest.mark.parametrize(

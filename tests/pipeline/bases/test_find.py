@@ -1,6 +1,7 @@
 """Where a base model comes from, that it is copied once and whole, and what is refused."""
 
 import hashlib
+import json
 import shutil
 
 import fsspec
@@ -97,6 +98,19 @@ def test_same_uri_at_another_endpoint_is_another_copy(bucket):
         == find_base(bucket, here).path
     )
     assert find_base(bucket, here).digest == plain.digest
+
+
+def test_the_loras_of_a_url_are_copied_with_it(folder, bucket):
+    settings = json.loads((folder / "perfusion.json").read_text())
+    (folder / "perfusion.json").write_text(json.dumps({**settings, "loras": [{"file": "style.safetensors"}]}))
+    (folder / "loras").mkdir()
+    (folder / "loras/style.safetensors").write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
+    root = MEMORY._strip_protocol(bucket)
+    for name in ("perfusion.json", "loras/style.safetensors"):
+        MEMORY.pipe_file(f"{root}/{name}", (folder / name).read_bytes())
+    found = find_base(bucket)
+    assert (found.path / "loras/style.safetensors").is_file()
+    assert found.digest == find_base(str(folder)).digest
 
 
 def test_a_copy_that_broke_off_is_made_whole(bucket, cache):

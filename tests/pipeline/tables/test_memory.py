@@ -211,8 +211,8 @@ def test_too_little_memory_is_a_message(tmp_path):
     ):
         filled(db, Shape(1000, 20))
         db.mark_filled(Stage.DONE)  # nothing exists yet
-        db.connection.execute("SET memory_limit = '2MB'")
         db.memory_limit = "2MB"
+        db.connection.execute("SET memory_limit = '2MB'")
         publish(db, Storage(str(tmp_path)), **RUN)
 
 

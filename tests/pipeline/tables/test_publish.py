@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.contract.schemas import CONCEPTS, RENDERS
+from pipeline.contract.schemas import CONCEPTS, RENDERS, SCHEMA_VERSION
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.workqueue import WorkQueue
 from pipeline.runs.parts import PartWriter
@@ -354,7 +354,7 @@ def test_layout_of_a_large_table(tmp_path):
             meta.schema.names.index("concept_id"),
             meta.schema.names.index("render_key"),
         ]
-        assert schema.metadata[b"perfusion.schema_version"] == b"1"
+        assert schema.metadata[b"perfusion.schema_version"] == str(SCHEMA_VERSION).encode()
         assert schema.metadata[b"perfusion.run_id"] == b"r1"
         assert schema.names == [*RENDERS.names, "color", "tag"]
         assert schema.field("finished_at").type == pa.timestamp("us", "UTC")
