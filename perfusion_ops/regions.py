@@ -148,7 +148,7 @@ def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
     Args:
         base: the base model.
         regions: of B rows; rows before them, the unconditional ones, stay as they are.
-        steps: of the sampler; the denoiser is called once for each.
+        steps: of the sampler; the denoiser is called once for each. Of one with two calls a step, give both.
 
     Raises:
         RuntimeError: in the denoiser, when it is called more often than that.

@@ -149,7 +149,8 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         pipe.scheduler.set_timesteps(sampler.steps, device=base.device)
     if sampler.guidance_rescale and "guidance_rescale" not in signature(pipe.__call__).parameters:
         raise ValueError(f"{type(pipe).__name__} has no guidance_rescale: set guidance_rescale to 0")
-    with _decoding(base, sampler), acting(base, regions, sampler.steps) if regions else contextlib.nullcontext():
+    calls = sampler.steps * getattr(pipe.scheduler, "order", 1)  # of the denoiser
+    with _decoding(base, sampler), acting(base, regions, calls) if regions else contextlib.nullcontext():
         output = pipe(
             **family.given("", positive.kv, positive.extra),
             **family.call,
