@@ -1,8 +1,9 @@
 """Scenes on the embedded model: a product put into a given scene, and a real product whose background is drawn.
 
 Twelve products, five places each: 60 pictures of each kind. The scorers of the embedded world say how much a picture
-shows the product (cosine to its four photographs) and whether it shows the place that the prompt names. Intervals are
-95 % bootstrap intervals over products. Trained concepts are kept in `.bench/scenes`, with the contact picture.
+shows the product (cosine to its four photographs) and whether it shows the place that the prompt names. Concepts of
+both recipes are put into scenes. Intervals are 95 % bootstrap intervals over products. Trained concepts are kept in
+`.bench/scenes`, with the contact picture.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from PIL import Image, ImageDraw
 import perfusion_ops
 from benchmarks.measure import finish, show
 from perfusion_ops.base_model import Base
+from perfusion_ops.compare.intervals import bootstrap
 from perfusion_ops.concept import Concept
 from perfusion_ops.conditioning import PromptRow, prompt_row
+from perfusion_ops.config import Recipe
 from perfusion_ops.metric import Metric
 from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.methods.sets import PHOTOS, photos
@@ -39,7 +42,8 @@ _PLACES = 5
 _BOX = (0.125, 0.125, 0.875, 0.9375)  # as large as most products of this world
 _SHOWN = 6
 _BARS = {"into_identity": 0.65, "into_context": 0.95, "keep_context": 0.95, "keep_identical": 1.0}
-_WORD = "superclass word"
+_RESAMPLES = 4000
+_WORD, _PAPER = "superclass word", "paper"
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -54,8 +58,8 @@ def run(options: argparse.Namespace) -> bool:
     columns: list[list[Picture]] = []
     for number in range(options.rows or len(CATEGORIES)):
         item = product(CATEGORIES[number % len(CATEGORIES)], _FIRST + number)
-        concept = _concept(base, metric, item, number)
-        found = _pictures(base, metric, item, concept, number)
+        concepts = [_concept(base, metric, item, number, recipe) for recipe in ("offset", "paper")]
+        found = _pictures(base, metric, item, concepts, number)
         for name, values in _judged(scorers, item, number, found).items():
             scores.setdefault(name, []).append(values)
         if number < _SHOWN:
@@ -68,13 +72,14 @@ def run(options: argparse.Namespace) -> bool:
     return finish("scenes", {**figures, **means, "intervals": intervals}, _BARS)
 
 
-def _concept(base: Base, metric: Metric, item: Product, number: int) -> Concept:
-    path = _OUT / f"{base.folder.digest[:8]}-{number}.safetensors"
+def _concept(base: Base, metric: Metric, item: Product, number: int, recipe: Recipe) -> Concept:
+    path = _OUT / f"{base.folder.digest[:8]}-{recipe}-{number}.safetensors"
     if not path.exists():
-        show(f"training concept {number + 1}: {item.look.category}")
+        show(f"training concept {number + 1}: {item.look.category}, recipe {recipe}")
         pictures, masks = zip(*photos(item, PHOTOS), strict=True)
         words = superclass(item.look.category)
-        perfusion_ops.save_concept(perfusion_ops.train_concept(base, metric, words, pictures, masks=masks), path)
+        concept = perfusion_ops.train_concept(base, metric, words, pictures, masks=masks, recipe=recipe)
+        perfusion_ops.save_concept(concept, path)
     return perfusion_ops.load_concept(base, metric, path)
 
 
@@ -83,8 +88,18 @@ def _places(number: int) -> list[str]:
     return [names[(5 * number + 3 * turn) % len(names)] for turn in range(_PLACES)]
 
 
-def _pictures(base: Base, metric: Metric, item: Product, concept: Concept, number: int) -> dict[str, list[Picture]]:
-    """The pictures of a product by kind, one for each of its places."""
+def _pictures(
+    base: Base, metric: Metric, item: Product, concepts: Sequence[Concept], number: int
+) -> dict[str, list[Picture]]:
+    """The pictures of a product by kind, one for each of its places.
+
+    Args:
+        base: the base model.
+        metric: its metric.
+        item: the product.
+        concepts: of recipe `offset` and of recipe `paper`.
+        number: of the product.
+    """
     side = base.resolution
     words, places = superclass(item.look.category), _places(number)
     grounds = [
@@ -95,10 +110,14 @@ def _pictures(base: Base, metric: Metric, item: Product, concept: Concept, numbe
     into = [into_scene(ground, region, side, side, factor=base.latent_factor) for ground in grounds]
     keep = [around_product(photo, mask, side, side) for photo, mask in shots]
     texts = [f"a photo of a {{0}} {CONTEXTS[place][0]}" for place in places]
-    own = [prompt_row(text, [concept], bias=0.7, temperature=0.15, lock="local", combine="regional") for text in texts]
+    own, paper = (
+        [prompt_row(text, [concept], bias=0.7, temperature=0.15, lock="local", combine="regional") for text in texts]
+        for concept in concepts
+    )
     word = [PromptRow(text.replace("{0}", words)) for text in texts]
     asked: dict[str, tuple[Sequence[PromptRow], Sequence[Scene]]] = {
         "into": (own, into),
+        f"into, {_PAPER}": (paper, into),
         f"into, {_WORD}": (word, into),
         "keep": (word, keep),
         "keep, concept": (own, keep),
@@ -126,7 +145,7 @@ def _judged(scorers: Scorers, item: Product, number: int, found: dict[str, list[
     own = image.embed_images(np.stack([np.asarray(photo) for photo, _ in photos(item, PHOTOS)]))
     labels = reader.heads["context"]
     scores: dict[str, list[float]] = {}
-    for name in ("into", f"into, {_WORD}", "keep", "keep, concept", "photo"):
+    for name in ("into", f"into, {_PAPER}", f"into, {_WORD}", "keep", "keep, concept", "photo"):
         pictures = np.stack(found[name])
         kind, _, which = name.partition(", ")
         suffix = f"_of_{which.replace(' ', '_')}" if which else ""
@@ -143,9 +162,8 @@ def _judged(scorers: Scorers, item: Product, number: int, found: dict[str, list[
 
 
 def _interval(means: list[float]) -> list[float]:
-    """95 % bootstrap interval of the mean over products."""
-    chosen = np.random.default_rng(0).integers(0, len(means), (4000, len(means)))
-    return [round(float(bound), 4) for bound in np.quantile(np.asarray(means)[chosen].mean(1), [0.025, 0.975])]
+    found = bootstrap(means, resamples=_RESAMPLES)
+    return [round(found.low, 4), round(found.high, 4)]
 
 
 def _boxed(picture: Picture) -> Picture:

@@ -92,7 +92,8 @@ def test_units_wait_when_storing_is_slower_than_computing(executor, tmp_path):
 
 def test_a_worker_killed_while_it_stores_and_computes_charges_neither_unit(executor, tmp_path):
     mark = tmp_path / "r2"
-    later((lambda: written(mark), lambda: os.kill(int(mark.read_text()), signal.SIGKILL)))
+    stored = tmp_path / "stored r0"
+    later((lambda: written(mark) and written(stored), lambda: os.kill(int(mark.read_text()), signal.SIGKILL)))
     outcomes, summary = go(executor, ["store slowly", "ok", "hang once", "ok", "ok", "ok"])
     assert codes(outcomes) == {}
     assert {row.attempts for row in outcomes.values()} == {1}
@@ -100,7 +101,7 @@ def test_a_worker_killed_while_it_stores_and_computes_charges_neither_unit(execu
 
 
 def test_a_row_that_kills_its_worker_is_found_although_another_unit_was_being_stored(executor, tmp_path):
-    outcomes, summary = go(executor, ["store slowly", "ok", "exit", "ok", "ok", "ok"])
+    outcomes, summary = go(executor, ["store slowly", "ok", "exit while storing", "ok", "ok", "ok"])
     assert codes(outcomes) == {"r2": Code.WORKER_DIED}
     assert {outcomes[key].attempts for key in ("r0", "r1", "r4", "r5")} == {1}
     assert summary.deaths == 1 + 2 * POLICY.strikes  # in doubt, in its unit, and alone
