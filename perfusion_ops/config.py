@@ -15,7 +15,8 @@ Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 Lock = Literal["local", "global", "trained"]
 Recipe = Literal["paper", "offset"]
 Combine = Literal["paper", "regional"]
-ImageFormat = Literal["png", "webp"]
+ImageFormat = Literal["png", "webp", "mp4"]
+Task = Literal["picture", "video"]
 # What each of them is in diffusers: `perfusion_ops.base.schedules.SCHEDULERS`.
 Scheduler = Literal[
     "ddim",
@@ -201,6 +202,9 @@ class SamplingConfig(Frozen):
         description="several concepts in one prompt: paper: all act on its encodings (Eq. 4); regional: each acts "
         "where its product is, from a prompt of its own",
     )
+    task: Task = Field(default="picture", description="what is drawn; video needs `motion` in the spec")
+    frames: int = Field(default=16, ge=2, le=256, description="of a video")
+    fps: int = Field(default=8, ge=1, le=60, description="frames a second of a video")
     format: ImageFormat = Field(
         default="png",
         description="of the files; webp is lossless and about a fifth smaller, unless webp_quality is set",
@@ -227,7 +231,10 @@ class SamplingConfig(Frozen):
     )
 
     not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
-        {"strength", "combine", "format", "webp_quality", "guidance_rescale", "vae_tiling", "prompt_weights"}
+        {
+            *("strength", "combine", "format", "webp_quality", "guidance_rescale", "vae_tiling", "prompt_weights"),
+            *("task", "frames", "fps"),
+        }
     )
 
     @model_validator(mode="after")

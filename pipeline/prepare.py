@@ -160,7 +160,6 @@ def check(
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
-        guidance_rescale=sampling.guidance_rescale,
         prompt_weights=sampling.prompt_weights,
         vae_tiling=sampling.vae_tiling,
         encoding=Encoding(sampling.format, sampling.webp_quality, settings.engine.png_level),
@@ -211,10 +210,10 @@ def _check_recipe(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) 
         (family.regional, "train.recipe", training.recipe, "paper"),
         (family.regional, "render.combine", sampling.combine, "paper"),
         (family.weights_words, "render.prompt_weights", sampling.prompt_weights, False),
-        (family.rescales, "render.guidance_rescale", sampling.guidance_rescale, 0.0),
+        (drawing.rescales, "render.guidance_rescale", sampling.guidance_rescale, 0.0),
     ):
         if value != instead and not knows:
-            raise BaseError(f"{name} {value!r} does not work with {base.family.title}: set it to {instead!r}")
+            raise BaseError(f"{name} {value!r} does not work with {drawing.title}: set it to {instead!r}")
 
 
 def _shared_files(db: PlanDB, storage: Storage, settings: RunSettings) -> tuple[str, ...]:
@@ -248,6 +247,7 @@ def make_plan(
         seed=settings.seed,
         counter=checked.counter,
         schedule=drawing.schedule,
+        rescales=drawing.rescales and settings.sampling(drawing).task == "picture",
     )
     missing = _select(db, storage, selection, digests, settings.engine.plan_memory) if selection else Missing()
     load_done(db, storage)

@@ -65,15 +65,20 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     - `render_material(...)`: canonical text of everything that determines a render except its seed. It is
       `render_concepts`, followed by `render_text`, which does not depend on the concepts. `modes` are
       `render_modes(regional, strength)`: whether the prompt has several concepts that are combined so, and the
-      strength of offsets, 1 if the prompt has none; followed by `scene_modes` and `sampling_modes`. Prompts have
+      strength of offsets, 1 if the prompt has none; followed by the modes below. Prompts have
       `{0}`, `{1}`, ... where the concepts are; width and height are null for the base model's own size.
     - `scene_modes(photo, mask, box, strength, keep)`: what a scene adds to `modes`; an empty list without a photo.
       `photo` and `mask` are `key_picture`, `box` is a list of four shares, `keep` is 'product' or null.
     - `sampling_modes(guidance_rescale, guidance, vae_tiling)`: what these settings add to `modes`; an empty list where
       they change nothing.
     - `weight_modes(prompt_weights, prompt, negative_prompt)`: the same for prompts with parentheses, which are weights.
-    - `render_file(format, webp_quality)`: what the file adds to the material of a render's key, but not to that of its
-      default seed, so that a prompt gives the same picture in each format. PNG adds nothing.
+    - `control_modes(digest, picture, strength)`: what a ControlNet adds to `modes`; an empty list without a digest.
+      `picture` is `key_picture`.
+    - `video_modes(motion, frames)`: what a video adds to `modes`: the digest of its motion adapter and its frames; an
+      empty list without frames.
+    - `render_file(format, webp_quality, fps)`: what the file adds to the material of a render's key, but not to that of
+      its default seed, so that a prompt gives the same picture in each format. PNG adds nothing. `fps` is null for
+      pictures.
     - `render_key(material, seed)`: 64 hex digits.
     - `default_seed(material, base_seed, image_index)`: seed of a render that asks for none, in [0, 2^31).
     """
@@ -134,8 +139,15 @@ CREATE OR REPLACE TEMP MACRO render_material(
     bias, temperature, lock, edit_unconditional
 ) AS render_concepts(base_digest, concepts, modes) || render_text(
     prompt, negative_prompt, steps, guidance, scheduler, width, height, bias, temperature, lock, edit_unconditional);
-CREATE OR REPLACE TEMP MACRO render_file(format, webp_quality) AS
-    CASE format WHEN 'png' THEN '' ELSE key_text(format || coalesce(' ' || webp_quality, '')) END;
+CREATE OR REPLACE TEMP MACRO control_modes(digest, picture, strength) AS
+    CASE WHEN digest IS NULL THEN [] ELSE ['control ' || digest || ' ' || picture]
+        || CASE WHEN strength <> 1 THEN ['control strength ' || CAST(CAST(strength AS DOUBLE) AS VARCHAR)] ELSE [] END
+    END;
+CREATE OR REPLACE TEMP MACRO video_modes(motion, frames) AS
+    CASE WHEN frames IS NULL THEN [] ELSE ['video ' || frames || ' ' || motion] END;
+CREATE OR REPLACE TEMP MACRO render_file(format, webp_quality, fps) AS
+    CASE format WHEN 'png' THEN '' ELSE key_text(format || coalesce(' ' || webp_quality, '')) END
+    || CASE WHEN fps IS NULL THEN '' ELSE key_text('fps ' || fps) END;
 CREATE OR REPLACE TEMP MACRO render_key(material, seed) AS sha256('{_RENDER}' || material || key_integer(seed));
 CREATE OR REPLACE TEMP MACRO default_seed(material, base_seed, image_index) AS
     CAST('0x' || substr(sha256('{_SEED}' || material || key_integer(base_seed) || key_integer(image_index)), 1, 8)

@@ -98,6 +98,13 @@ RENDERS = pa.schema(
         ("scene_box", pa.list_(pa.float64())),
         ("scene_strength", pa.float64()),
         ("keep", pa.string()),
+        ("control", pa.string()),
+        ("control_picture", pa.string()),
+        ("control_sha256", pa.string()),
+        ("control_strength", pa.float64()),
+        ("guidance_rescale", pa.float64()),
+        ("frames", pa.int32()),
+        ("fps", pa.int32()),
         *_RESULT,
         *_WORK,
         *_BASE,
@@ -137,6 +144,7 @@ RESERVED_COLUMNS = frozenset(
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
         *("width", "height", "steps", "guidance", "scheduler"),
         *("scene", "scene_mask", "scene_box", "scene_strength", "keep", "keep_photo"),
+        *("control", "control_picture", "control_strength", "guidance_rescale", "frames", "fps"),
     ]
 )
 

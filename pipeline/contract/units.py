@@ -55,8 +55,27 @@ class InputScene:
 
 
 @dataclass(frozen=True)
+class InputControl:
+    """What a ControlNet adds to a render.
+
+    Attributes:
+        name: of the ControlNet in the spec.
+        picture: what it follows, such as edges or a depth map.
+        strength: factor of what it adds, above 0 to 2.
+    """
+
+    name: str
+    picture: InputImage
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
 class RenderShape:
-    """What all renders of one batch have in common; `scene_strength` is None if they have no scene."""
+    """What all renders of one batch have in common.
+
+    `scene_strength` is None if they have no scene, `control` and `control_strength` if they have no ControlNet, and
+    `frames` and `fps` if they are pictures.
+    """
 
     width: int | None
     height: int | None
@@ -64,6 +83,11 @@ class RenderShape:
     guidance: float
     scheduler: Scheduler
     scene_strength: float | None = None
+    guidance_rescale: float = 0.0
+    control: str | None = None
+    control_strength: float | None = None
+    frames: int | None = None
+    fps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +97,7 @@ class RenderTask:
     `prompt` has `{0}`, `{1}`, ... in the place of concept number 0, 1, ... of `concepts` (concept keys); the same
     numbers may appear in `negative_prompt`. `concept_ids` are the manifests' ids of the same concepts, for messages.
     `strength` is the factor of the offsets of recipe `offset`. With a `scene`, only a part of its photo is drawn.
+    With a `control`, a ControlNet takes part in the drawing.
     """
 
     key: str
@@ -87,6 +112,7 @@ class RenderTask:
     concept_ids: tuple[str, ...] = ()
     strength: float = 1.0
     scene: InputScene | None = None
+    control: InputControl | None = None
 
     def written(self, text: str) -> str:
         """A prompt of the task with `{id}` in the place of each concept's number."""

@@ -76,6 +76,9 @@ CREATE TABLE prompts (
     scene_mask STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),
     scene_box DOUBLE[],         -- left, top, right, bottom as shares
     scene_strength DOUBLE, keep VARCHAR, keep_photo INTEGER,
+    control VARCHAR,            -- name of a ControlNet of the spec
+    control_picture STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR), control_strength DOUBLE,
+    guidance_rescale DOUBLE, frames INTEGER, fps INTEGER,
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 CREATE TABLE points (
@@ -101,6 +104,9 @@ CREATE TABLE requests (
     scene STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),  -- with `keep`, the photo of its concept
     scene_mask STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR),
     scene_box DOUBLE[], scene_strength DOUBLE, keep VARCHAR,
+    control VARCHAR, control_picture STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR), control_strength DOUBLE,
+    guidance_rescale DOUBLE,
+    frames INTEGER, fps INTEGER,  -- of a video; null for a picture
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 -- an address for tables: the query of a web address may be a signature, which is a secret

@@ -20,7 +20,7 @@ _ASPECT_TOLERANCE = 0.02  # a mask may be drawn at another size, but it must sho
 
 
 class ImageReader:
-    """Reads the cells `images`, `masks`, `scene` and `scene_mask` of rows; threads may share it."""
+    """Reads the cells of rows that name photos; threads may share it."""
 
     def __init__(self, folder: str, storage: Storage, inputs: InputStore) -> None:
         """Bind what all rows share.
@@ -97,6 +97,18 @@ class ImageReader:
         if len(found) == 2:
             problems.extend(_scene_mismatches(found["scene"][1], found["scene_mask"][1]))
         return {column: found[column][0] if column in found else None for column in ("scene", "scene_mask")}
+
+    def read_control(self, picture: object, problems: list[RowProblem]) -> Picture | None:
+        """A reference to the picture that a ControlNet follows; None after a problem, which is added to `problems`.
+
+        Raises:
+            StorageError: a picture given as bytes cannot be stored.
+        """
+        try:
+            return self._once("image", picture)[0]
+        except RowError as error:
+            problems.append(RowProblem(error.code, "control_picture", f"control_picture: {error}"))
+            return None
 
     def _once(self, role: Role, cell: object) -> tuple[Picture, Inspected]:
         address = picture_content(cell)

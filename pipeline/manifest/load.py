@@ -25,7 +25,7 @@ from pipeline.files.rows import Columns, ListText, Notices
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
-from pipeline.manifest import scenes
+from pipeline.manifest import controls, scenes
 from pipeline.manifest.cells import (
     Check,
     RowReader,
@@ -57,11 +57,19 @@ _CONCEPTS = Columns(
     numbers=frozenset(),
     lists=frozenset({"images", "masks"}),
 )
-_PROMPT_NUMBERS = frozenset({"seed", "num_images", "bias", "temperature", "width", "height", "steps", "guidance"})
+_PROMPT_NUMBERS = frozenset(
+    {
+        *("seed", "num_images", "bias", "temperature", "width", "height", "steps", "guidance"),
+        *("guidance_rescale", "frames", "fps"),
+    }
+)
 _PROMPTS = Columns(
-    known=frozenset({"prompt", "where", "negative_prompt", "lock", "scheduler"}) | _PROMPT_NUMBERS | scenes.COLUMNS,
+    known=frozenset({"prompt", "where", "negative_prompt", "lock", "scheduler"})
+    | _PROMPT_NUMBERS
+    | scenes.COLUMNS
+    | controls.COLUMNS,
     required=frozenset({"prompt"}),
-    numbers=_PROMPT_NUMBERS | scenes.NUMBERS,
+    numbers=_PROMPT_NUMBERS | scenes.NUMBERS | controls.NUMBERS,
     lists=frozenset(),
 )
 
@@ -101,9 +109,17 @@ _PROMPT_ROW = pa.schema(
         ("scene_strength", pa.float64()),
         ("keep", pa.string()),
         ("keep_photo", pa.int32()),
+        ("control", pa.string()),
+        ("control_picture", _PICTURE),
+        ("control_strength", pa.float64()),
+        ("guidance_rescale", pa.float64()),
+        ("frames", pa.int32()),
+        ("fps", pa.int32()),
         *_VERDICT,
     ]
 )
+
+_PROMPT_PHOTOS = (*scenes.PHOTOS, *controls.PHOTOS)
 
 # Column of the manifest, column of the table, check; problems are reported in this order.
 _PROMPT_CHECKS = (
@@ -120,6 +136,9 @@ _PROMPT_CHECKS = (
     ("steps", "steps", optional(setting(SamplingConfig, "steps"))),
     ("guidance", "guidance", optional(setting(SamplingConfig, "guidance"))),
     ("scheduler", "scheduler", optional(scheduler)),
+    ("guidance_rescale", "guidance_rescale", optional(setting(SamplingConfig, "guidance_rescale"))),
+    ("frames", "frames", optional(setting(SamplingConfig, "frames"))),
+    ("fps", "fps", optional(setting(SamplingConfig, "fps"))),
 )
 
 
@@ -231,7 +250,7 @@ def load_prompts(
     reading = _Reading(db, "prompts", manifest, _PROMPTS)
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
         checked = partial(_prompt, images=images)
-        rows = bounded_map(pool, checked, reading.rows(), 4 * threads, only=lambda row: scenes.has_photo(row.cells))
+        rows = bounded_map(pool, checked, reading.rows(), 4 * threads, only=lambda row: _has_photo(row.cells))
         _insert(db, "prompts", _PROMPT_ROW, rows)
     if cache is not None:
         cache.save()
@@ -377,8 +396,14 @@ def _prompt(row: _Row, images: ImageReader | None) -> dict[str, Any]:
             )
         )
     scene, problems = scenes.read_scene(row.cells, images)
+    control, more = controls.read_control(row.cells, images)
     values["prompt"] = values["prompt"] or _raw(row.cells.get("prompt"))
-    return {"row": row.number, **values, **scene, **verdict([*reader.problems, *problems])}
+    return {"row": row.number, **values, **scene, **control, **verdict([*reader.problems, *problems, *more])}
+
+
+def _has_photo(cells: Mapping[str, object]) -> bool:
+    """Whether a row of prompts names a photo of its own."""
+    return any(cells.get(column) is not None for column in _PROMPT_PHOTOS)
 
 
 def _broken(message: str) -> dict[str, str | None]:
@@ -438,7 +463,7 @@ def first_local_picture(manifest: ManifestFiles, *, prompts: bool = False) -> tu
             for batch in read_batches(path, file, _PROMPTS if prompts else _CONCEPTS, Notices("")):
                 for cells in batch.cells:
                     row += 1
-                    for address in _addresses(cells, ("scene", "scene_mask") if prompts else ("images", "masks")):
+                    for address in _addresses(cells, _PROMPT_PHOTOS if prompts else ("images", "masks")):
                         if address.lower().startswith(("/", "file://")) or (relative_is_local and "://" not in address):
                             return row, address
     return None

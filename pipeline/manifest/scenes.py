@@ -10,13 +10,12 @@ from typing import Any
 
 from pipeline.contract.errors import Code, RowError, RowProblem
 from pipeline.contract.messages import show
-from pipeline.inputs.pictures import Role
 from pipeline.manifest.cells import RowReader, choice, optional, real, whole
 from pipeline.manifest.images import ImageReader
 
 NUMBERS = frozenset({"scene_strength", "keep_photo"})
 COLUMNS = frozenset({"scene", "scene_mask", "scene_box", "keep"}) | NUMBERS
-_PHOTOS: tuple[tuple[str, Role], ...] = (("scene", "image"), ("scene_mask", "mask"))
+PHOTOS = ("scene", "scene_mask")
 # Cells that are without effect unless one of the others has a value.
 _NEEDS = (
     ("scene_mask", ("scene",)),
@@ -25,11 +24,6 @@ _NEEDS = (
     ("keep_photo", ("keep",)),
 )
 _REMEDY_OF_SCENE = "if scene is a column of your own, rename it, for example to 'my_scene'"
-
-
-def has_photo(cells: Mapping[str, object]) -> bool:
-    """Whether a row names a photo of its own."""
-    return any(cells.get(column) is not None for column, _ in _PHOTOS)
 
 
 def read_scene(cells: Mapping[str, object], images: ImageReader | None) -> tuple[dict[str, Any], list[RowProblem]]:
@@ -56,7 +50,7 @@ def read_scene(cells: Mapping[str, object], images: ImageReader | None) -> tuple
         "keep_photo": reader.read("keep_photo", optional(whole(1, 10_000))),
     }
     problems = reader.problems
-    if has_photo(cells):
+    if any(cells.get(column) is not None for column in PHOTOS):
         if images is None:
             raise ValueError("the row names a photo, but there is nothing to read it with")
         values |= images.read_scene(cells.get("scene"), cells.get("scene_mask"), problems, remedy=_REMEDY_OF_SCENE)

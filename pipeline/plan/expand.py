@@ -23,6 +23,7 @@ from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind, PlanCoun
 from pipeline.contract.schemas import check_extra_columns
 from pipeline.database.memory import retried
 from pipeline.database.plandb import PlanDB, Stage, extra_columns
+from pipeline.plan import sampling as sampling_sql
 from pipeline.plan import scenes
 from pipeline.plan.product_columns import ProductColumns
 from pipeline.plan.request_sql import (
@@ -47,7 +48,7 @@ _SETTINGS = pa.schema([("train", pa.string()), ("training", pa.string())])
 _SCRATCH = (
     *("chunk", "names", "hints", "problems", "bad_concepts", "matches", "refusals"),
     *("keyed", "lengths", "superclass_lengths", "bad_samplers", "numbered_points"),
-    *("asked", "column_spellings", "value_lengths", "bad_weights", "concept_photos"),
+    *("asked", "column_spellings", "value_lengths", "bad_weights", "concept_photos", "known_controls"),
 )
 
 
@@ -105,6 +106,9 @@ def plan_requests(
     seed: int,
     counter: TokenCounter | None = None,
     schedule: Mapping[str, Any] | None = None,
+    controls: Mapping[str, str] | None = None,
+    motion_digest: str | None = None,
+    rescales: bool = True,
 ) -> None:
     """Fill `requests` from `prompts`.
 
@@ -115,6 +119,9 @@ def plan_requests(
         seed: base seed, for rows that set none.
         counter: counts the base model's tokens; if None, no prompt is too long.
         schedule: the base model's scheduler_config.json; if None, every sampler is allowed.
+        controls: digests of the ControlNets by their names in the spec.
+        motion_digest: digest of the motion adapter that draws videos.
+        rescales: whether a row may have `guidance_rescale`.
 
     Raises:
         ManifestError: an extra column clashes with a result column or is in both manifests.
@@ -133,7 +140,7 @@ def plan_requests(
         defaults.pop(name) for name in ("edit_unconditional", "combine", "strength")
     )
     file = {name: defaults.pop(name) for name in ("format", "webp_quality")}
-    settings = {name: defaults.pop(name) for name in ("guidance_rescale", "vae_tiling", "prompt_weights")}
+    settings = {name: defaults.pop(name) for name in ("vae_tiling", "prompt_weights")}
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global') "
         "OR EXISTS (FROM points WHERE lock = 'global')",
@@ -144,6 +151,7 @@ def plan_requests(
     ).fetchall()
     keeps = scenes.find_photos(connection)
     measure_concepts(connection, counter, wanted=locked or spelt_out or keeps or combine == "regional")
+    sampling_sql.name_controls(connection, controls or {})
     connection.execute(POINTS)
     connection.execute(POINT_OF)
     columns = ProductColumns(connection, weighted=sampling.prompt_weights)
@@ -162,7 +170,9 @@ def plan_requests(
             measure_values(connection, counter)
         connection.execute(HINTS, {"pairs": _HINT_PAIRS})
         _find_bad_weights(db, wanted=sampling.prompt_weights)
-        connection.execute(PROBLEMS, {"limit": limit, "negative_prompt": sampling.negative_prompt})
+        connection.execute(
+            PROBLEMS, {"limit": limit, "negative_prompt": sampling.negative_prompt, "rescales": rescales}
+        )
         connection.execute(PROBLEM_REQUESTS)
         values = {
             "base_digest": base_digest,
@@ -170,6 +180,7 @@ def plan_requests(
             "edit_unconditional": edit_unconditional,
             "strength": strength,
             "limit": limit,
+            "motion_digest": motion_digest,
             **file,
             **settings,
         }

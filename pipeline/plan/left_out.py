@@ -77,7 +77,7 @@ _MESSAGES = {
     ("renders", "base model"): f"the base model has changed{_RUN}",
     ("renders", "concept changed"): f"superclass, photos or training settings of {{name!r}} have changed{_RUN}",
     ("renders", "settings"): (
-        "the prompt is still asked for, but with another negative prompt, scene, seed, size, sampler, bias, "
+        "the prompt is still asked for, but with another negative prompt, scene, control, seed, size, sampler, bias, "
         f"temperature or lock{_RUN}"
     ),
     ("renders", "where"): f"`where` in row {{row}} of the prompts manifest does not select {{name!r}} any more{_RUN}",

@@ -28,6 +28,10 @@ _SCENES = """
 SELECT row, scene, scene_mask, error_code, error_column, error_message FROM prompts
 WHERE scene IS NOT NULL OR scene_mask IS NOT NULL OR contains(error_message, 'scene') ORDER BY row
 """
+_CONTROLS = """
+SELECT row, control_picture, error_code, error_column, error_message FROM prompts
+WHERE control_picture IS NOT NULL OR contains(error_message, 'control') ORDER BY row
+"""
 # The key of a concept does not depend on the order of its photos.
 _KEPT = """
 SELECT row, images, masks FROM concepts WHERE EXISTS (FROM prompts WHERE keep IS NOT NULL) ORDER BY row
@@ -49,11 +53,11 @@ def content_digest(db: PlanDB, digest: str) -> str:
         db: with `concepts` and `concept_keys` filled.
         digest: of manifests, base model and settings.
 
-    Photos of scenes count if a row names one, so that manifests without scenes keep their digest.
+    Photos of prompts count if a row names one, so that manifests without them keep their digest.
     """
     db.require(Stage.CONCEPT_KEYS)
     content = hashlib.sha256(repr((digest, sorted(METADATA.items()))).encode())
-    for sql in (_CONCEPTS, _SCENES, _KEPT):
+    for sql in (_CONCEPTS, _SCENES, _CONTROLS, _KEPT):
         rows = db.connection.execute(sql)
         while page := rows.fetchmany(_ROWS_PER_READ):
             content.update(repr(page).encode())

@@ -6,7 +6,7 @@ Each statement fills one table. `pipeline.plan.expand.plan_requests` runs them i
 from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS
 from pipeline.contract.errors import Code
 from pipeline.contract.placeholders import PLACEHOLDER
-from pipeline.plan import scenes
+from pipeline.plan import sampling, scenes
 
 _MAX_SEED = 2**63 - 1
 
@@ -19,7 +19,8 @@ FROM concepts WHERE error_code IS NOT NULL AND concept_id IS NOT NULL GROUP BY c
 BAD_PROMPTS = f"""
 INSERT INTO requests BY NAME
 SELECT row AS prompt_row, 0 AS image_index, prompt, negative_prompt, seed, bias, temperature, lock,
-    width, height, steps, guidance, scheduler, {scenes.CELLS}, error_code, error_column, error_message
+    width, height, steps, guidance, scheduler, {scenes.CELLS}, {sampling.CELLS},
+    error_code, error_column, error_message
 FROM prompts WHERE error_code IS NOT NULL
 """
 
@@ -56,22 +57,25 @@ CHUNK = f"""
 CREATE OR REPLACE TEMP TABLE chunk AS
 SELECT row, prompt, negative_prompt, where_expr, seed, num_images, bias, temperature, lock, width, height,
     steps, guidance, scheduler, own_guidance, own_bias, own_temperature, own_lock, {scenes.CELLS}, keep_photo,
+    {sampling.CELLS}, own_frames, own_fps, own_guidance_rescale, control_digest,
     string_split_regex(prompt, '{PLACEHOLDER}') AS texts,
     string_split_regex(negative_prompt, '{PLACEHOLDER}') AS negative_texts,
     regexp_extract_all(prompt, '{PLACEHOLDER}', 1)
         || regexp_extract_all(negative_prompt, '{PLACEHOLDER}', 1) AS names,
     list_contains(names, 'product') AS crossed,
-    crossed AND list_unique(names) = 1 AND scene IS NULL AND keep IS NULL AS alone,
+    crossed AND list_unique(names) = 1 AND scene IS NULL AND keep IS NULL AND control IS NULL AS alone,
     NULL::VARCHAR AS marked, NULL::VARCHAR AS negative_marked, []::VARCHAR[] AS columns, 0::BIGINT AS prompt_columns
 FROM (
-    SELECT * REPLACE (
+    SELECT * EXCLUDE (name) REPLACE (
         coalesce(negative_prompt, $negative_prompt) AS negative_prompt, nullif(trim(where_expr), '') AS where_expr,
         coalesce(num_images, 1) AS num_images, coalesce(bias, $bias::DOUBLE) AS bias,
         coalesce(temperature, $temperature::DOUBLE) AS temperature, coalesce(lock, $lock) AS lock,
         coalesce(width, $width) AS width, coalesce(height, $height) AS height, coalesce(steps, $steps) AS steps,
-        coalesce(guidance, $guidance::DOUBLE) AS guidance, coalesce(scheduler, $scheduler) AS scheduler
-    ), guidance AS own_guidance, bias AS own_bias, temperature AS own_temperature, lock AS own_lock
-    FROM prompts WHERE row >= $start AND row < $stop AND error_code IS NULL
+        coalesce(guidance, $guidance::DOUBLE) AS guidance, coalesce(scheduler, $scheduler) AS scheduler,
+        {sampling.VALUES}
+    ), {sampling.OWN}, guidance AS own_guidance, bias AS own_bias, temperature AS own_temperature, lock AS own_lock
+    FROM prompts LEFT JOIN known_controls ON control = name
+    WHERE row >= $start AND row < $stop AND error_code IS NULL
 )
 """
 
@@ -154,6 +158,8 @@ found AS (
     FROM chunk WHERE crossed AND where_expr IS NULL AND NOT EXISTS (SELECT 1 FROM keyed)
     UNION ALL
     {scenes.PROBLEM}
+    UNION ALL
+    {sampling.PROBLEMS}
 )
 SELECT * FROM found QUALIFY row_number() OVER (PARTITION BY row ORDER BY rank) = 1
 """
@@ -163,16 +169,16 @@ INSERT INTO requests BY NAME
 SELECT c.row AS prompt_row, 0 AS image_index, nullif(list_filter(
         c.names, lambda name, i: name <> 'product' AND list_position(c.names, name) = i), []) AS concept_ids,
     c.prompt, c.negative_prompt, c.seed, c.bias, c.temperature, c.lock, c.width, c.height, c.steps, c.guidance,
-    c.scheduler, {scenes.CELLS}, p.error_code, p.error_column, p.error_message
+    c.scheduler, {scenes.CELLS}, {sampling.CELLS}, p.error_code, p.error_column, p.error_message
 FROM chunk c JOIN problems p USING (row)
 """
 
 # What the format adds to a render's key, but not to its default seed.
-_FILE = "render_file($format, $webp_quality::INTEGER)"
+_FILE = "render_file($format, $webp_quality::INTEGER, fps)"
 
-# What settings of the whole run add to the modes of a render's key.
-_SETTINGS = """
-    sampling_modes($guidance_rescale::DOUBLE, guidance, $vae_tiling::BOOLEAN)
+# What sampling settings add to the modes of a render's key.
+_SETTINGS = f"""
+    sampling_modes(guidance_rescale, guidance, $vae_tiling::BOOLEAN) || {sampling.MODES}
     || weight_modes($prompt_weights::BOOLEAN, task_prompt, task_negative_prompt)
 """
 
@@ -209,7 +215,7 @@ SELECT row AS prompt_row, image_index, [concept_id] AS concept_ids, [concept_key
     replace(prompt, '{{product}}', '{{' || concept_id || '}}') AS prompt, task_prompt,
     replace(negative_prompt, '{{product}}', '{{' || concept_id || '}}') AS negative_prompt,
     task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, strength,
-    {FLAWED}
+    guidance_rescale, frames, fps, {FLAWED}
 FROM pictures
 """
 
@@ -351,7 +357,7 @@ SELECT row AS prompt_row, image_index, named AS concept_ids,
     coalesce(replace(marked, '{{product}}', '{{' || product_id || '}}'), marked) AS prompt, task_prompt,
     coalesce(replace(negative_marked, '{{product}}', '{{' || product_id || '}}'), negative_marked) AS negative_prompt,
     task_negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler, strength,
-    {scenes.CELLS},
+    {scenes.CELLS}, {sampling.CELLS},
     coalesce(bad_text.error_code, bad_scene.error_code, error_code) AS error_code,
     coalesce(bad_text.error_column, bad_scene.error_column, error_column) AS error_column,
     coalesce(bad_text.error_message, bad_scene.error_message, error_message) AS error_message

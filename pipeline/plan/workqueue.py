@@ -20,6 +20,7 @@ from pipeline.contract.messages import clip
 from pipeline.contract.units import (
     MESSAGE_BYTES,
     ConceptTask,
+    InputControl,
     InputImage,
     InputScene,
     Kind,
@@ -200,8 +201,9 @@ def _input(picture: dict[str, str]) -> InputImage:
 
 
 def _render_task(*row: Any) -> RenderTask:
-    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, strength, *scene, keep = row[:14]
-    shape = row[14:]
+    key, prompt, negative_prompt, concepts, ids, seed, bias, temperature, lock, strength = row[:10]
+    *scene, keep, picture = row[10:15]
+    shape = RenderShape(*row[15:])
     return RenderTask(
         key=key,
         prompt=prompt,
@@ -211,11 +213,18 @@ def _render_task(*row: Any) -> RenderTask:
         bias=bias,
         temperature=temperature,
         lock=lock,
-        shape=RenderShape(*shape),
+        shape=shape,
         concept_ids=tuple(ids),
         strength=strength,
         scene=_scene(*scene, keep=keep is not None),
+        control=_control(shape, picture),
     )
+
+
+def _control(shape: RenderShape, picture: dict[str, str] | None) -> InputControl | None:
+    if shape.control is None or shape.control_strength is None or picture is None:
+        return None
+    return InputControl(shape.control, _input(picture), shape.control_strength)
 
 
 def _scene(
@@ -227,8 +236,10 @@ def _scene(
     return InputScene(_input(photo), _input(mask) if mask else None, shares, keep)
 
 
-_SHAPE = "width, height, steps, guidance, scheduler, scene_strength"
-_SCENE = "scene, scene_mask, scene_box, keep"
+_SHAPE = """
+    width, height, steps, guidance, scheduler, scene_strength, guidance_rescale, control, control_strength, frames, fps
+"""
+_SCENE = "scene, scene_mask, scene_box, keep, control_picture"
 
 _TABLES = [
     """

@@ -186,6 +186,7 @@ _TEXT_BYTES = {
     "renders": (
         "coalesce(strlen(prompt), 0) + coalesce(strlen(negative_prompt), 0) + coalesce(strlen(error_message), 0)"
         " + coalesce(strlen(scene), 0) + coalesce(strlen(scene_mask), 0)"
+        " + coalesce(strlen(control_picture), 0)"
     ),
 }
 _ROWS = {
@@ -199,7 +200,9 @@ FROM (FROM concepts WHERE {where}) c LEFT JOIN (FROM concept_keys WHERE {where})
 SELECT rowid AS nth, prompt_row AS manifest_row, image_index, concept_ids[1] AS concept_id, concept_ids, concept_keys,
     render_key, prompt, negative_prompt, seed, bias, temperature, lock, width, height, steps, guidance, scheduler,
     shown_uri(scene.uri) AS scene, scene.sha256 AS scene_sha256, shown_uri(scene_mask.uri) AS scene_mask, scene_box,
-    scene_strength, keep, error_code, error_column, error_message, create_sort_key(
+    scene_strength, keep, control, shown_uri(control_picture.uri) AS control_picture,
+    control_picture.sha256 AS control_sha256, control_strength, guidance_rescale, frames, fps,
+    error_code, error_column, error_message, create_sort_key(
         concept_ids[1], 'ASC NULLS LAST', render_key, 'ASC NULLS LAST', prompt_row, 'ASC NULLS LAST',
         image_index, 'ASC NULLS LAST') AS sort_key
 FROM requests WHERE {where}

@@ -132,6 +132,7 @@ _RENDERS = f"""
 SELECT q.manifest_row, q.image_index, q.concept_id,
     q.concept_ids, q.concept_keys, q.render_key, q.prompt, q.negative_prompt, q.seed, q.bias, q.temperature, q.lock,
     q.width, q.height, q.steps, q.guidance, q.scheduler, q.scene, q.scene_sha256, q.scene_mask, q.scene_box,
-    q.scene_strength, q.keep, {_RESULT_COLUMNS}, {_WORK_COLUMNS}
+    q.scene_strength, q.keep, q.control, q.control_picture, q.control_sha256, q.control_strength, q.guidance_rescale,
+    q.frames, q.fps, {_RESULT_COLUMNS}, {_WORK_COLUMNS}
 FROM piece_rows q LEFT JOIN repeated p USING (nth) LEFT JOIN results r ON r.key = q.render_key
 """

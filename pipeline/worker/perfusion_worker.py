@@ -92,7 +92,6 @@ class PerfusionWorker:
             self.inputs,
             edit_unconditional=settings.edit_unconditional,
             combine=settings.combine,
-            guidance_rescale=settings.guidance_rescale,
             prompt_weights=settings.prompt_weights,
             vae_tiling=settings.vae_tiling,
         )

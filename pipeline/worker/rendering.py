@@ -57,7 +57,6 @@ class Rendering:
         *,
         edit_unconditional: bool,
         combine: Combine,
-        guidance_rescale: float = 0.0,
         prompt_weights: bool = False,
         vae_tiling: bool = False,
     ) -> None:
@@ -70,14 +69,13 @@ class Rendering:
             inputs: of the run, for scenes.
             edit_unconditional: concepts act on unconditional rows as well.
             combine: how several concepts of a prompt act together.
-            guidance_rescale: see `perfusion_ops.rendering.Sampler`.
             prompt_weights: whether prompts have weights.
-            vae_tiling: see there.
+            vae_tiling: see `perfusion_ops.rendering.Sampler`.
         """
         self._models, self._pictures, self._files, self._inputs = models, pictures, files, inputs
         self._edit_unconditional = edit_unconditional
         self._combine: Combine = combine
-        self._guidance_rescale, self._vae_tiling = guidance_rescale, vae_tiling
+        self._vae_tiling = vae_tiling
         self._prompt_weights = prompt_weights
 
     def draw(self, tasks: Sequence[RenderTask]) -> Drawn:
@@ -215,7 +213,7 @@ class Rendering:
             shape.steps,
             shape.guidance,
             shape.scheduler,
-            guidance_rescale=self._guidance_rescale,
+            guidance_rescale=shape.guidance_rescale,
             vae_tiling=self._vae_tiling,
         )
 

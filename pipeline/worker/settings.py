@@ -43,7 +43,6 @@ class WorkerSettings:
         checkpoint_s: seconds between training checkpoints.
         edit_unconditional: whether concepts act on unconditional rows as well.
         combine: how several concepts of a prompt act together.
-        guidance_rescale: how far guidance keeps the contrast that the model predicts, 0 to 1.
         prompt_weights: whether prompts have weights.
         vae_tiling: whether large pictures are decoded tile by tile.
         encoding: of renders.
@@ -65,7 +64,6 @@ class WorkerSettings:
     checkpoint_s: float = 60.0
     edit_unconditional: bool = False
     combine: Combine = "paper"
-    guidance_rescale: float = 0.0
     prompt_weights: bool = False
     vae_tiling: bool = False
     encoding: Encoding = Encoding()

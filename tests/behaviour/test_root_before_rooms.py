@@ -10,7 +10,10 @@ from tests.roots import recipe
 pytestmark = pytest.mark.slow
 
 TABLES = {"schemas", "remembered_columns"}
-ADDED = {"scene", "scene_mask", "scene_box", "scene_strength", "keep", "keep_photo"}  # by schema version 2
+ADDED = {  # by schema version 2
+    *("scene", "scene_sha256", "scene_mask", "scene_box", "scene_strength", "keep"),
+    *("control", "control_picture", "control_sha256", "control_strength", "guidance_rescale", "frames", "fps"),
+}
 RECORDED = json.loads((Path(recipe.__file__).parent / "root_before_rooms.json").read_text())
 
 

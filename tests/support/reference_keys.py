@@ -117,16 +117,30 @@ def scene_modes(photo, *, mask=None, box=None, strength=1.0, keep=None):
     ]
 
 
-def render_file(image_format, webp_quality=None):
+def control_modes(digest, picture=None, *, strength=1.0):
+    """What a ControlNet adds to the modes of `render_material`: its digest, and `picture_field` of what it follows."""
+    if digest is None:
+        return []
+    return [f"control {digest} {picture}", *([f"control strength {strength!r}"] if strength != 1 else [])]
+
+
+def video_modes(motion, frames):
+    """What a video adds to the modes of `render_material`: the digest of its motion adapter, and its frames."""
+    return [] if frames is None else [f"video {frames} {motion}"]
+
+
+def render_file(image_format, webp_quality=None, fps=None):
     """What the file adds to the material of a key, after the seed was taken from it: nothing for PNG.
 
     Args:
-        image_format: png or webp.
+        image_format: png, webp or mp4.
         webp_quality: of lossy WebP; None if it is lossless.
+        fps: of a video; None for a picture.
     """
+    speed = "" if fps is None else _text(f"fps {fps}")
     if image_format == "png":
-        return ""
-    return _text(image_format if webp_quality is None else f"{image_format} {webp_quality}")
+        return speed
+    return _text(image_format if webp_quality is None else f"{image_format} {webp_quality}") + speed
 
 
 def render_key(material, seed):

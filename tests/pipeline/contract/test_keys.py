@@ -109,11 +109,15 @@ def test_render_key_and_seed_are_the_same_in_sql(sql, fields, seed, base_seed, i
 
 
 @CHECK
-@given(image_format=st.sampled_from(["png", "webp"]), quality=st.none() | st.integers(1, 100))
-def test_what_a_file_adds_to_a_key_is_the_same_in_sql(sql, image_format, quality):
-    expected = reference_keys.render_file(image_format, quality)
-    assert sql("render_file(?, ?::INTEGER)", image_format, quality) == expected
-    assert (expected == "") == (image_format == "png")
+@given(
+    image_format=st.sampled_from(["png", "webp", "mp4"]),
+    quality=st.none() | st.integers(1, 100),
+    fps=st.none() | st.integers(1, 60),
+)
+def test_what_a_file_adds_to_a_key_is_the_same_in_sql(sql, image_format, quality, fps):
+    expected = reference_keys.render_file(image_format, quality, fps)
+    assert sql("render_file(?, ?::INTEGER, ?::INTEGER)", image_format, quality, fps) == expected
+    assert (expected == "") == (image_format == "png" and fps is None)
 
 
 @CHECK
@@ -196,6 +200,7 @@ def test_sampling_settings_that_came_later_are_in_a_run_s_identity_only_if_they_
     changes = [
         *({"strength": 0.5}, {"combine": "regional"}, webp, {**webp, "webp_quality": 80}),
         *({"guidance_rescale": 0.7}, {"vae_tiling": True}, {"prompt_weights": True}),
+        {**webp, "task": "video", "frames": 8, "fps": 24},
     ]
     assert {name for change in changes for name in change} == set(SamplingConfig.not_in_old_keys)
     assert not old.keys() & SamplingConfig.not_in_old_keys
