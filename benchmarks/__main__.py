@@ -8,7 +8,7 @@ from benchmarks.shapes import ORIGINS, SHAPES
 
 NAMES = (
     *("render", "train", "schedule", "overhead", "plan", "noop", "publish"),
-    *("store", "export", "adapters", "memory", "scenes"),
+    *("store", "export", "adapters", "memory", "shares", "scenes"),
 )
 
 

@@ -28,6 +28,7 @@ from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
 from pipeline.storage.patience import Patience, PatientStorage
 from pipeline.worker.concept_files import ConceptFiles
+from pipeline.worker.controls import ControlNets
 from pipeline.worker.models import Models
 from pipeline.worker.rendering import Rendering
 from pipeline.worker.settings import Encoding
@@ -106,8 +107,9 @@ class Ours:
         self._files = ConceptFiles(storage, models)
         self._pictures = PictureStore(storage, Encoding(), base_digest=base.folder.digest, threads=4)
         inputs = InputStore(InputLimits(), None)
+        nets = ControlNets((), base, None)
         self._rendering = Rendering(
-            models, self._pictures, self._files, inputs, edit_unconditional=False, combine="paper"
+            models, self._pictures, self._files, inputs, nets, edit_unconditional=False, combine="paper"
         )
         self._shape = RenderShape(sampler.width, sampler.height, sampler.steps, sampler.guidance, sampler.scheduler)
         self._held: list[Concept] = []

@@ -33,7 +33,7 @@ _SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_BASES: dict[str, dict[str, Any]] = {
+BASES: dict[str, dict[str, Any]] = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sdxl": _SDXL,
 }
@@ -42,7 +42,7 @@ _BASES: dict[str, dict[str, Any]] = {
 def run(_options: argparse.Namespace) -> bool:
     """GiB for each sample; the bars are what docs/bases.md says of computing twice."""
     figures: dict[str, Any] = {}
-    for name, config in _BASES.items():
+    for name, config in BASES.items():
         once, twice = (_held(config, checkpointed=checkpointed) / 2**30 for checkpointed in (False, True))
         figures |= {f"once_gib_{name}": once, f"twice_gib_{name}": twice, f"saved_{name}": once / twice}
         show(f"{name}: {once:.2f} GiB a sample, {twice:.2f} GiB with activations computed twice")

@@ -19,6 +19,7 @@ from pipeline.worker.settings import WorkerSettings
 
 # Their versions decide what a picture looks like, or whether a file can be read.
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "fsspec", "pydantic")
+_OF_MP4 = "av"  # it decides only what MP4 files are
 PROGRAM = ("perfusion_ops", "pipeline", "cluster", "jobs")
 _ASK_S = 600.0  # for a node to answer: it may copy the base model from an object store first
 
@@ -34,6 +35,9 @@ class Needs:
         base_digest: the digest that its files must have.
         render_base: location of the base model that renders; empty: no other one is needed.
         render_base_digest: the digest that its files must have.
+        motion: location of the motion adapter; empty: none is needed.
+        motion_digest: the digest that its files must have.
+        controls: location and digest of each ControlNet.
         options: fsspec options for the base models.
         files: local paths that must exist.
     """
@@ -44,6 +48,9 @@ class Needs:
     base_digest: str = ""
     render_base: str = ""
     render_base_digest: str = ""
+    motion: str = ""
+    motion_digest: str = ""
+    controls: tuple[tuple[str, str], ...] = ()
     options: Mapping[str, object] | None = None
     files: tuple[str, ...] = ()
 
@@ -70,9 +77,9 @@ def package_folders() -> list[Path]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter, as installed here."""
+    """Versions of the packages that may matter, as installed here."""
     found = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, _OF_MP4):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # pragma: no cover (a node without it)
@@ -94,6 +101,8 @@ def problems(needs: Needs) -> list[str]:
                 f"it has {name} {here.get(name, '(not installed)')}, the driver {wanted}: install that version"
             )
     found += _base_problems(needs)
+    found += _motion_problems(needs)
+    found += _control_problems(needs)
     lost = [file for file in needs.files if not os.path.exists(file)]  # noqa: PTH110 (no Path for each of many)
     if lost:
         found.append(
@@ -124,15 +133,64 @@ def _base_problems(needs: Needs) -> list[str]:
     return found
 
 
+def _motion_problems(needs: Needs) -> list[str]:
+    from perfusion_ops.base.folder import BaseError
+    from pipeline.bases.motion import find_motion
+
+    if not needs.motion:
+        return []
+    try:
+        there = find_motion(needs.motion, needs.options).digest
+    except BaseError as error:
+        return [f"it cannot read the motion adapter: {error}"]
+    if there == needs.motion_digest:
+        return []
+    return [
+        f"its motion adapter {needs.motion} has digest {there[:12]}, the driver's {needs.motion_digest[:12]}: copy the "
+        "same files to every node, or give an object-store URI"
+    ]
+
+
+def _control_problems(needs: Needs) -> list[str]:
+    from perfusion_ops.base.folder import BaseError
+    from pipeline.bases.controls import find_control
+    from pipeline.bases.find import find_base
+
+    found: list[str] = []
+    for location, digest in needs.controls:
+        try:
+            base = find_base(needs.render_base or needs.base, needs.options)
+        except BaseError:
+            return []  # the base model's own problem
+        try:
+            there = find_control(location, base, needs.options).digest
+        except BaseError as error:
+            found.append(f"it cannot read a ControlNet: {error}")
+            continue
+        if there != digest:
+            found.append(
+                f"its ControlNet {location} has digest {there[:12]}, the driver's {digest[:12]}: copy the same model "
+                "to every node, or give an object-store URI"
+            )
+    return found
+
+
 def needs_of(worker: WorkerSettings, files: Sequence[str]) -> Needs:
     """What a node needs to run the workers of a run; `files`: local paths that must exist there."""
     return Needs(
         program=program_digest(),
-        packages=package_versions(),
+        packages={
+            name: found
+            for name, found in package_versions().items()
+            if name != _OF_MP4 or worker.encoding.format == "mp4"
+        },
         base=worker.base,
         base_digest=worker.base_digest,
         render_base=worker.render_base or "",
         render_base_digest=worker.render_base_digest,
+        motion=worker.motion or "",
+        motion_digest=worker.motion_digest,
+        controls=tuple((each.location, each.digest) for each in worker.controls),
         options=worker.storage_options,
         files=tuple(files),
     )

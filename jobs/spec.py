@@ -88,6 +88,11 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     # `owner/name` is a hub id unless there is such a folder beside the spec.
     if isinstance(base, str) and (base.startswith((".", "~")) or ("/" in base and (folder / base).is_dir())):
         values["base"] = resolve(base, folder)
+    if isinstance(values.get("motion"), str):
+        values["motion"] = _beside(values["motion"], folder)
+    controls = values.get("controls")
+    if isinstance(controls, dict):
+        values["controls"] = {name: _beside(place, folder) for name, place in controls.items()}
     metric, inputs = values.get("metric"), values.get("inputs")
     if isinstance(metric, dict) and isinstance(metric.get("captions_uri"), str):
         values["metric"] = {**metric, "captions_uri": resolve(metric["captions_uri"], folder)}
@@ -97,6 +102,13 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     lineage = values.get("lineage")
     if isinstance(lineage, dict) and isinstance(lineage.get("file"), str):
         values["lineage"] = {**lineage, "file": resolve(lineage["file"], folder)}
+
+
+def _beside(place: Any, folder: Path) -> Any:
+    """The absolute path of a model that lies beside the spec; hub ids and URIs are returned unchanged."""
+    if not isinstance(place, str) or not place:
+        return place
+    return resolve(place, folder) if place.startswith((".", "~")) or (folder / place).is_dir() else place
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -12,6 +12,7 @@ complete uses. They are imported when they are first used, so that `import perfu
     train_concept     photos of one product in, its concept out; save_concept and load_concept keep it
     render            a prompt with concepts in, pictures out
     prompt_embeds     the same for an attached pipeline
+    pipeline_inputs   all inputs of an attached pipeline, also those of SDXL
     regional_embeds   the same, for concepts that act only where their products are
 """
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from perfusion_ops.api.bases import attach, load_base
     from perfusion_ops.api.concepts import load_concept, save_concept, train_concept
     from perfusion_ops.api.metrics import estimate_metric, load_metric, save_metric
-    from perfusion_ops.api.pictures import prompt_embeds, regional_embeds, render
+    from perfusion_ops.api.pictures import pipeline_inputs, prompt_embeds, regional_embeds, render
 
 __all__ = [
     "attach",
@@ -30,6 +31,7 @@ __all__ = [
     "load_base",
     "load_concept",
     "load_metric",
+    "pipeline_inputs",
     "prompt_embeds",
     "regional_embeds",
     "render",
@@ -44,6 +46,7 @@ _MODULES = {
     "load_base": "bases",
     "load_concept": "concepts",
     "load_metric": "metrics",
+    "pipeline_inputs": "pictures",
     "prompt_embeds": "pictures",
     "regional_embeds": "pictures",
     "render": "pictures",

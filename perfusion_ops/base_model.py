@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from perfusion_ops.attention.maps import cross_attentions
 from perfusion_ops.base.folder import BaseError, BaseFolder
+from perfusion_ops.base.motion import motion_schedule
 from perfusion_ops.base.tokenizer import fitted
+from perfusion_ops.controls.folder import ControlError, ControlFolder
+from perfusion_ops.controls.net import ControlNet
 from perfusion_ops.projection import KeyValueStack, install
 from perfusion_ops.text_models import TextModel, TextModels
 
@@ -30,6 +34,8 @@ class Base:
         vae: AutoencoderKL, frozen.
         scheduler: the folder's scheduler; its config is the noise schedule.
         stack: the stacked key/value projections.
+        compiled: the denoiser compiled by `with_compiled`; it draws rows that have no regions, whose attention needs no
+            hooks.
     """
 
     folder: BaseFolder
@@ -38,6 +44,7 @@ class Base:
     vae: Any
     scheduler: Any
     stack: KeyValueStack
+    compiled: Any = None
 
     @property
     def tokenizer(self) -> Any:
@@ -85,7 +92,8 @@ def load_base(
         device: a torch device.
         dtype: type of denoiser and VAE; bfloat16 or float16 on an accelerator.
         motion: a folder with an AnimateDiff motion adapter, for a base model that only draws videos. Its attention to
-            text is that of the base model, so that the same concepts act in it.
+            text is that of the base model, so that the same concepts act in it. Its noise schedule is the base
+            model's, with the values that the folder has in `scheduler`.
 
     Raises:
         BaseError: see `base_from_parts`; or a LoRA or the motion adapter does not fit.
@@ -94,7 +102,7 @@ def load_base(
 
     family = folder.family
     with quiet_libraries():
-        pipe = getattr(diffusers, family.pipelines["text"]).from_pretrained(
+        pipe = getattr(diffusers, family.pipelines[folder.drawn_by]).from_pretrained(
             folder.path, dtype=dtype, local_files_only=True, use_safetensors=True, **family.options
         )
         fuse_loras(folder, pipe)
@@ -104,7 +112,15 @@ def load_base(
         denoiser = denoiser if motion is None else _moving(folder, denoiser, motion)
         parts[family.denoiser] = denoiser.to(device=device, dtype=dtype)
         vae = pipe.vae.to(device=device, dtype=dtype)
-        return base_from_parts(folder, vae=vae, scheduler=pipe.scheduler, **parts)
+        scheduler = pipe.scheduler
+        if motion is not None:
+            scheduler = type(scheduler).from_config({**scheduler.config, **motion_schedule(motion)})
+        return base_from_parts(folder, vae=vae, scheduler=scheduler, **parts)
+
+
+def with_compiled(base: Base) -> Base:
+    """The base model with its denoiser compiled beside it, which takes a while at the first picture of each size."""
+    return replace(base, compiled=torch.compile(base.denoiser))
 
 
 def fuse_loras(folder: BaseFolder, pipe: Any) -> None:
@@ -138,10 +154,17 @@ def _moving(folder: BaseFolder, denoiser: Any, motion: Path) -> Any:
 
     if "video" not in folder.family.pipelines:
         raise BaseError(f"motion adapters work with SD 1.x and not with {folder.family.title}")
+    if folder.inpaints:
+        raise BaseError(f"motion adapters do not work with {folder.path}, which is a model for inpainting: use SD 1.x")
     try:
-        adapter = MotionAdapter.from_pretrained(motion, local_files_only=True, use_safetensors=True)
+        loaded: Any = MotionAdapter.from_pretrained(
+            motion, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        adapter, found = loaded
+        if found["missing_keys"]:  # diffusers draws them at random
+            raise ValueError(f"it lacks {found['missing_keys'][0]}")
         return UNetMotionModel.from_unet2d(denoiser, adapter)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseError(
             f"the motion adapter {motion} does not fit the base model {folder.path} ({error}): "
             "use an adapter that was trained for this family"
@@ -188,6 +211,36 @@ def base_from_parts(
         module.to(memory_format=torch.channels_last)
     stack = install(denoiser, keep=keep_projections)
     return Base(folder, TextModels(models, projection), denoiser, vae, scheduler, stack)
+
+
+def load_control(base: Base, folder: ControlFolder) -> ControlNet:
+    """Load a ControlNet beside a base model, on its device and in its type.
+
+    Args:
+        base: the base model that renders.
+        folder: of `perfusion_ops.controls.folder.describe_control` with the same base model.
+
+    Raises:
+        ControlError: its tensors are damaged, or their shapes are not those of its configuration.
+    """
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    try:
+        with quiet_libraries():
+            loaded: Any = ControlNetModel.from_pretrained(
+                folder.path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ControlError(f"the ControlNet {folder.path} cannot be loaded ({why}): copy it again") from error
+    module, found = loaded
+    if found["missing_keys"]:  # diffusers draws them at random
+        raise ControlError(f"the ControlNet {folder.path} lacks {found['missing_keys'][0]}: copy it again")
+    module.to(device=base.device, dtype=base.dtype).requires_grad_(False).eval()
+    module.to(memory_format=torch.channels_last)
+    if not cross_attentions(module):  # small ones do not read the prompt
+        return ControlNet(folder, module, base.stack.weight.new_zeros(0, base.text_width))
+    return ControlNet(folder, module, install(module, behind=len(base.stack.weight)).weight)
 
 
 def _text_projection(denoiser: Any, name: str | None, *, keep: bool) -> nn.Module | None:

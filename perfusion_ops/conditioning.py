@@ -5,7 +5,7 @@ unmodified model. A concept of recipe `offset` acts here through its word alone;
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from perfusion_ops.config import Combine, Lock
 from perfusion_ops.edit import gate_and_remove, project, solve_targets
 from perfusion_ops.families.family import POOLED
 from perfusion_ops.metric import Metric
-from perfusion_ops.text import Tokens, pieces, renumber
+from perfusion_ops.text import PromptTooLongError, Tokens, pieces, renumber
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class PromptRow:
         combine: how several concepts act together; see `perfusion_ops.regions`. `condition` is always Eq. 4.
         strength: factor of the offsets of recipe `offset`.
         weighted: the prompt has weights (`perfusion_ops.base.weights`).
+        chunks: encodings of the text encoder's length that lie side by side (`perfusion_ops.base.chunks`).
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class PromptRow:
     combine: Combine = "paper"
     strength: float = 1.0
     weighted: bool = False
+    chunks: int = 1
 
 
 def prompt_row(
@@ -102,6 +104,10 @@ class Conditioning:
         extra = {name: each.expand(rows, *each.shape[1:]) for name, each in self.extra.items()}
         return Conditioning(self.kv.expand(rows, -1, -1), extra)
 
+    def beside(self, columns: Tensor) -> "Conditioning":
+        """The same prompts with further columns (B, N, C) behind their keys and values, for another model."""
+        return Conditioning(torch.cat([self.kv, columns], -1), self.extra)
+
     def with_zeros(self, index: Tensor) -> "Conditioning":
         """The same prompts, those chosen by an index (P,) as zeros."""
         return Conditioning(
@@ -120,7 +126,6 @@ def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
     for row in rows:
         if max(pieces(row.prompt)[1], default=-1) >= len(row.concepts):
             raise ValueError(f"{row.prompt!r} names a concept number that its {len(row.concepts)} concepts do not have")
-    substituted = base.folder.settings.pooled == "superclass" and any(text.pooled for text in base.folder.family.texts)
     named = {index for index, row in enumerate(rows) if len(_spelled(row)) < len(row.concepts)}
     locked = tuple(index for index in sorted(named) if rows[index].lock == "global")
     plain = {
@@ -130,8 +135,9 @@ def _plan(base: Base, rows: Sequence[PromptRow]) -> _Plan:
             [concept.noun for concept in rows[index].concepts],
             _spelled(rows[index]),
             weighted=rows[index].weighted,
+            chunks=rows[index].chunks,
         )
-        for index in (sorted(named) if substituted else locked)
+        for index in (sorted(named) if base.folder.pools_superclasses else locked)
     }
     return _Plan(tuple(prompt_tokens(base, row) for row in rows), plain, locked)
 
@@ -143,16 +149,29 @@ def prompt_tokens(base: Base, row: PromptRow) -> Tokens:
         PromptTooLongError: they do not fit the text encoder.
     """
     nouns = [concept.noun for concept in row.concepts]
-    return base.texts.tokenize(row.prompt, nouns, _spelled(row), weighted=row.weighted)
+    return base.texts.tokenize(row.prompt, nouns, _spelled(row), weighted=row.weighted, chunks=row.chunks)
 
 
 def _spelled(row: PromptRow) -> frozenset[int]:
     return frozenset(number for number, concept in enumerate(row.concepts) if isinstance(concept, Spelled))
 
 
-def check_prompt(base: Base, row: PromptRow) -> None:
-    """Raise PromptTooLongError if the row's prompt does not fit, before any work is done for it."""
-    _plan(base, [row])
+def count_chunks(base: Base, rows: Sequence[PromptRow], most: int) -> int:
+    """The fewest chunks, up to `most`, into which each of some prompts fits.
+
+    Raises:
+        PromptTooLongError: one does not fit.
+    """
+    for chunks in range(1, most + 1):
+        try:
+            for row in rows:
+                _plan(base, [replace(row, chunks=chunks)])
+        except PromptTooLongError:
+            if chunks == most:
+                raise
+        else:
+            return chunks
+    raise ValueError(f"most is {most}: use 1 or more")
 
 
 @torch.no_grad()
@@ -182,7 +201,7 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditio
     if slots == 0:
         encoded = base.texts.encode(plan.tokens)
         plain = encoded.encodings.to(base.dtype) @ base.stack.weight.mT
-        return _typed(base, _weighted(base, plan, plain), encoded.extra)
+        return _typed(base, _weighted(base, plan.tokens, plain, base.stack.weight), encoded.extra)
     device = base.device
     index = torch.zeros(len(rows), slots, dtype=torch.long)
     used = torch.zeros(len(rows), slots, dtype=torch.bool)
@@ -217,21 +236,46 @@ def condition(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditio
     kept = torch.where(used.any(1)[:, None, None], kept, encodings)
     result = project(kept, gates, outputs, base.stack.weight)
     extra = _with_superclasses(base, plan, result, encoded.extra) if plan.plain else encoded.extra
-    return _typed(base, _weighted(base, plan, result), extra)
+    return _typed(base, _weighted(base, plan.tokens, result, base.stack.weight), extra)
 
 
-def _weighted(base: Base, plan: _Plan, kv: Tensor) -> Tensor:
+@torch.no_grad()
+def project_superclasses(base: Base, rows: Sequence[PromptRow], weight: Tensor) -> Tensor:
+    """Keys and values of B prompts for a model that has projections of its own, such as a ControlNet.
+
+    No concept has target outputs for it, so it is given the unedited encodings of the prompts with the superclasses in
+    the concepts' place, as under global key-locking. Weights of words act as in the base model.
+
+    Args:
+        base: the base model, whose text encoders are used.
+        rows: B rows.
+        weight: the projections, (R_c, D).
+
+    Returns:
+        (B, N, R_c) in the type of `weight`.
+
+    Raises:
+        PromptTooLongError: a prompt with its superclasses does not fit the text encoder.
+    """
+    plain = [replace(row, concepts=tuple(Spelled(concept.superclass) for concept in row.concepts)) for row in rows]
+    tokens = [prompt_tokens(base, row) for row in plain]
+    columns = base.texts.encode(tokens).encodings.to(weight.dtype) @ weight.mT
+    return _weighted(base, tokens, columns, weight)
+
+
+def _weighted(base: Base, tokens: Sequence[Tokens], kv: Tensor, weight: Tensor) -> Tensor:
     """Keys and values (B, N, R), moved away from those of the empty prompt or towards them by the prompts' weights.
 
     It comes after the edit: weights change how much is seen of a word, and not what the gates see.
     """
-    rows = [index for index, tokens in enumerate(plan.tokens) if tokens.weights]
+    rows = [index for index, each in enumerate(tokens) if each.weights]
     if not rows:
         return kv
     if not base.folder.family.weights_words:
         raise ValueError(f"{base.folder.family.title} has no weights of words: set prompt_weights to false")
-    empty = (base.texts.encode([base.texts.tokenize("")]).encodings.to(base.dtype) @ base.stack.weight.mT).float()
-    weights = torch.tensor([plan.tokens[index].weights for index in rows], device=kv.device)[..., None]
+    nothing = base.texts.encode([base.texts.tokenize("", chunks=tokens[0].chunks)])
+    empty = (nothing.encodings.to(weight.dtype) @ weight.mT).float()
+    weights = torch.tensor([tokens[index].weights for index in rows], device=kv.device)[..., None]
     moved = kv.clone()
     moved[rows] = torch.where(weights == 1, kv[rows], (empty + weights * (kv[rows].float() - empty)).to(kv.dtype))
     return moved

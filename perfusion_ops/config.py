@@ -202,12 +202,15 @@ class SamplingConfig(Frozen):
         description="several concepts in one prompt: paper: all act on its encodings (Eq. 4); regional: each acts "
         "where its product is, from a prompt of its own",
     )
-    task: Task = Field(default="picture", description="what is drawn; video needs `motion` in the spec")
+    task: Task = Field(
+        default="picture", description="what is drawn: one picture a render, or one video, which needs `motion`"
+    )
     frames: int = Field(default=16, ge=2, le=256, description="of a video")
     fps: int = Field(default=8, ge=1, le=60, description="frames a second of a video")
     format: ImageFormat = Field(
         default="png",
-        description="of the files; webp is lossless and about a fifth smaller, unless webp_quality is set",
+        description="of the files; webp is lossless and about a fifth smaller, unless webp_quality is set; videos are "
+        "webp, as when absent, or mp4",
     )
     webp_quality: int | None = Field(
         default=None, ge=1, le=100, description="of lossy WebP, which changes pixels; lossless when absent"
@@ -230,12 +233,35 @@ class SamplingConfig(Frozen):
         description="read (word)1.3 in prompts as a weight; other parentheses then need a backslash",
     )
 
+    prompt_chunks: int = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="encodings side by side that a prompt may take: 2 reads prompts of up to 150 tokens with CLIP",
+    )
+
     not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
         {
             *("strength", "combine", "format", "webp_quality", "guidance_rescale", "vae_tiling", "prompt_weights"),
-            *("task", "frames", "fps"),
+            *("task", "frames", "fps", "prompt_chunks"),
         }
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _videos_are_webp(cls, values: Any) -> Any:
+        """The default format of videos."""
+        if isinstance(values, Mapping) and values.get("task") == "video":
+            return {"format": "webp", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _format_holds_the_task(self) -> "SamplingConfig":
+        if self.task == "video" and self.format == "png":
+            raise ValueError("format is 'png', which holds no video: set format to 'webp' or 'mp4', or leave it out")
+        if self.task == "picture" and self.format == "mp4":
+            raise ValueError("format is 'mp4', which is for videos: set task to 'video', or format to 'png' or 'webp'")
+        return self
 
     @model_validator(mode="after")
     def _quality_is_of_webp(self) -> "SamplingConfig":

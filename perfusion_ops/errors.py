@@ -17,6 +17,7 @@
     ├── RowError                    1
     ├── ScratchFullError            1
     ├── StageError                  1
+    ├── StartFileError              1
     ├── StorageError                1
     │   └── MissingObjectError      1
     ├── StoredJsonError             1
@@ -26,6 +27,7 @@
     ├── UnaccountedError            1
     └── UsageError                  2
         ├── BaseError               2
+        │   └── ControlError        2
         ├── CatalogError            2
         ├── CompareError            2
         ├── ExportError             2
@@ -34,7 +36,8 @@
         ├── ScorerError             2
         ├── SpecError               2
         │   └── SubmissionError     2
-        └── SweepError              2
+        ├── SweepError              2
+        └── VideoError              2
 
 A message says what is wrong and what to do. It may have several lines, each a problem of its own.
 """

@@ -75,12 +75,13 @@ class KeyValueStack:
         return self.weight[self.key_rows :]
 
 
-def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
+def install(denoiser: nn.Module, *, keep: bool = False, behind: int = 0) -> KeyValueStack:
     """Replace the key and value projections of every text cross-attention of a diffusers denoiser, in place.
 
     Args:
         denoiser: a denoiser whose cross-attentions to text `perfusion_ops.attention.maps.cross_attentions` finds.
         keep: keep the projections beside the stack, so that the denoiser takes text encodings (B, N, D) as well.
+        behind: columns of another model that lie before this one's in the conditioning that both are given.
 
     Returns:
         The stack, detached, in the denoiser's type and on its device.
@@ -107,11 +108,11 @@ def install(denoiser: nn.Module, *, keep: bool = False) -> KeyValueStack:
         raise ValueError("the cross-attention layers expect text encodings of different widths")
     widths = tuple(to_k.out_features for to_k, _ in pairs)
     weight = torch.cat([to_k.weight for to_k, _ in pairs] + [to_v.weight for _, to_v in pairs]).detach().clone()
-    start = 0
+    start, whole = behind, behind + len(weight)
     for name in ("to_k", "to_v"):
         for (_, module), width in zip(layers, widths, strict=True):
             layer: nn.Linear = getattr(module, name)
             bias = None if layer.bias is None else layer.bias.detach().clone()
-            setattr(module, name, ColumnSlice(start, start + width, len(weight), layer if keep else None, bias))
+            setattr(module, name, ColumnSlice(start, start + width, whole, layer if keep else None, bias))
             start += width
     return KeyValueStack(weight, widths)

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from perfusion_ops.base.schedules import SCHEDULERS
 from perfusion_ops.base_model import Base, encode_pictures
-from perfusion_ops.conditioning import Conditioning, PromptRow, condition
+from perfusion_ops.conditioning import Conditioning, PromptRow, condition, project_superclasses
 from perfusion_ops.config import Scheduler
+from perfusion_ops.controls.net import Control, ControlNet
 from perfusion_ops.metric import Metric
 from perfusion_ops.regions import acting, condition_regions, has_offsets, is_regional
 from perfusion_ops.scenes.blending import SceneScheduler, latent_stays
+from perfusion_ops.scenes.filling import filled
 from perfusion_ops.scenes.pasting import pasted
 from perfusion_ops.scenes.scene import Scene
 
@@ -28,13 +31,15 @@ _SLICED_PIXELS = 768 * 768  # pictures of this size are decoded one by one
 class RenderRow:
     """One picture: its prompt, its negative prompt, which may also name concepts, and its seed.
 
-    With a `scene`, a part of the scene's photo stays and the rest is drawn. Videos have none.
+    With a `scene`, a part of the scene's photo stays and the rest is drawn. With a `control`, a ControlNet and its
+    picture say where things are. Videos have neither.
     """
 
     positive: PromptRow
     negative: PromptRow
     seed: int
     scene: Scene | None = None
+    control: Control | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,17 @@ class Sampler:
     vae_tiling: bool = False
 
 
-def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
+def make_pipeline(
+    base: Base, scheduler: Scheduler, task: str = "text", net: ControlNet | None = None, *, compiled: bool = False
+) -> Any:
     """An unmodified diffusers pipeline over the base's parts; nothing is copied.
 
     Args:
         base: the base model.
         scheduler: a name of `perfusion_ops.config.Scheduler`.
         task: which of the family's pipelines.
+        net: the ControlNet of the task `control`.
+        compiled: draw with the compiled denoiser, if there is one.
     """
     import diffusers
 
@@ -79,7 +88,8 @@ def make_pipeline(base: Base, scheduler: Scheduler, task: str = "text") -> Any:
     options |= {name: value for name, value in base.folder.index.items() if value is not None}
     if "requires_safety_checker" in signature(kind).parameters:
         options["requires_safety_checker"] = False
-    parts = {family.denoiser: base.denoiser, "vae": base.vae}
+    denoiser = base.compiled if compiled and base.compiled is not None else base.denoiser
+    parts = {family.denoiser: denoiser, "vae": base.vae, **({"controlnet": net.module} if net else {})}
     schedule = {**family.schedule, **base.scheduler.config}
     pipe = kind(**absent, **parts, scheduler=make_scheduler(scheduler, schedule), **options)
     pipe.set_progress_bar_config(disable=True)
@@ -103,7 +113,9 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         metric: its metric.
         rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset`
             and rows that are regional are denoised apart from the others, whose attention is that of the unmodified
-            model. So are rows with a scene, those of each strength together.
+            model. So are rows with a scene, those of each strength together, and rows with a control, those of each
+            ControlNet and strength together, and rows of each number of chunks. On a base model for inpainting, its
+            pipeline draws: into the scene of a row, or into a blank photo, all over.
         sampler: settings that all rows share.
 
     Returns:
@@ -112,12 +124,26 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
 
     Raises:
         PromptTooLongError: as `condition`.
-        ValueError: as `condition`; or a video has a scene.
+        ValueError: as `condition`; or a video has a scene or a control; or a base model for inpainting has a control.
     """
     if sampler.frames is not None and any(row.scene is not None for row in rows):
         raise ValueError("a row has a scene, but videos have no scenes: leave the scene out, or draw pictures")
+    if sampler.frames is not None and any(row.control is not None for row in rows):
+        raise ValueError("a row has a control, but videos have no ControlNets: leave it out, or draw pictures")
+    if base.folder.inpaints and any(row.control is not None for row in rows):
+        raise ValueError("a row has a control, but the base model is for inpainting: leave it out, or use a plain one")
+    if any(row.positive.chunks != row.negative.chunks for row in rows):
+        raise ValueError(
+            "a prompt and its negative prompt have different numbers of chunks: use the larger one for both"
+        )
     kinds = [
-        (has_offsets(row.positive), is_regional(row.positive), row.scene.strength if row.scene else None)
+        (
+            has_offsets(row.positive),
+            is_regional(row.positive),
+            row.scene.strength if row.scene else None,
+            (row.control.net, row.control.strength) if row.control else None,
+            row.positive.chunks,
+        )
         for row in rows
     ]
     if len(set(kinds)) > 1:
@@ -133,20 +159,27 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     found, regions = (
         condition_regions(base, metric, texts) if any(kinds[0][:2]) else (condition(base, metric, texts), None)
     )
+    net = rows[0].control.net if rows[0].control else None
+    found = _beside(base, found, texts, net)
     shared = len(texts) < len(rows)
     positive = found.rows(place.to(base.device)) if shared else found
     regions = regions.rows(place.to(base.device)) if regions and shared else regions
-    negative = _unconditional(base, metric, [row.negative for row in rows]) if guided else None
+    negative = unconditional(base, metric, [row.negative for row in rows], net) if guided else None
     moving = sampler.frames is not None
     if regions and sampler.frames is not None:  # the denoiser sees each frame as a row
         regions = regions.rows(torch.arange(len(rows), device=base.device).repeat_interleave(sampler.frames))
-    pipe = make_pipeline(base, sampler.scheduler, "video" if moving else "text")
+    task = "video" if moving else "control" if net else base.folder.drawn_by
+    pipe = make_pipeline(base, sampler.scheduler, task, net, compiled=regions is None)
     # CPU generators: the same seed gives the same noise on every device.
     generators = [torch.Generator().manual_seed(row.seed) for row in rows]
     scenes = [row.scene for row in rows if row.scene is not None]
-    if scenes:
+    begin: dict[str, Any] = {}
+    if base.folder.inpaints:
+        begin = filled([row.scene for row in rows], sampler.width, sampler.height, sampler.steps)
+    elif scenes:
         pipe.scheduler = _scene_scheduler(base, pipe.scheduler, scenes, generators)
         pipe.scheduler.set_timesteps(sampler.steps, device=base.device)
+        begin = {"latents": pipe.scheduler.begin()}
     if sampler.guidance_rescale and "guidance_rescale" not in signature(pipe.__call__).parameters:
         raise ValueError(f"{type(pipe).__name__} has no guidance_rescale: set guidance_rescale to 0")
     calls = sampler.steps * getattr(pipe.scheduler, "order", 1)  # of the denoiser
@@ -160,10 +193,11 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
             num_inference_steps=sampler.steps,
             guidance_scale=sampler.guidance,
             **({"guidance_rescale": sampler.guidance_rescale} if sampler.guidance_rescale else {}),
-            **({"latents": pipe.scheduler.begin()} if scenes else {}),
+            **begin,
             generator=generators,
             output_type="pt",
             **({"num_frames": sampler.frames} if moving else {}),
+            **_shown([row.control for row in rows if row.control is not None]),
         )
     images = output.frames if moving else output.images
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
@@ -175,10 +209,10 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
 
 @contextlib.contextmanager
 def _decoding(base: Base, sampler: Sampler) -> Iterator[None]:
-    """A VAE that decodes large pictures one by one, for the same pixels in less memory, and in tiles if asked."""
+    """A VAE that decodes frames and large pictures one by one, for equal pixels in less memory; in tiles if asked."""
     vae = base.vae
     before = vae.use_slicing, vae.use_tiling
-    vae.use_slicing = sampler.width * sampler.height >= _SLICED_PIXELS
+    vae.use_slicing = sampler.frames is not None or sampler.width * sampler.height >= _SLICED_PIXELS
     vae.use_tiling = sampler.vae_tiling
     try:
         yield
@@ -215,7 +249,20 @@ def _distinct(rows: Sequence[PromptRow]) -> tuple[list[PromptRow], torch.Tensor]
     return distinct, torch.tensor(place)
 
 
-def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditioning:
+def _shown(controls: Sequence[Control]) -> dict[str, Any]:
+    """The arguments of a pipeline with a ControlNet for B rows of one strength; none without."""
+    if not controls:
+        return {}
+    pictures = [Image.fromarray(control.pixels) for control in controls]
+    return {"image": pictures, "controlnet_conditioning_scale": float(controls[0].strength)}
+
+
+def _beside(base: Base, found: Conditioning, rows: Sequence[PromptRow], net: ControlNet | None) -> Conditioning:
+    """The conditioning of B prompts, with the columns of a ControlNet if there is one."""
+    return found.beside(project_superclasses(base, rows, net.weight)) if net and len(net.weight) else found
+
+
+def unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow], net: ControlNet | None = None) -> Conditioning:
     """Conditioning of the negative rows; if all are equal and without concepts, they are computed once.
 
     Families that train with zeros instead of an empty prompt, such as SDXL, are given zeros for it.
@@ -224,8 +271,8 @@ def _unconditional(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Con
     distinct = list(dict.fromkeys(row for row in rows if not row.concepts))
     if len(distinct) == 1 and all(not row.concepts for row in rows):
         [row] = distinct
-        found = condition(base, metric, [row])
+        found = _beside(base, condition(base, metric, [row]), [row], net)
         return (found.with_zeros(torch.tensor([0])) if zero and not row.prompt else found).expand(len(rows))
     empty = [index for index, row in enumerate(rows) if zero and not row.concepts and not row.prompt]
-    found = condition(base, metric, rows)
+    found = _beside(base, condition(base, metric, rows), rows, net)
     return found.with_zeros(torch.tensor(empty)) if empty else found

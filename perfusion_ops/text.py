@@ -6,17 +6,28 @@ superclass follow that position. Positions are found while tokenising, never by 
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.base.chunks import divide
 from perfusion_ops.base.tokenizer import pieces, words
 from perfusion_ops.base.weights import fragments
 from perfusion_ops.errors import PerfusionError
 
-__all__ = ["PromptTooLongError", "Tokens", "encode", "pieces", "renumber", "substitute", "tokenize", "words"]
+__all__ = [
+    "PromptTooLongError",
+    "Tokens",
+    "encode",
+    "pieces",
+    "renumber",
+    "side_by_side",
+    "substitute",
+    "tokenize",
+    "words",
+]
 
 
 def renumber(prompt: str) -> tuple[str, tuple[int, ...]]:
@@ -49,6 +60,7 @@ class Tokens:
         nouns: N numbers: the concept whose superclass ends at the position, or -1; empty if none is spelt out.
         others: the ids for each further text encoder of the base model; only the padding differs.
         weights: N weights of the positions; empty if all are 1.
+        chunks: how many encodings of equal length lie side by side (`perfusion_ops.base.chunks`).
     """
 
     ids: tuple[int, ...]
@@ -57,10 +69,47 @@ class Tokens:
     nouns: tuple[int, ...] = ()
     others: tuple[tuple[int, ...], ...] = ()
     weights: tuple[float, ...] = ()
+    chunks: int = 1
+
+
+@dataclass
+class _Body:
+    """The tokens of a prompt without start, end and padding, each with its properties; see `Tokens`.
+
+    Attributes:
+        ids: token ids.
+        slots: concepts.
+        ends: concepts whose superclass ends here.
+        weights: of words.
+        glued: whether a token must be encoded in the chunk of the one before it.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    glued: list[bool] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], weight: float, *, slot: int = -1, noun: int = -1, group: bool = False) -> None:
+        """Append tokens; the first one is concept `slot`, and the last one ends the superclass of concept `noun`."""
+        count = len(ids)
+        if not count:
+            return
+        self.ids += ids
+        self.slots += [slot, *([-1] * (count - 1))]
+        self.ends += [*([-1] * (count - 1)), noun]
+        self.weights += [weight] * count
+        self.glued += [False, *([group] * (count - 1))]
 
 
 def tokenize(
-    tokenizer: Any, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = (), *, weighted: bool = False
+    tokenizer: Any,
+    prompt: str,
+    nouns: Sequence[str] = (),
+    spelled: Collection[int] = (),
+    *,
+    weighted: bool = False,
+    chunks: int = 1,
 ) -> Tokens:
     """Tokenise a prompt; each concept becomes one token.
 
@@ -70,31 +119,34 @@ def tokenize(
         nouns: by concept number the words that follow its token; "" for none, which is also the default.
         spelled: numbers of concepts that have no token, only their words.
         weighted: the prompt has weights (`perfusion_ops.base.weights`).
+        chunks: see `Tokens`.
 
     Raises:
-        PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
+        PromptTooLongError: it does not fit the tokenizer's `model_max_length`, or that many chunks of it.
         ValueError: its weights are not well formed.
     """
-    ids = _start(tokenizer)
-    slots, ends, weights = [-1] * len(ids), [-1] * len(ids), [1.0] * len(ids)
+    tokens, _ = _laid_out(tokenizer, _body(tokenizer, prompt, nouns, spelled, weighted), chunks)
+    return replace(
+        tokens,
+        nouns=tokens.nouns if any(nouns) else (),
+        weights=() if all(weight == 1 for weight in tokens.weights) else tokens.weights,
+    )
+
+
+def _body(tokenizer: Any, prompt: str, nouns: Sequence[str], spelled: Collection[int], weighted: bool) -> _Body:
+    """The tokens of a prompt; see `tokenize`."""
+    body = _Body()
+    # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
+    place = tokenizer.unk_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     for text, number, weight in _parts(prompt, weighted):
-        tokens = words(tokenizer, text)
-        ids += tokens
-        slots += [-1] * len(tokens)
-        ends += [-1] * len(tokens)
-        if number is not None:
-            # The embedding of this id is replaced, so any id works that is neither the end nor the padding.
-            place = tokenizer.unk_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-            noun = words(tokenizer, nouns[number]) if nouns else []
-            own = [] if number in spelled else [number]
-            ids += [*([place] * len(own)), *noun]
-            slots += [*own, *([-1] * len(noun))]
-            ends += [*([-1] * (len(own) + len(noun) - 1)), number if noun else -1]
-        weights += [weight] * (len(ids) - len(weights))
-    tokens = _padded(tokenizer, ids, slots, ends if any(nouns) else [])
-    if all(weight == 1 for weight in weights):
-        return tokens
-    return replace(tokens, weights=(*weights, *([1.0] * (len(tokens.ids) - len(weights)))))
+        body.add(words(tokenizer, text), weight)
+        if number is None:
+            continue
+        noun = words(tokenizer, nouns[number]) if nouns else []
+        own = number not in spelled
+        ids = [*([place] if own else []), *noun]
+        body.add(ids, weight, slot=number if own else -1, noun=number if noun else -1, group=True)
+    return body
 
 
 def _parts(prompt: str, weighted: bool) -> Iterator[tuple[str, int | None, float]]:
@@ -112,6 +164,7 @@ def substitute(
     spelled: Collection[int] = (),
     *,
     weighted: bool = False,
+    chunks: int = 1,
 ) -> tuple[Tokens, tuple[int, ...]]:
     """The same prompt with every concept spelt as its superclass, aligned to `tokenize(prompt, nouns, spelled)`.
 
@@ -121,24 +174,29 @@ def substitute(
         the concept prompt spells the superclass out, its sub-tokens correspond to the ones here.
 
     Raises:
-        PromptTooLongError: it does not fit the tokenizer's `model_max_length`.
+        PromptTooLongError: it does not fit, as in `tokenize`.
         ValueError: its weights are not well formed.
     """
-    ids = _start(tokenizer)
-    align = list(range(len(ids)))
+    body, align = _Body(), list[int]()
     for text, number, _ in _parts(prompt, weighted):
-        for token in words(tokenizer, text):
-            align.append(len(ids))
-            ids.append(token)
+        ids = words(tokenizer, text)
+        align += range(len(body.ids), len(body.ids) + len(ids))
+        body.add(ids, 1.0)
         if number is not None:
-            start = len(ids)
-            ids += words(tokenizer, superclasses[number])
-            align += [] if number in spelled else [len(ids) - 1]
-            align += range(start, len(ids)) if nouns and nouns[number] else ()
-    tokens = _padded(tokenizer, ids, [-1] * len(ids), [])
-    maximum = len(tokens.ids)
-    tail = range(len(ids), len(ids) + maximum - len(align))
-    return tokens, (*align, *(min(position, maximum - 1) for position in tail))
+            start, ids = len(body.ids), words(tokenizer, superclasses[number])
+            body.add(ids, 1.0, group=True)
+            own = [] if number in spelled else [len(body.ids) - 1]
+            noun = range(start, len(body.ids)) if nouns and nouns[number] else ()
+            align += [*own, *noun]
+    tokens, places = _laid_out(tokenizer, body, chunks)
+    _, positions = _laid_out(tokenizer, _body(tokenizer, prompt, nouns, spelled, weighted), chunks)
+    maximum = int(tokenizer.model_max_length)
+    found = dict(zip(positions.body, (places.body[each] for each in align), strict=True))
+    for chunk, (here, there) in enumerate(zip(positions.ends, places.ends, strict=True)):
+        last = (chunk + 1) * maximum - 1
+        found |= {chunk * maximum + offset: chunk * maximum + offset for offset in range(len(_start(tokenizer)))}
+        found |= {here + offset: min(there + offset, last) for offset in range(last - here + 1)}
+    return replace(tokens, nouns=(), weights=()), tuple(found[place] for place in range(chunks * maximum))
 
 
 def _start(tokenizer: Any) -> list[int]:
@@ -146,20 +204,44 @@ def _start(tokenizer: Any) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
-def _padded(tokenizer: Any, ids: list[int], slots: list[int], nouns: list[int]) -> Tokens:
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a body are, and the end token of each chunk."""
+
+    body: list[int]
+    ends: list[int]
+
+
+def _laid_out(tokenizer: Any, body: _Body, chunks: int) -> tuple[Tokens, _Places]:
+    """The chunks of a body side by side, each with start, end and padding."""
     maximum = int(tokenizer.model_max_length)
-    length = len(ids) + 1
-    if length > maximum:
-        raise PromptTooLongError(
-            f"the prompt has {length} tokens with start and end, the text encoder takes {maximum}: shorten it"
-        )
-    padding = maximum - length
-    return Tokens(
-        ids=(*ids, tokenizer.eos_token_id, *([tokenizer.pad_token_id] * padding)),
-        slots=(*slots, *([-1] * (padding + 1))),
-        length=length,
-        nouns=(*nouns, *([-1] * (padding + 1))) if nouns else (),
-    )
+    start = _start(tokenizer)
+    room = maximum - len(start) - 1
+    parts = divide(body.glued, _inside(tokenizer, body) if len(body.ids) > room else body.glued, chunks, room)
+    if parts is None:
+        length, most = len(body.ids) + len(start) + 1, chunks * room + len(start) + 1
+        reads = f"the text encoder takes {maximum}" + (f", and {chunks} chunks take {most} at most" * (chunks > 1))
+        raise PromptTooLongError(f"the prompt has {length} tokens with start and end, {reads}: shorten it")
+    ids, slots, ends, weights, places, stops = [], [], [], [], list[int](), list[int]()
+    for chunk, (first, stop) in enumerate(parts):
+        padding = room - (stop - first)
+        places += range(chunk * maximum + len(start), chunk * maximum + len(start) + stop - first)
+        stops.append(chunk * maximum + len(start) + stop - first)
+        ids += [*start, *body.ids[first:stop], tokenizer.eos_token_id, *([tokenizer.pad_token_id] * padding)]
+        for row, values, nothing in ((slots, body.slots, -1), (ends, body.ends, -1), (weights, body.weights, 1.0)):
+            row += [*([nothing] * len(start)), *values[first:stop], *([nothing] * (padding + 1))]
+    tokens = Tokens(tuple(ids), tuple(slots), stops[0] + 1, tuple(ends), weights=tuple(weights), chunks=chunks)
+    return tokens, _Places(places, stops)
+
+
+def _inside(tokenizer: Any, body: _Body) -> list[bool]:
+    """By token, whether it continues the word of the one before; CLIP's tokenizers mark the last token of a word."""
+    texts = tokenizer.convert_ids_to_tokens(body.ids)
+    continued = [
+        slot < 0 and not text.endswith("</w>") and text not in tokenizer.all_special_tokens
+        for text, slot in zip(texts, body.slots, strict=True)
+    ]
+    return [False, *continued[:-1]]
 
 
 def encode(text_encoder: nn.Module, tokens: Sequence[Tokens], embeddings: Tensor | None = None) -> Tensor:
@@ -167,13 +249,18 @@ def encode(text_encoder: nn.Module, tokens: Sequence[Tokens], embeddings: Tensor
 
     Args:
         text_encoder: a frozen CLIPTextModel.
-        tokens: B tokenised prompts of equal N.
+        tokens: B tokenised prompts of equal N and equal numbers of chunks.
         embeddings: v*, (B, J, E): the word embeddings of each row's concepts; gradients flow through the encoder to it.
 
     Returns:
         (B, N, D) in the encoder's type.
     """
-    return encoder_output(text_encoder, tokens, embeddings).last_hidden_state
+    return side_by_side(encoder_output(text_encoder, tokens, embeddings).last_hidden_state, tokens)
+
+
+def side_by_side(encodings: Tensor, tokens: Sequence[Tokens]) -> Tensor:
+    """Encodings (B C, N, D) of the chunks of B prompts as one encoding of each prompt, (B, C N, D)."""
+    return encodings.reshape(len(tokens), -1, encodings.shape[-1])
 
 
 def encoder_output(
@@ -193,20 +280,27 @@ def encoder_output(
         embeddings: see `encode`.
         which: number of the encoder among those of the base model.
         hidden: whether all hidden states are returned.
-        masked: whether positions behind the end token are hidden from the encoder.
+        masked: whether positions behind the end token are hidden from the encoder; of prompts of one chunk.
+
+    Returns:
+        Its output for B C rows, those of one prompt's C chunks one after the other.
     """
     table: Any = text_encoder.get_input_embeddings()
     device = table.weight.device
+    chunks = tokens[0].chunks
     ids = torch.tensor([row.others[which - 1] if which else row.ids for row in tokens], device=device)
+    ids = ids.reshape(len(tokens) * chunks, -1)
     options: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
     if masked:
         lengths = torch.tensor([row.length for row in tokens], device=device)
         options["attention_mask"] = (torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]).long()
     if embeddings is None:
         return text_encoder(ids, **options)
-    slots = torch.tensor([row.slots for row in tokens], device=device)
-    chosen = embeddings.to(table.weight.dtype).gather(
-        1, slots.clamp(min=0)[..., None].expand(-1, -1, embeddings.shape[-1])
+    slots = torch.tensor([row.slots for row in tokens], device=device).reshape(ids.shape)
+    chosen = (
+        embeddings.to(table.weight.dtype)
+        .repeat_interleave(chunks, 0)
+        .gather(1, slots.clamp(min=0)[..., None].expand(-1, -1, embeddings.shape[-1]))
     )
 
     replaced: list[bool] = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perfusion_ops.families.family import MASK, POOLED, Text
-from perfusion_ops.text import Tokens, encoder_output, substitute, tokenize
+from perfusion_ops.text import Tokens, encoder_output, side_by_side, substitute, tokenize
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class TextModels:
     @property
     def embedding_width(self) -> int:
         """E, the sum of the widths of the word embeddings."""
-        return sum(model.table.shape[1] for model in self.models)
+        return sum(self.widths)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of the word embeddings of each text encoder."""
+        return tuple(model.table.shape[1] for model in self.models)
 
     def embeddings(self, ids: Sequence[int] | None = None) -> Tensor:
         """Mean word embedding of token ids, or of all words if None: (E,)."""
@@ -72,15 +77,28 @@ class TextModels:
         ).detach()
 
     def tokenize(
-        self, prompt: str, nouns: Sequence[str] = (), spelled: Collection[int] = (), *, weighted: bool = False
+        self,
+        prompt: str,
+        nouns: Sequence[str] = (),
+        spelled: Collection[int] = (),
+        *,
+        weighted: bool = False,
+        chunks: int = 1,
     ) -> Tokens:
         """`perfusion_ops.text.tokenize` for all encoders.
 
         Raises:
             PromptTooLongError: it does not fit.
-            ValueError: the tokenizers split the prompt differently.
+            ValueError: the tokenizers split the prompt differently, or the encoders read prompts in one piece only.
         """
-        return _merged([tokenize(model.tokenizer, prompt, nouns, spelled, weighted=weighted) for model in self.models])
+        if chunks > 1 and any(model.text.masked for model in self.models):
+            raise ValueError("the text encoder ignores padding and reads prompts in one piece: set prompt_chunks to 1")
+        return _merged(
+            [
+                tokenize(model.tokenizer, prompt, nouns, spelled, weighted=weighted, chunks=chunks)
+                for model in self.models
+            ]
+        )
 
     def substitute(
         self,
@@ -90,6 +108,7 @@ class TextModels:
         spelled: Collection[int] = (),
         *,
         weighted: bool = False,
+        chunks: int = 1,
     ) -> tuple[Tokens, tuple[int, ...]]:
         """`perfusion_ops.text.substitute` for all encoders.
 
@@ -98,7 +117,7 @@ class TextModels:
             ValueError: the tokenizers split the prompt differently.
         """
         found = [
-            substitute(model.tokenizer, prompt, superclasses, nouns, spelled, weighted=weighted)
+            substitute(model.tokenizer, prompt, superclasses, nouns, spelled, weighted=weighted, chunks=chunks)
             for model in self.models
         ]
         return _merged([tokens for tokens, _ in found]), found[0][1]
@@ -107,7 +126,8 @@ class TextModels:
         """Encodings of B prompts, as diffusers gives them to the denoiser.
 
         Args:
-            tokens: B tokenised prompts of equal N.
+            tokens: B tokenised prompts of equal N and equal numbers of chunks. The pooled vector is that of the first
+                chunk.
             embeddings: v*, (B, J, E): the word embeddings of each row's concepts; gradients flow to it.
         """
         parts: list[Tensor] = []
@@ -121,9 +141,10 @@ class TextModels:
                 model.encoder, tokens, own, which=number, hidden=model.text.layer is not None, masked=model.text.masked
             )
             layer = model.text.layer
-            parts.append(output.last_hidden_state if layer is None else output.hidden_states[layer])
+            hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
+            parts.append(side_by_side(hidden, tokens))
             if model.text.pooled:
-                extra[POOLED] = output[0]
+                extra[POOLED] = output[0][:: tokens[0].chunks]
             if model.text.masked:
                 extra[MASK] = lengths_mask(tokens, model.table.device)
         return Encoded(self._joined(parts), extra)

@@ -7,9 +7,13 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from perfusion_ops.base.folder import BaseError, BaseFolder
+from perfusion_ops.base.motion import MotionFolder
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from pipeline.bases.captions import captions_digest
+from pipeline.bases.controls import find_controls
 from pipeline.bases.find import find_base
+from pipeline.bases.motion import check_task, find_motion
+from pipeline.bases.starts import start_check
 from pipeline.bases.superclasses import superclass_check
 from pipeline.contract.errors import ManifestError
 from pipeline.contract.keys import metric_key, settings_json
@@ -17,6 +21,7 @@ from pipeline.contract.kinds import RENDERS, PlanCounts
 from pipeline.contract.layout import INPUTS_FOLDER
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
+from pipeline.inputs.videos import ensure_mp4
 from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
 from pipeline.manifest.local_files import ensure_shared
 from pipeline.manifest.points import PointsSummary, load_points
@@ -30,7 +35,7 @@ from pipeline.plan.selection import Missing, Selection, select
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage
 from pipeline.tables.columns import carried_columns
-from pipeline.worker.settings import Encoding, WorkerSettings
+from pipeline.worker.settings import ControlSource, Encoding, WorkerSettings
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Checked:
         digest: hex sha256 of manifests, base model and settings; part of the run id.
         content: hex sha256 of `digest` and of the key or the error of every concepts row.
         columns: notices about carried columns.
+        motion: the motion adapter that draws videos, if the settings name one.
     """
 
     base: BaseFolder
@@ -60,6 +66,7 @@ class Checked:
     content: str
     columns: tuple[str, ...] = ()
     points: PointsSummary | None = None
+    motion: MotionFolder | None = None
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -84,7 +91,7 @@ def check(
     """Check every row of both manifests and give every good concept its key.
 
     Raises:
-        BaseError, ManifestError, StorageError: the run cannot start; with a message for the user.
+        BaseError, VideoError, ManifestError, StorageError: the run cannot start; with a message for the user.
     """
     observer.stage("base", settings.base)
     base = find_base(settings.base, settings.storage_options)
@@ -94,6 +101,8 @@ def check(
         drawing = find_base(settings.render_base, settings.storage_options)
         _check_sibling(settings, base, drawing)
     _check_recipe(settings, base, drawing)
+    motion = _motion(settings, drawing, observer)
+    controls = _controls(settings, drawing, observer)
     counter = TokenCounter(load_tokenizer(base))
     options = settings.storage_options or None
     cache = InputCache(storage)
@@ -107,6 +116,7 @@ def check(
         storage_options=options,
         threads=settings.engine.threads,
         superclass_check=superclass_check(counter, base.settings.templates, settings.training(base).recipe),
+        start_check=start_check(base),
     )
     observer.stage("validate", settings.prompts)
     prompts = load_prompts(
@@ -140,6 +150,8 @@ def check(
         str(settings.seed),
         *([f"points {points.digest}"] if points else []),
         *([f"render base {drawing.digest}"] if settings.render_base else []),
+        *([f"motion {motion.digest}"] if motion else []),
+        *(f"control {each.name} {each.digest}" for each in controls),
         *([selection.name] if selection else []),
     ]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -150,6 +162,9 @@ def check(
         base_digest=base.digest,
         render_base=settings.render_base,
         render_base_digest=drawing.digest,
+        motion=settings.motion,
+        motion_digest=motion.digest if motion else "",
+        controls=controls,
         metric=settings.metric,
         metric_key=key,
         limits=settings.inputs.allowing(storage.uri(INPUTS_FOLDER)),
@@ -157,10 +172,12 @@ def check(
         dtype=settings.engine.dtype,
         micro_batch=settings.engine.micro_batch,
         recompute=settings.engine.recompute,
+        compile=settings.engine.compile,
         checkpoint_s=settings.engine.checkpoint_s,
         edit_unconditional=sampling.edit_unconditional,
         combine=sampling.combine,
         prompt_weights=sampling.prompt_weights,
+        prompt_chunks=sampling.prompt_chunks,
         vae_tiling=sampling.vae_tiling,
         encoding=Encoding(sampling.format, sampling.webp_quality, settings.engine.png_level),
         store_threads=settings.engine.store_threads,
@@ -179,6 +196,7 @@ def check(
         content=content_digest(db, digest),
         columns=columns,
         points=points,
+        motion=motion,
     )
 
 
@@ -210,10 +228,39 @@ def _check_recipe(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) 
         (family.regional, "train.recipe", training.recipe, "paper"),
         (family.regional, "render.combine", sampling.combine, "paper"),
         (family.weights_words, "render.prompt_weights", sampling.prompt_weights, False),
+        (family.weights_words, "render.prompt_chunks", sampling.prompt_chunks, 1),
         (drawing.rescales, "render.guidance_rescale", sampling.guidance_rescale, 0.0),
     ):
         if value != instead and not knows:
             raise BaseError(f"{name} {value!r} does not work with {drawing.title}: set it to {instead!r}")
+
+
+def _motion(settings: RunSettings, drawing: BaseFolder, observer: Observer) -> MotionFolder | None:
+    """The motion adapter of a run that draws videos.
+
+    Raises:
+        BaseError, VideoError: what the settings ask for cannot be drawn, or not be written here.
+    """
+    motion, sampling = None, settings.sampling(drawing)
+    if settings.motion is not None:
+        observer.stage("base", settings.motion)
+        motion = find_motion(settings.motion, settings.storage_options)
+    check_task(sampling, settings.render, motion, drawing)
+    if sampling.format == "mp4":
+        ensure_mp4()
+    return motion
+
+
+def _controls(settings: RunSettings, drawing: BaseFolder, observer: Observer) -> tuple[ControlSource, ...]:
+    """The ControlNets of the settings, in the order of their names.
+
+    Raises:
+        BaseError: one of them is missing, or does not fit the base model that renders.
+    """
+    for location in settings.controls.values():
+        observer.stage("base", location)
+    found = find_controls(settings.controls, drawing, settings.storage_options)
+    return tuple(ControlSource(name, settings.controls[name], found[name].digest) for name in sorted(found))
 
 
 def _shared_files(db: PlanDB, storage: Storage, settings: RunSettings) -> tuple[str, ...]:
@@ -238,7 +285,7 @@ def make_plan(
     Raises:
         ManifestError, StorageError: the run cannot start; with a message for the user.
     """
-    drawing = checked.drawing
+    drawing, motion = checked.drawing, checked.motion
     digests = (checked.base.digest, drawing.digest)
     plan_requests(
         db,
@@ -246,7 +293,11 @@ def make_plan(
         sampling=settings.sampling(drawing),
         seed=settings.seed,
         counter=checked.counter,
-        schedule=drawing.schedule,
+        schedule={**drawing.schedule, **(motion.schedule if motion else {})},
+        controls={each.name: each.digest for each in checked.worker.controls},
+        motion_digest=motion.digest if motion else None,
+        most_frames=motion.most_frames if motion else None,
+        pooled=drawing.pools_superclasses,
         rescales=drawing.rescales and settings.sampling(drawing).task == "picture",
     )
     missing = _select(db, storage, selection, digests, settings.engine.plan_memory) if selection else Missing()

@@ -32,6 +32,7 @@ _SECRET_WORDS = (
     "token",
 )
 _SECRET_NAMES = {"key", "pass", "sas"}
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
 def _part_of(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +80,11 @@ class EngineSettings(Frozen):
         default="auto",
         description="compute the denoiser's activations twice while training (gradient checkpointing), which takes a "
         "fifth of the memory; auto: once fewer than 4 samples fit",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the denoiser for rendering with torch.compile, which takes minutes for the first batch of "
+        "each size; rows whose concepts act in regions are drawn without",
     )
     checkpoint_s: float = Field(default=60.0, gt=0, description="seconds between training checkpoints")
     store_threads: int = Field(
@@ -167,6 +173,18 @@ class RunSettings(Frozen):
         description="a sibling of base that renders: a model with the same text encoders, such as a Turbo or an "
         "LCM-merged one; concepts are trained with base",
     )
+    motion: str | None = Field(
+        default=None,
+        min_length=1,
+        description="motion adapter (AnimateDiff) that draws videos with render.task video: a diffusers folder, an "
+        "object-store URL or a hub id",
+    )
+    controls: dict[Annotated[str, Field(pattern=_NAME, max_length=128)], Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="ControlNets by the names that rows of prompts have in their column control: for each a diffusers "
+        "folder, an object-store URL or a hub id",
+        json_schema_extra={"additionalProperties": False},
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="base seed of the rows that give no seed")
     metric: MetricConfig = MetricConfig()
     train: _Training = Field(default_factory=dict, description="overrides of the base model's training settings")
@@ -201,10 +219,17 @@ class RunSettings(Frozen):
                 values[section] = given if given[new] is not None else {**given, new: value}
         return values
 
-    @field_validator("root", "concepts", "prompts", "base", "render_base", "points")
+    @field_validator("root", "concepts", "prompts", "base", "render_base", "motion", "points")
     @classmethod
     def _usable_locations(cls, value: str | None) -> str | None:
         return None if value is None else _refuse_mistyped(_refuse_credentials(value))
+
+    @field_validator("controls")
+    @classmethod
+    def _usable_controls(cls, value: dict[str, str]) -> dict[str, str]:
+        for location in value.values():
+            _refuse_mistyped(_refuse_credentials(location))
+        return value
 
     @field_validator("metric")
     @classmethod

@@ -163,6 +163,7 @@ def _paths(deployment: Deployment, spec: str) -> tuple[str, str]:
 def _temporary(program: str, spec: str, settings: RunSettings) -> bool:
     """Whether something that the run needs lies in a folder for temporary files."""
     named = (settings.root, settings.concepts, settings.prompts, settings.points, settings.base, settings.render_base)
+    named += (settings.motion, *settings.controls.values())
     return any(path.startswith(_TEMPORARY) for path in (program, spec, *filter(None, named)))
 
 

@@ -13,6 +13,8 @@ from jobs.spec_file import SpecError
 from pipeline.engine.machines import slot_range
 from pipeline.settings import RunSettings
 
+_MODELS = ("base", "render_base", "motion")
+_LOCATIONS = ("root", "concepts", "prompts", "points", *_MODELS)
 _CPUS = 4  # of a node, for one worker, its uploads and Ray
 
 
@@ -147,8 +149,9 @@ def ensure_remote(settings: RunSettings) -> None:
     Raises:
         SpecError: it does; each line of the message is one setting with its remedy.
     """
-    named = {name: getattr(settings, name) for name in ("root", "concepts", "prompts", "points", "base")}
+    named = {name: getattr(settings, name) for name in _LOCATIONS}
     named["metric.captions_uri"] = settings.metric.captions_uri
+    named |= {f"controls.{name}": location for name, location in settings.controls.items()}
     local = {name: value for name, value in named.items() if value and value.startswith(("/", "file:", "memory:"))}
     if local:
         raise SpecError("\n".join(_moved(name, value) for name, value in local.items()))
@@ -156,7 +159,7 @@ def ensure_remote(settings: RunSettings) -> None:
 
 def _moved(name: str, value: str) -> str:
     target = f"s3://bucket/{value.rstrip('/').rpartition('/')[2]}"
-    other = ", or give the id of a model on the hub" if name == "base" else ""
+    other = ", or give the id of a model on the hub" if name in _MODELS or name.startswith("controls.") else ""
     return (
         f"{name} is {value}, which other machines cannot read: copy it to an object store and set {name} to its "
         f"address, such as {target}{other}"

@@ -52,7 +52,7 @@ class Written:
 
 
 def inputs(settings: RunSettings, spec: RunSpec | None, checked: Checked | None) -> list[InputDataset]:
-    """Both manifests, the base model, and the files of points and captions if the settings name them.
+    """Both manifests, the models, and the files of points and captions if the settings name them.
 
     Photos are no data sets: a manifest may name millions, and an address may be a secret.
 
@@ -70,6 +70,10 @@ def inputs(settings: RunSettings, spec: RunSpec | None, checked: Checked | None)
     bases = [(settings.base, spec and spec.base_digest)]
     if settings.render_base is not None:
         bases.append((settings.render_base, checked and checked.drawing.digest))
+    if settings.motion is not None:
+        bases.append((settings.motion, checked and checked.motion and checked.motion.digest))
+    digests = {each.name: each.digest for each in checked.worker.controls} if checked and settings.controls else {}
+    bases += [(location, digests.get(name)) for name, location in settings.controls.items()]
     for location, digest in bases:
         base = _input(base_name(location, account), "", digest)
         kind = dataset_type_dataset.DatasetTypeDatasetFacet(datasetType="MODEL")

@@ -1,10 +1,12 @@
 """Concepts for programs and notebooks: trained, saved and loaded."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from perfusion_ops.api.files import content
 from perfusion_ops.base_model import Base
@@ -12,6 +14,7 @@ from perfusion_ops.concept import Concept, read_concept, write_concept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.training.examples import make_example
+from perfusion_ops.training.start_file import StartFileError, read_start
 from perfusion_ops.training.trainer import Trainer, TrainingDivergedError
 
 Photo = Image.Image | str | Path
@@ -24,6 +27,7 @@ def train_concept(
     photos: Sequence[Photo],
     *,
     masks: Sequence[Photo] | None = None,
+    start: bytes | str | Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
     **settings: Any,
 ) -> Concept:
@@ -36,11 +40,14 @@ def train_concept(
         photos: PIL images or local files, of any size. EXIF orientation is applied; colour profiles and transparency
             are not, although a run applies them.
         masks: one greyscale picture per photo and of its size, white where the product is.
+        start: a word embedding of textual inversion, as a local file or its contents, in one of the forms of
+            `perfusion_ops.training.start_file`; the concept's word starts there instead of at the superclass.
         on_step: called after each optimiser step with its number, from 1, and the mean of the latest losses.
         settings: fields of `perfusion_ops.config.TrainingConfig` that differ from the base model's defaults.
 
     Raises:
         TrainingDivergedError: the loss or its gradient is not finite.
+        StartFileError: the file of `start` is no word embedding that fits the base model.
         ValueError: a setting is out of range, there is no photo, or a mask is empty at the size of the latents.
 
     >>> import perfusion_ops
@@ -56,9 +63,11 @@ def train_concept(
     ('mug', torch.Size([128]), torch.Size([800]))
     """
     config = TrainingConfig.model_validate(base.folder.settings.training).overridden(settings)
+    vector = None if start is None else _start(base, start)
     pairs = zip(photos, masks if masks is not None else [None] * len(photos), strict=True)
     opened = ((_opened(photo, "RGB"), None if mask is None else _opened(mask, "L")) for photo, mask in pairs)
-    trainer = Trainer(base, metric, [make_example(base, superclass, opened, config)])
+    example = replace(make_example(base, superclass, opened, config), start=vector)
+    trainer = Trainer(base, metric, [example])
     [state] = trainer.states
 
     def report(_: Trainer) -> None:
@@ -118,6 +127,13 @@ def load_concept(base: Base, metric: Metric, source: bytes | str | Path) -> Conc
         value_width=base.stack.key_rows,
         text_digest=base.folder.text_digest,
     )
+
+
+def _start(base: Base, source: bytes | str | Path) -> Tensor:
+    try:
+        return read_start(content(source), base.texts.widths, base.folder.family.word_tensors)
+    except StartFileError as error:
+        raise StartFileError(f"start: the file {error}") from error
 
 
 def _opened(photo: Photo, mode: str) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept, Spelled
-from perfusion_ops.conditioning import PromptRow, condition, prompt_row
+from perfusion_ops.conditioning import PromptRow, condition, count_chunks, prompt_row
 from perfusion_ops.config import SamplingConfig
+from perfusion_ops.controls.net import Control, ControlNet, prepared
 from perfusion_ops.metric import Metric
-from perfusion_ops.regions import acting, condition_regions, everywhere, has_offsets, is_regional
-from perfusion_ops.rendering import RenderRow, Sampler
+from perfusion_ops.regions import acting, condition_regions, everywhere, has_offsets, is_regional, prompts_of, spelled
+from perfusion_ops.rendering import RenderRow, Sampler, unconditional
 from perfusion_ops.rendering import render as render_rows
 
 
@@ -24,6 +26,9 @@ def render(
     concepts: Sequence[Concept] = (),
     *,
     seeds: Sequence[int] = (0,),
+    control: ControlNet | None = None,
+    control_picture: Image.Image | None = None,
+    control_strength: float = 1.0,
     **settings: Any,
 ) -> list[Image.Image]:
     """Render a prompt, one picture per seed.
@@ -34,12 +39,15 @@ def render(
         prompt: a text with `{0}`, `{1}`, ... for the concepts.
         concepts: the concepts by number.
         seeds: one per picture; the same seed gives the same noise on every device.
+        control: a ControlNet of `perfusion_ops.base_model.load_control`.
+        control_picture: edges, a depth map or a pose, ready made; it is stretched to the size of the pictures.
+        control_strength: factor of what the ControlNet adds, above 0.
         settings: fields of `perfusion_ops.config.SamplingConfig` that differ from the base model's defaults.
 
     Raises:
         PromptTooLongError: the prompt does not fit the text encoder.
         ValueError: a setting is out of range, the prompt names a concept that is not there, two concepts are too alike,
-            or a picture is not finite.
+            a picture is not finite, or a ControlNet has no picture or the other way round.
 
     >>> import perfusion_ops
     >>> base = perfusion_ops.load_base("mini")
@@ -62,7 +70,18 @@ def render(
     positive = _row(prompt, concepts, config)
     everywhere = positive.concepts if config.edit_unconditional else ()
     negative = _row(config.negative_prompt, concepts, config, everywhere)
-    pictures = render_rows(base, metric, [RenderRow(positive, negative, seed) for seed in seeds], sampler)
+    if (control is None) != (control_picture is None):
+        raise ValueError("control and control_picture go together: give both or neither")
+    shown = None
+    read = [*prompts_of(positive), negative]
+    if control is not None and control_picture is not None:
+        shown = Control(control, prepared(control_picture, sampler.width, sampler.height), control_strength)
+        read += [spelled(positive), spelled(negative)]  # a ControlNet reads the superclasses
+    chunks = count_chunks(base, read, config.prompt_chunks)
+    positive, negative = replace(positive, chunks=chunks), replace(negative, chunks=chunks)
+    pictures = render_rows(
+        base, metric, [RenderRow(positive, negative, seed, control=shown) for seed in seeds], sampler
+    )
     for seed, picture in zip(seeds, pictures, strict=True):
         if picture is None:
             raise ValueError(
@@ -84,7 +103,8 @@ def prompt_embeds(
         metric: its metric.
         prompts: one or B texts with `{0}`, `{1}`, ... for the concepts; "" for the usual negative prompt.
         concepts: the concepts by number, the same for all prompts.
-        settings: `bias`, `temperature` and `lock`, as in `render`.
+        settings: `bias`, `temperature` and `lock`, as in `render`; and `prompt_chunks`, the number of chunks that the
+            result has, which must be that of the negative prompts.
 
     Returns:
         Keys and values of all layers, (B, N, R): N tokens, R rows of all key and value projections.
@@ -113,9 +133,66 @@ def prompt_embeds(
     """
     config = _sampling(base, settings)
     texts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [_row(text, concepts, config) for text in texts]
+    rows = [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
     found = condition(base, metric, rows)
     return (everywhere(base, rows, found) if any(map(has_offsets, rows)) else found).kv
+
+
+def pipeline_inputs(
+    base: Base,
+    metric: Metric,
+    prompts: str | Sequence[str],
+    concepts: Sequence[Concept] = (),
+    *,
+    negative_prompt: str = "",
+    **settings: Any,
+) -> dict[str, Any]:
+    """All arguments of an attached diffusers pipeline that say what is drawn, whatever the family of the base model.
+
+    They are what `prompt_embeds` gives for the prompts and for the negative prompt, and the pooled vectors that SDXL
+    takes beside them. An empty negative prompt is what the family takes for it: zeros for SDXL as it is published.
+    Concepts of recipe `offset` act at every pixel, as in `prompt_embeds`.
+
+    Args:
+        base: the result of `attach`.
+        metric: its metric.
+        prompts: one or B texts with `{0}`, `{1}`, ... for the concepts.
+        concepts: the concepts by number, the same for all prompts.
+        negative_prompt: of all prompts; it may name concepts as well.
+        settings: as in `prompt_embeds`.
+
+    Returns:
+        Arguments of the pipeline's call.
+
+    Raises:
+        PromptTooLongError: a prompt does not fit the text encoder.
+        ValueError: as `render`.
+
+    >>> import perfusion_ops, torch
+    >>> from diffusers import StableDiffusionPipeline
+    >>> from perfusion_ops.mini import base_folder
+    >>> pipeline = StableDiffusionPipeline.from_pretrained(base_folder(), dtype=torch.float32)
+    >>> base = perfusion_ops.attach(pipeline, base_folder())
+    >>> metric = perfusion_ops.estimate_metric(base, 2000)
+    >>> inputs = perfusion_ops.pipeline_inputs(base, metric, "a photo of a mug in the snow")
+    >>> sorted(inputs)
+    ['negative_prompt_embeds', 'prompt_embeds']
+    >>> pipeline(**inputs, num_inference_steps=4).images[0].size
+    (64, 64)
+    """
+    config = _sampling(base, settings)
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    rows = [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
+    against = replace(_row(negative_prompt, concepts, config), chunks=config.prompt_chunks)
+    found = condition(base, metric, rows)
+    found = everywhere(base, rows, found) if any(map(has_offsets, rows)) else found
+    negative = unconditional(base, metric, [against] * len(rows))
+    family = base.folder.family
+    return {
+        **family.given("", found.kv, found.extra),
+        **family.given("negative_", negative.kv, negative.extra),
+        **family.call,
+    }
 
 
 @contextmanager
@@ -139,7 +216,8 @@ def regional_embeds(
         prompts: one or B texts with `{0}`, `{1}`, ... for the concepts.
         concepts: the concepts by number, the same for all prompts.
         steps: the pipeline's `num_inference_steps`.
-        settings: `bias`, `temperature`, `lock`, `combine` and `strength`, as in `render`.
+        settings: `bias`, `temperature`, `lock`, `combine` and `strength`, as in `render`; and `prompt_chunks`, as in
+            `prompt_embeds`.
 
     Yields:
         Keys and values of all layers, (B, N, R), as `prompt_embeds`.
@@ -171,7 +249,8 @@ def regional_embeds(
     (64, 64)
     """
     config = _sampling(base, settings)
-    rows = [_row(text, concepts, config) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    rows = [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
     regional = [is_regional(row) for row in rows]
     if any(regional) != all(regional):
         raise ValueError("some prompts name one concept and others several: use one `with` block for each of the kinds")

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from perfusion_ops.base.schedules import PREDICTIONS
 from perfusion_ops.config import Frozen, SamplingConfig, TrainingConfig
 from perfusion_ops.errors import UsageError
-from perfusion_ops.families.family import Family
+from perfusion_ops.families.family import INPAINT, TEXT, Family
 from perfusion_ops.families.registry import FAMILIES
 from perfusion_ops.families.stable_diffusion import STABLE_DIFFUSION
 
@@ -110,6 +110,7 @@ class BaseFolder:
         family: what kind of model it is.
         text_digest: hex sha256 over its text encoders and tokenizers, with what its settings change of them.
         index: values of model_index.json that its family asks for.
+        drawn_by: which of its family's pipelines draws with its denoiser.
     """
 
     path: Path
@@ -120,6 +121,27 @@ class BaseFolder:
     family: Family = STABLE_DIFFUSION
     text_digest: str = ""
     index: dict[str, Any] = field(default_factory=dict)
+    drawn_by: str = TEXT
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether its denoiser is also given a mask, and the photo around it."""
+        return self.drawn_by == INPAINT
+
+    @property
+    def title(self) -> str:
+        """What kind of model it is, for messages."""
+        return f"{self.family.title} for inpainting" if self.inpaints else self.family.title
+
+    @property
+    def rescales(self) -> bool:
+        """Whether its pipeline takes `guidance_rescale`."""
+        return self.drawn_by in self.family.rescales
+
+    @property
+    def pools_superclasses(self) -> bool:
+        """Whether the denoiser is given a pooled vector, of the prompt with superclasses in the concepts' place."""
+        return self.settings.pooled == "superclass" and any(text.pooled for text in self.family.texts)
 
     @property
     def metric_digest(self) -> str:
@@ -139,7 +161,7 @@ def describe(path: Path) -> BaseFolder:
     index = _read(file)
     family = FAMILIES.get(str(index.get("_class_name")))
     if family is None:
-        known = ", ".join(f"{each.kind} ({each.title})" for each in FAMILIES.values())
+        known = ", ".join(f"{name} ({each.title})" for name, each in FAMILIES.items())
         raise BaseError(f"{path} holds a {index.get('_class_name')}; this version works with {known}")
     for part in family.weight_parts:
         if not list((path / part).glob("*.safetensors")):
@@ -148,7 +170,7 @@ def describe(path: Path) -> BaseFolder:
         if not any((path / text.tokenizer / name).is_file() for name in text.files):
             raise BaseError(f"{path} has no tokenizer: copy the folder {text.tokenizer!r} as well")
     schedule = {**family.schedule, **_schedule(path / "scheduler" / "scheduler_config.json")}
-    check_denoiser(path, family)
+    drawn_by = check_denoiser(path, family)
     settings = _settings(path / "perfusion.json")
     chosen = {name: index.get(name) for name in family.index_settings}
     check_text_settings(path, family, settings)
@@ -156,9 +178,25 @@ def describe(path: Path) -> BaseFolder:
     whole = singles if not chosen else {**singles, "model_index.json": json.dumps(chosen, sort_keys=True)}
     texts = {name: digest for name, digest in singles.items() if name.split("/")[0] in family.text_parts}
     texts |= _text_changes(path, settings, singles)
-    return BaseFolder(
-        path, settings.name or path.name, _joined(whole), settings, schedule, family, _joined(texts), chosen
-    )
+    name = settings.name or path.name
+    return BaseFolder(path, name, _joined(whole), settings, schedule, family, _joined(texts), chosen, drawn_by)
+
+
+def embedding_widths(folder: BaseFolder) -> tuple[int, ...]:
+    """The width of the word embeddings of each text encoder, from its configuration.
+
+    Raises:
+        BaseError: a configuration does not have it.
+    """
+    widths: list[int] = []
+    for text in folder.family.texts:
+        file = folder.path / text.encoder / "config.json"
+        config = _read(file)
+        width = config.get("hidden_size", config.get("d_model"))  # CLIP's, T5's
+        if not isinstance(width, int):
+            raise BaseError(f"{file} has neither hidden_size nor d_model: copy the folder {text.encoder!r} again")
+        widths.append(width)
+    return tuple(widths)
 
 
 def check_text_settings(path: Path, family: Family, settings: BaseSettings) -> None:
@@ -185,8 +223,11 @@ def check_text_settings(path: Path, family: Family, settings: BaseSettings) -> N
             )
 
 
-def check_denoiser(path: Path, family: Family) -> None:
+def check_denoiser(path: Path, family: Family) -> str:
     """Refuse a denoiser with inputs that training does not give.
+
+    Returns:
+        Which of the family's pipelines draws with it.
 
     Raises:
         BaseError: see above; or its configuration is missing or damaged.
@@ -196,10 +237,13 @@ def check_denoiser(path: Path, family: Family) -> None:
         raise BaseError(f"{file} is missing: copy the folder {family.denoiser!r} as well")
     config, latents = _read(file), _read(path / "vae" / "config.json").get("latent_channels", 4)
     channels = config.get("in_channels", latents)
-    if channels != latents:
+    drawn_by = family.drawn_by(channels, latents)
+    if drawn_by is None:
+        known = " or ".join(str(each) for each, of in family.further if of == latents)
         raise BaseError(
-            f"the denoiser of {path} has {channels} input channels and the VAE {latents}: it is a model for inpainting "
-            "or editing, which this version does not train; use the base model that it was made from"
+            f"the denoiser of {path} has {channels} input channels and the VAE {latents}: it is a model for editing or "
+            f"the like, which this version does not train; use one with {latents} channels"
+            + (f", or with {known} for inpainting" if known else "")
         )
     kinds = [config.get(name) for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")]
     if any(kind is not None for kind in kinds):
@@ -212,6 +256,7 @@ def check_denoiser(path: Path, family: Family) -> None:
             f"the denoiser of {path} has addition_embed_type {config.get('addition_embed_type')!r}: "
             f"a model of {family.title} has {' or '.join(map(repr, family.addition))}"
         )
+    return drawn_by
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def export(
             raise ExportError(f"{name} has the linear gate, which a LoRA applies exactly: export it with --to lora")
     concept_file = portable_file(base, metric, gating, origin)
     if form is Form.DIFFUSERS:
-        kind = base.folder.family.pipelines["text"]
+        kind = base.folder.family.pipelines[base.folder.drawn_by]
         code = _code("diffusers/pipeline.py").replace(_ORDINARY, kind)
         return Exported({"pipeline.py": code.encode(), "concepts.safetensors": concept_file}, None)
     node = "custom_nodes/perfusion"

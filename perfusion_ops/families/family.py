@@ -10,6 +10,10 @@ from typing import Any
 POOLED = "pooled"  # one vector of a whole prompt, beside the encodings of its tokens
 MASK = "mask"  # which positions of a prompt hold tokens
 
+# Which of a family's pipelines draws.
+TEXT = "text"  # its denoiser is given noisy latents and text
+INPAINT = "inpaint"  # also a mask, and the latents of a photo that is grey where the mask is 1
+
 
 @dataclass(frozen=True)
 class Text:
@@ -65,10 +69,13 @@ class Family:
 
     Attributes:
         kind: `_class_name` in the folder's model_index.json.
+        also: further names of pipelines that have the same parts.
         title: the family's name in messages.
         texts: its text encoders; their encodings are joined side by side.
         pipelines: the diffusers class that draws, by task; every family has `text`.
         denoiser: the folder's part with the denoiser.
+        further: which pipeline draws with a denoiser that has further input channels, by its number of channels and
+            that of the latents.
         arguments: the pipeline's argument for each extra of a conditioning, such as `pooled`.
         added: the denoiser's own arguments in training, from the extras and the time ids of the photos.
         addition: the kinds of `addition_embed_type` that the denoiser may have.
@@ -78,7 +85,7 @@ class Family:
         call: of each call of the pipeline.
         regional: whether concepts can be restricted to where their product is (`perfusion_ops.regions`).
         loras: whether LoRA files can be fused into it.
-        rescales: whether the pipelines that draw pictures take `guidance_rescale`.
+        rescales: the pipelines of pictures that take `guidance_rescale`.
         schedule: values of scheduler_config.json that a folder without them is taken to have.
         index_settings: values of model_index.json that decide what is drawn.
         zero_negative: the value of them that says that the empty negative prompt is zero.
@@ -91,7 +98,9 @@ class Family:
     title: str
     texts: tuple[Text, ...]
     pipelines: Mapping[str, str]
+    also: tuple[str, ...] = ()
     denoiser: str = "unet"
+    further: Mapping[tuple[int, int], str] = field(default_factory=dict)
     arguments: Mapping[str, str] = field(default_factory=dict)
     added: Callable[[Mapping[str, Any], Any], dict[str, Any]] = _nothing
     addition: tuple[str | None, ...] = (None,)
@@ -101,7 +110,7 @@ class Family:
     call: Mapping[str, Any] = field(default_factory=dict)
     regional: bool = True
     loras: bool = True
-    rescales: bool = True
+    rescales: tuple[str, ...] = (TEXT, INPAINT)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     index_settings: tuple[str, ...] = ()
     zero_negative: str | None = None
@@ -112,6 +121,11 @@ class Family:
     def weights_words(self) -> bool:
         """Whether words of a prompt can have weights: an empty prompt has all positions."""
         return not any(text.masked for text in self.texts)
+
+    @property
+    def word_tensors(self) -> tuple[str, ...]:
+        """The tensor of a word embedding's file for each text encoder, in other programs; empty if they have none."""
+        return self.foreign.embeddings if self.foreign else ()
 
     @property
     def text_parts(self) -> tuple[str, ...]:
@@ -127,6 +141,15 @@ class Family:
     def parts(self) -> tuple[str, ...]:
         """All parts of the folder that decide what is drawn."""
         return tuple(sorted((*self.text_parts, self.denoiser, "scheduler", "vae")))
+
+    def drawn_by(self, channels: int, latents: int) -> str | None:
+        """Which pipeline draws with a denoiser of this many input channels; None if no one does.
+
+        Args:
+            channels: that the denoiser takes.
+            latents: channels of the latents.
+        """
+        return TEXT if channels == latents else self.further.get((channels, latents))
 
     def given(self, prefix: str, kv: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments for one conditioning.

@@ -39,6 +39,6 @@ PIXART_SIGMA = Family(
     call={"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None},
     regional=False,
     loras=False,
-    rescales=False,
+    rescales=(),
     schedule={"clip_sample": False},  # its folders name a sampler that clips nothing; DDIM would clip the latents
 )

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, whose last hidden state the denoiser is given."""
 
-from perfusion_ops.families.family import Family, Foreign, Text
+from perfusion_ops.families.family import INPAINT, TEXT, Family, Foreign, Text
 
 STABLE_DIFFUSION = Family(
     kind="StableDiffusionPipeline",
@@ -13,7 +13,10 @@ STABLE_DIFFUSION = Family(
         "control": "StableDiffusionControlNetPipeline",
         "video": "AnimateDiffPipeline",
     },
+    also=("StableDiffusionInpaintPipeline",),
+    further={(9, 4): INPAINT},
     options={"safety_checker": None},
+    rescales=(TEXT,),
     # Metrics of this family are bound to the whole folder: the keys of existing concepts contain that digest.
     shares_metric=False,
     foreign=Foreign(

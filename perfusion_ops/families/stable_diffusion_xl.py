@@ -8,7 +8,7 @@ vector of the second one, and six time ids: original height and width, top and l
 from collections.abc import Mapping
 from typing import Any
 
-from perfusion_ops.families.family import POOLED, Family, Foreign, Text
+from perfusion_ops.families.family import INPAINT, POOLED, Family, Foreign, Text
 
 
 def _added(extra: Mapping[str, Any], time_ids: Any) -> dict[str, Any]:
@@ -28,6 +28,8 @@ STABLE_DIFFUSION_XL = Family(
         "inpaint": "StableDiffusionXLInpaintPipeline",
         "control": "StableDiffusionXLControlNetPipeline",
     },
+    also=("StableDiffusionXLInpaintPipeline",),
+    further={(9, 4): INPAINT},
     arguments={POOLED: "pooled_prompt_embeds"},
     added=_added,
     addition=("text_time",),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops.base.folder import BaseFolder
+from perfusion_ops.base.folder import BaseError, BaseFolder
 from perfusion_ops.base_model import drop_last_layers, fuse_loras, quiet_libraries
 from perfusion_ops.text import encode, tokenize, words
 
@@ -56,8 +56,10 @@ def load_parts(folder: BaseFolder, *, device: str = "cpu") -> Parts:
         device: a torch device.
 
     Raises:
-        BaseError: a LoRA of the folder cannot be fused.
+        BaseError: a LoRA of the folder cannot be fused, or it is a model for inpainting.
     """
+    if folder.inpaints:
+        raise BaseError(f"{folder.path} is a model for inpainting, on which methods are not compared: use a plain one")
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     with quiet_libraries():

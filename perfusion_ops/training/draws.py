@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from perfusion_ops.training.holes import WHOLE
 from perfusion_ops.training.state import Example
 
 
@@ -18,6 +19,7 @@ class Draw:
         template: which training prompt.
         timestep: of the noise schedule.
         noise: (C, h, w) standard normal.
+        hole: which of the example's further inputs; None if it has none.
     """
 
     concept: int
@@ -25,6 +27,7 @@ class Draw:
     template: int
     timestep: int
     noise: Tensor
+    hole: int | None = None
 
 
 def draw_rows(
@@ -55,7 +58,12 @@ def draw_rows(
         images = [turns[place % photos] for place in order]
     noise = torch.randn((rows, *shape), generator=generator)
     mirrored = [photos if config.flip and flip else 0 for flip in flips]
+    places = [image + shift for image, shift in zip(images, mirrored, strict=True)]
+    holes: list[int | None] = [None] * rows
+    if example.further is not None:
+        whole = torch.randint(WHOLE, (rows,), generator=generator).eq(0).tolist()
+        holes = [len(example.latents) if every else place for every, place in zip(whole, places, strict=True)]
     return [
-        Draw(concept, image + shift, template, step, noise[row])
-        for row, (image, shift, template, step) in enumerate(zip(images, mirrored, chosen, steps, strict=True))
+        Draw(concept, place, template, step, noise[row], hole)
+        for row, (place, template, step, hole) in enumerate(zip(places, chosen, steps, holes, strict=True))
     ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.errors import PerfusionError
+from perfusion_ops.training.holes import hole_inputs
 from perfusion_ops.training.state import Example
 
 _ENCODE_BATCH = 8
@@ -37,9 +38,11 @@ def make_example(
     """
     side = base.resolution
     squared: list[tuple[Tensor, Tensor]] = []
+    masked: list[bool] = []
     time_ids: list[tuple[int, ...]] = []
     for picture, mask in photos:
         time_ids.append((picture.height, picture.width, *crop_corner(picture, side, config.fit), side, side))
+        masked.append(mask is not None)
         weight = mask or Image.new("L", picture.size, 255)
         squared.append(
             (
@@ -54,8 +57,12 @@ def make_example(
         # Mirrored pictures follow the others. They are encoded because mirroring a latent is not the same.
         batch, weights = torch.cat([batch, batch.flip(3)]), torch.cat([weights, weights.flip(3)])
     latents = torch.cat([encode_pictures(base, part) for part in batch.split(_ENCODE_BATCH)]).cpu()
-    ids = torch.tensor(time_ids * (2 if config.flip else 1), dtype=torch.float32)
-    return Example(superclass, latents, loss_masks(weights, *latents.shape[-2:]), config, ids)
+    times = 2 if config.flip else 1
+    ids = torch.tensor(time_ids * times, dtype=torch.float32)
+    further = None
+    if base.folder.inpaints:
+        further = hole_inputs(base, batch, weights, torch.tensor(masked * times))
+    return Example(superclass, latents, loss_masks(weights, *latents.shape[-2:]), config, ids, further)
 
 
 def square(picture: Image.Image, side: int, fit: str) -> Image.Image:

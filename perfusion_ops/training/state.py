@@ -24,6 +24,9 @@ class Example:
         config: the concept's settings.
         time_ids: (n, 6) float32: height and width of the photo, top and left of its crop, height and width of the
             square; for families whose denoiser is told them.
+        further: (n + 1, 1 + C, h, w) float32: further input channels of a model for inpainting, for each latent, and
+            last for a hole of the whole picture (`perfusion_ops.training.holes`).
+        start: (E,): where v* starts, instead of at the superclass.
     """
 
     superclass: str
@@ -31,6 +34,8 @@ class Example:
     masks: Tensor
     config: TrainingConfig
     time_ids: Tensor | None = None
+    further: Tensor | None = None
+    start: Tensor | None = None
 
 
 @dataclass
@@ -113,7 +118,9 @@ def start(base: Base, example: Example) -> ConceptState:
 
     v* is the mean of the superclass's sub-token embeddings; i_super is the encoding of its last sub-token, averaged
     over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked. Under recipe
-    `offset`, v* is the mean of all words' embeddings, and the offset is zero.
+    `offset`, v* is the mean of all words' embeddings, and the offset is zero. If the example has a `start`, v* is that
+    vector. Under recipe `paper`, i* is then the encoding of this word, averaged in the same way, and o_V = W_V i*: the
+    first picture has the word's own values, and keys of the superclass. Under recipe `offset` all else is the same.
     """
     subtokens = words(base.tokenizer, example.superclass)
     if not subtokens:
@@ -129,14 +136,28 @@ def start(base: Base, example: Example) -> ConceptState:
     values = base.stack.values.to(working) @ superclass_input
     keys = base.stack.keys.to(working) @ superclass_input
     offset = example.config.recipe == "offset"
+    embedding, target_input = base.texts.embeddings(None if offset else subtokens), superclass_input.clone()
+    if example.start is not None:
+        embedding = example.start.to(embedding).clone()
+        if not offset:
+            target_input = _encoding_of(base, embedding)
+            values = base.stack.values.to(working) @ target_input
     return ConceptState(
-        embedding=nn.Parameter(base.texts.embeddings(None if offset else subtokens)),
+        embedding=nn.Parameter(embedding),
         value_target=nn.Parameter(torch.zeros_like(values) if offset else values),
         key_target=nn.Parameter(keys) if example.config.lock == "trained" and not offset else None,
-        target_input=superclass_input.clone(),
+        target_input=target_input,
         superclass_input=superclass_input,
         generator=torch.Generator().manual_seed(example.config.seed),
     )
+
+
+def _encoding_of(base: Base, embedding: Tensor) -> Tensor:
+    """The encoding (D,) of a word by its embedding (E,), averaged over the training templates."""
+    rows = [base.texts.tokenize(template.format("{0}")) for template in base.folder.settings.templates]
+    places = torch.tensor([row.slots.index(0) for row in rows])
+    encodings = base.texts.encode(rows, embedding.expand(len(rows), 1, -1)).encodings
+    return encodings[torch.arange(len(rows)), places].mean(0)
 
 
 def superclass_prompts(base: Base, superclass: str) -> list[Tokens]:

@@ -199,6 +199,8 @@ class Trainer:
         noise = torch.stack([draw.noise for draw in draws]).to(latents)
         timesteps = torch.tensor([draw.timestep for draw in draws], device=device)
         noisy = self._noise.add_noise(latents, noise, timesteps).to(self.base.dtype)
+        further = self._further(draws)
+        noisy = noisy if further is None else torch.cat([noisy, further], 1)
         told = conditioning.rows(row_pair)
         added = self.base.folder.family.added(told.extra, self._time_ids(draws))
         predicted = self.base.denoiser(noisy, timestep=timesteps, encoder_hidden_states=told.kv, **added).sample
@@ -248,6 +250,18 @@ class Trainer:
             )
         typed = {name: each.to(self.base.dtype) if each.is_floating_point() else each for name, each in extra.items()}
         return Conditioning(project(kept, gates, outputs, self.base.stack.weight), typed), own
+
+    def _further(self, draws: Sequence[Draw]) -> Tensor | None:
+        """Further input channels (B, 1 + C, h, w) of the rows, for a denoiser that has them."""
+        if not self.base.folder.inpaints:
+            return None
+        rows: list[Tensor] = []
+        for draw in draws:
+            further = self.examples[draw.concept].further
+            if further is None or draw.hole is None:
+                raise ValueError("the base model is for inpainting, and the example was made with another one")
+            rows.append(further[draw.hole])
+        return torch.stack(rows).to(self.base.device, self.base.dtype)
 
     def _time_ids(self, draws: Sequence[Draw]) -> Tensor | None:
         """Size and crop (B, 6) of the rows' photos, for a denoiser that is told them."""

@@ -6,7 +6,7 @@ cache, and only its safetensors and configuration files are copied.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def find_base(source: str, options: Mapping[str, object] | None = None) -> BaseF
     if source == "mini":
         return describe(base_folder())
     if "://" in source and not source.startswith("file://"):
-        return describe(_copy(source, options))
+        return describe(copied(source, options, _wanted, "base model"))
     if mistyped := mistyped_uri(source):
         raise BaseError(f"there is no base model {source!r}: {mistyped}")
     local = Path(source.removeprefix("file://")).expanduser()
@@ -48,19 +48,35 @@ def find_base(source: str, options: Mapping[str, object] | None = None) -> BaseF
     raise BaseError(f"there is no base model {source!r}: give 'mini', a folder, an object-store URI or a hub id")
 
 
-def _copy(uri: str, options: Mapping[str, object] | None) -> Path:
+def _wanted(filesystem: Any, root: str) -> list[str]:
+    """The files of a base model in a folder of an object store."""
+    found = [f"{root}/model_index.json"]
+    if filesystem.exists(f"{root}/perfusion.json"):
+        found.append(f"{root}/perfusion.json")
+    for part in (*PARTS, "loras"):
+        found += [file for file in filesystem.find(f"{root}/{part}") if file.endswith(_SUFFIXES)]
+    return found
+
+
+def copied(uri: str, options: Mapping[str, object] | None, wanted: Callable[[Any, str], list[str]], what: str) -> Path:
+    """A folder of an object store, copied into the user's cache unless it is there.
+
+    Args:
+        uri: of the folder.
+        options: fsspec options, for one filesystem or grouped by scheme.
+        wanted: gives the paths of its files that are copied, from the filesystem and the folder's path there.
+        what: it is, for the message.
+
+    Raises:
+        BaseError: it cannot be copied.
+    """
     try:
         target = cache_folder() / "bases" / _cache_name(uri, options)
         done = target / ".complete"
         if done.exists():
             return target
         filesystem, root = open_location(absolute_uri(uri), options)
-        wanted = [f"{root}/model_index.json", f"{root}/perfusion.json"]
-        for part in (*PARTS, "loras"):
-            wanted += [file for file in filesystem.find(f"{root}/{part}") if file.endswith(_SUFFIXES)]
-        for file in wanted:
-            if file.endswith("/perfusion.json") and not filesystem.exists(file):
-                continue
+        for file in wanted(filesystem, root):
             local = target / file[len(root) :].lstrip("/")
             local.parent.mkdir(parents=True, exist_ok=True)
             partial = local.with_name(local.name + f".{os.getpid()}.partial")
@@ -68,9 +84,9 @@ def _copy(uri: str, options: Mapping[str, object] | None) -> Path:
             partial.replace(local)
         done.touch()
     except StorageError as error:
-        raise BaseError(f"the base model {uri} cannot be copied: {error}") from error
+        raise BaseError(f"the {what} {uri} cannot be copied: {error}") from error
     except Exception as error:  # cloud packages raise types of their own
-        raise BaseError(f"the base model {uri} cannot be copied: {explain(error, 'read', uri)}") from error
+        raise BaseError(f"the {what} {uri} cannot be copied: {explain(error, 'read', uri)}") from error
     return target
 
 

@@ -40,8 +40,8 @@ def measure_concepts(connection: duckdb.DuckDBPyConnection, counter: TokenCounte
     Args:
         connection: of a PlanDB with `concept_keys` filled.
         counter: of the base model; None leaves the tokens null.
-        wanted: whether superclasses must be counted: a prompt has lock 'global', a concept has the recipe
-            'offset', or concepts are combined 'regional'.
+        wanted: whether superclasses must be counted: a prompt has lock 'global' or a ControlNet, a concept has the
+            recipe 'offset', concepts are combined 'regional', or the base model has a pooled vector.
     """
     connection.execute("CREATE OR REPLACE TEMP TABLE superclass_lengths (superclass VARCHAR, tokens INTEGER)")
     if counter and wanted:
@@ -202,21 +202,28 @@ FROM (
 WHERE count > $limit
 """
 
+# Positions that may stay empty where a prompt is divided into chunks, because a concept is not divided
+# (`perfusion_ops.base.chunks`). Parameter: the tokens of the longest concept of the prompt.
+SLACK = "($chunks - 1) * (greatest(coalesce({}, 1), 1) - 1)"
+
 # What is wrong with a render, as a number. Columns: lock, untrained (the first concept without trained keys),
 # prompt_count and negative_count (tokens with superclasses instead of placeholders), own_count and negative_own_count
 # (tokens with what each concept's recipe writes in its placeholder's place), regional and apart_count (whether each
-# concept is encoded in a text of its own, and the tokens of the longest of them).
+# concept is encoded in a text of its own, and the tokens of the longest of them), slack (see `SLACK`).
 FLAW = """
 CASE WHEN lock = 'trained' AND untrained IS NOT NULL THEN 1
-    WHEN lock = 'global' AND prompt_count > $limit THEN 2
-    WHEN own_count > $limit AND NOT regional THEN 3
-    WHEN regional AND apart_count > $limit THEN 6
-    WHEN lock = 'global' AND negative_count > $limit THEN 4
-    WHEN negative_own_count > $limit THEN 5 END
+    WHEN lock = 'global' AND prompt_count > $limit - slack THEN 2
+    WHEN own_count > $limit - slack AND NOT regional THEN 3
+    WHEN regional AND apart_count > $limit - slack THEN 6
+    WHEN lock = 'global' AND negative_count > $limit - slack THEN 4
+    WHEN negative_own_count > $limit - slack THEN 5
+    WHEN ($pooled OR control IS NOT NULL) AND prompt_count > $limit - slack THEN 7
+    WHEN ($pooled OR control IS NOT NULL) AND negative_count > $limit - slack THEN 8 END
 """
 
 
 _GLOBAL = "lock ''global'' reads superclasses instead of placeholders", ", or use lock ''local''"
+_SPELT = "the pooled vector or the ControlNet is given superclasses instead of placeholders", ""
 _OWN = "recipe ''offset'' writes the superclass after each placeholder", ""
 _REGIONAL = (
     "render.combine ''regional'' reads superclasses instead of placeholders",
@@ -229,14 +236,14 @@ def _too_long(column: str, count: str, why: tuple[str, str]) -> str:
     return f"""'{column} has ' || {count} || ' tokens with start and end for '
         || CASE len(named) WHEN 1 THEN 'concept ' ELSE 'concepts ' END
         || array_to_string(list_transform(named, lambda id: '''' || id || ''''), ', ')
-        || ': {reason}, and the base model reads ' || $limit
+        || ': {reason}, and the base model reads ' || ($limit - slack)
         || ' tokens; shorten the superclass or ' || shown({column}) || '{remedy}'"""
 
 
 # The verdict on a render by its `flaw`; `named` are the ids of its concepts.
 FLAWED = f"""
 CASE WHEN flaw = 1 THEN '{Code.OUT_OF_RANGE}' WHEN flaw > 1 THEN '{Code.PROMPT_TOO_LONG}' END AS error_code,
-CASE WHEN flaw = 1 THEN 'lock' WHEN flaw IN (2, 3, 6) THEN 'prompt' WHEN flaw IN (4, 5) THEN 'negative_prompt' END
+CASE WHEN flaw = 1 THEN 'lock' WHEN flaw IN (2, 3, 6, 7) THEN 'prompt' WHEN flaw IN (4, 5, 8) THEN 'negative_prompt' END
     AS error_column,
 CASE flaw
     WHEN 1 THEN 'lock is ''trained'', but concept ''' || untrained || ''' learns no keys of its own: '
@@ -245,5 +252,7 @@ CASE flaw
     WHEN 3 THEN {_too_long("prompt", "own_count", _OWN)}
     WHEN 4 THEN {_too_long("negative_prompt", "negative_count", _GLOBAL)}
     WHEN 5 THEN {_too_long("negative_prompt", "negative_own_count", _OWN)}
-    WHEN 6 THEN {_too_long("prompt", "apart_count", _REGIONAL)} END AS error_message
+    WHEN 6 THEN {_too_long("prompt", "apart_count", _REGIONAL)}
+    WHEN 7 THEN {_too_long("prompt", "prompt_count", _SPELT)}
+    WHEN 8 THEN {_too_long("negative_prompt", "negative_count", _SPELT)} END AS error_message
 """

@@ -42,6 +42,7 @@ class Code(StrEnum):
     TOO_MANY_IMAGES = "too_many_images"
     MASKS_MISMATCH = "masks_mismatch"
     BAD_TRAIN_OVERRIDE = "bad_train_override"
+    BAD_START = "bad_start"
     EMPTY_PROMPT = "empty_prompt"
     BAD_PLACEHOLDER = "bad_placeholder"
     NO_PLACEHOLDER = "no_placeholder"
@@ -136,6 +137,7 @@ MEANING: dict[Code, str] = {
     Code.TOO_MANY_IMAGES: "The concept has more photos than one training takes: keep the best of them.",
     Code.MASKS_MISMATCH: "Masks and photos do not match: give one mask per photo, of the same size, or none.",
     Code.BAD_TRAIN_OVERRIDE: "The row's `train` has an unknown setting or a value that is not allowed: correct it.",
+    Code.BAD_START: "The file of the row's `start` is no word embedding that fits the base model: give another one.",
     Code.EMPTY_PROMPT: "The prompt has no text: write one.",
     Code.BAD_PLACEHOLDER: (
         "The braces in the prompt are not a placeholder: write {product}, {product.column} or {a-concept-id}."
@@ -167,7 +169,9 @@ MEANING: dict[Code, str] = {
     Code.PROMPT_TOO_LONG: "The prompt has more tokens than the base model reads: shorten it.",
     Code.CONCEPTS_ALIKE: "Two concepts of the prompt learned the same: train longer, or on photos that differ more.",
     Code.TRAINING_DIVERGED: "Training diverged: lower its `lr_value`.",
-    Code.WEIGHTS_INVALID: "A stored concept failed its checks and was not used: run again to train it again.",
+    Code.WEIGHTS_INVALID: (
+        "A stored concept or a ControlNet failed its checks and was not used: run again, or copy the ControlNet again."
+    ),
     Code.RENDER_NOT_FINITE: "The render has values that are not finite: run again in full precision.",
     Code.OUT_OF_MEMORY: "The row does not fit into the accelerator's memory, even alone: ask for a smaller size.",
     Code.WORKER_DIED: "The row killed its worker more than once, alone: read the run's log before a retry.",

@@ -57,9 +57,9 @@ def metric_key(*, base_digest: str, metric: MetricConfig, captions_sha256: str |
 def install(connection: duckdb.DuckDBPyConnection) -> None:
     """Give a connection the macros of this module.
 
-    - `concept_key(base_digest, metric_key, settings, superclass, images, masks)`: 64 hex digits. `settings` is the text
-      of `settings_json`. `images` and `masks` are lists of `key_picture` of equal length, in any order; `masks` may be
-      null.
+    - `concept_key(base_digest, metric_key, settings, superclass, images, masks, start)`: 64 hex digits. `settings` is
+      the text of `settings_json`. `images` and `masks` are lists of `key_picture` of equal length, in any order;
+      `masks` may be null. `start` is the sha256 of the file that the training starts from; null adds nothing.
     - `key_picture(sha256, reading)`: the field of one photo or mask: its digest, and after a colon how its pixels are
       read, if that is not the plain way (`pipeline.inputs.headers.Reading`).
     - `render_material(...)`: canonical text of everything that determines a render except its seed. It is
@@ -102,10 +102,11 @@ CREATE OR REPLACE TEMP MACRO key_texts(items) AS
 CREATE OR REPLACE TEMP MACRO normalise_superclass(superclass) AS
     trim(regexp_replace(superclass, '{_SPACE}', ' ', 'g'), ' ');
 CREATE OR REPLACE TEMP MACRO key_picture(sha256, reading) AS sha256 || coalesce(':' || nullif(reading, ''), '');
-CREATE OR REPLACE TEMP MACRO concept_key(base_digest, metric_key, settings, superclass, images, masks) AS sha256(
+CREATE OR REPLACE TEMP MACRO concept_key(base_digest, metric_key, settings, superclass, images, masks, start) AS sha256(
     '{_CONCEPT}' || key_text(base_digest) || key_text(metric_key) || key_text(settings)
     || key_text(normalise_superclass(superclass))
     || key_texts(list_sort(list_transform(images, lambda image, i: key_text(image) || key_text(masks[i]))))
+    || CASE WHEN start IS NULL THEN '' ELSE key_text('start ' || start) END
 );
 CREATE OR REPLACE TEMP MACRO render_concepts(base_digest, concepts, modes) AS
     key_text(base_digest) || key_texts(concepts)

@@ -33,7 +33,7 @@ def checkpoint_path(concept_key: str) -> str:
 
 
 def image_path(render_key: str, image_format: str = "png") -> str:
-    """File of a render key (64 hex digits). A key belongs to one format: png or webp."""
+    """File of a render key (64 hex digits). A key belongs to one format: png, webp or mp4."""
     return f"images/{render_key[:2]}/{render_key}.{image_format}"
 
 

@@ -140,7 +140,7 @@ RESERVED_COLUMNS = frozenset(
         *RENDERS.names,
         *PATH_COLUMNS,
         # the manifests' own columns
-        *("concept_id", "superclass", "images", "masks", "train"),
+        *("concept_id", "superclass", "images", "masks", "train", "start"),
         *("prompt", "where", "seed", "num_images", "negative_prompt", "bias", "temperature", "lock"),
         *("width", "height", "steps", "guidance", "scheduler"),
         *("scene", "scene_mask", "scene_box", "scene_strength", "keep", "keep_photo"),

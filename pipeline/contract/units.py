@@ -16,7 +16,7 @@ MESSAGE_BYTES = 500  # of an outcome's message in UTF-8
 
 @dataclass(frozen=True)
 class InputImage:
-    """One photo as planned: its address and the sha256 (hex) that its bytes must have.
+    """One photo, or another file, as planned: its address and the sha256 (hex) that its bytes must have.
 
     `uri` may be a pre-signed address, which is a secret: it is not in the repr.
     """
@@ -27,7 +27,7 @@ class InputImage:
 
 @dataclass(frozen=True)
 class ConceptTask:
-    """Train one concept and store it under its key."""
+    """Train one concept and store it under its key; `start` is the file of the word embedding that it starts from."""
 
     key: str
     concept_id: str
@@ -35,6 +35,7 @@ class ConceptTask:
     images: tuple[InputImage, ...]
     masks: tuple[InputImage, ...]
     training: TrainingConfig
+    start: InputImage | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ CREATE TABLE concepts (
     images STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR)[],
     masks STRUCT(uri VARCHAR, sha256 VARCHAR, reading VARCHAR)[],
     train VARCHAR,              -- JSON object of the row's overrides of TrainingConfig
+    start STRUCT(uri VARCHAR, sha256 VARCHAR),  -- file of the word embedding that the training starts from
     error_code VARCHAR, error_column VARCHAR, error_message VARCHAR
 );
 CREATE TABLE prompts (

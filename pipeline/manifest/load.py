@@ -25,7 +25,7 @@ from pipeline.files.rows import Columns, ListText, Notices
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
-from pipeline.manifest import controls, scenes
+from pipeline.manifest import controls, scenes, starts
 from pipeline.manifest.cells import (
     Check,
     RowReader,
@@ -52,7 +52,7 @@ Out = TypeVar("Out")
 _CHUNK_ROWS = 2048
 
 _CONCEPTS = Columns(
-    known=frozenset({"concept_id", "superclass", "images", "masks", "train"}),
+    known=frozenset({"concept_id", "superclass", "images", "masks", "train", starts.COLUMN}),
     required=frozenset({"concept_id", "superclass", "images"}),
     numbers=frozenset(),
     lists=frozenset({"images", "masks"}),
@@ -84,6 +84,7 @@ _CONCEPT_ROW = pa.schema(
         ("images", _PICTURES),
         ("masks", _PICTURES),
         ("train", pa.string()),
+        ("start", pa.struct([("uri", pa.string()), ("sha256", pa.string())])),
         *_VERDICT,
     ]
 )
@@ -119,6 +120,7 @@ _PROMPT_ROW = pa.schema(
     ]
 )
 
+_CONCEPT_FILES = ("images", "masks", starts.COLUMN)
 _PROMPT_PHOTOS = (*scenes.PHOTOS, *controls.PHOTOS)
 
 # Column of the manifest, column of the table, check; problems are reported in this order.
@@ -186,6 +188,7 @@ def load_concepts(
     storage_options: Mapping[str, object] | None = None,
     threads: int = 8,
     superclass_check: Callable[[str], None] | None = None,
+    start_check: Callable[[bytes], None] | None = None,
 ) -> ManifestSummary:
     """Check a concepts manifest with its photos, and fill the tables `concepts` and `concepts_extra`.
 
@@ -200,6 +203,8 @@ def load_concepts(
         threads: photos inspected at the same time.
         superclass_check: raises `RowError` for a superclass that the base model cannot read
             (`pipeline.bases.superclasses`); by default only the text is checked.
+        start_check: raises `RowError` for a file that a training on the base model cannot start from
+            (`pipeline.bases.starts`); by default only its size is checked.
 
     Raises:
         ManifestError: the manifest as a whole cannot be used.
@@ -210,7 +215,8 @@ def load_concepts(
     reading = _Reading(db, "concepts", manifest, _CONCEPTS)
     with ThreadPoolExecutor(threads, thread_name_prefix="inspect") as pool:
         check = superclass if superclass_check is None else _superclass_of_base(superclass_check)
-        checked = partial(_concept, images=images, superclass_check=check)
+        begun = starts.StartReader(manifest.folder, limits, storage_options, start_check or (lambda _: None))
+        checked = partial(_concept, images=images, begun=begun, superclass_check=check)
         rows = bounded_map(pool, checked, reading.rows(), 4 * threads)
         _insert(db, "concepts", _CONCEPT_ROW, rows)
     _mark_duplicates(db)
@@ -355,7 +361,7 @@ def _superclass_of_base(check: Callable[[str], None]) -> Check:
     return checked
 
 
-def _concept(row: _Row, images: ImageReader, superclass_check: Check) -> dict[str, Any]:
+def _concept(row: _Row, images: ImageReader, begun: starts.StartReader, superclass_check: Check) -> dict[str, Any]:
     if row.broken:
         return {"row": row.number, "concept_id": _raw(row.cells.get("concept_id")), **_broken(row.broken)}
     reader = RowReader(row.cells)
@@ -368,6 +374,7 @@ def _concept(row: _Row, images: ImageReader, superclass_check: Check) -> dict[st
     problems = reader.problems
     photos, drawn = (_listed(row.cells.get(column), images.exists) for column in ("images", "masks"))
     values["images"], values["masks"] = images.read(photos, drawn, problems)
+    values["start"] = begun.read(row.cells.get(starts.COLUMN), problems)
     for column in ("concept_id", "superclass"):
         values[column] = values[column] or _raw(row.cells.get(column))
     return values | verdict(problems)
@@ -463,7 +470,7 @@ def first_local_picture(manifest: ManifestFiles, *, prompts: bool = False) -> tu
             for batch in read_batches(path, file, _PROMPTS if prompts else _CONCEPTS, Notices("")):
                 for cells in batch.cells:
                     row += 1
-                    for address in _addresses(cells, _PROMPT_PHOTOS if prompts else ("images", "masks")):
+                    for address in _addresses(cells, _PROMPT_PHOTOS if prompts else _CONCEPT_FILES):
                         if address.lower().startswith(("/", "file://")) or (relative_is_local and "://" not in address):
                             return row, address
     return None

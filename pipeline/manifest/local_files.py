@@ -13,8 +13,13 @@ _SAMPLE = 20  # folders of photos that each node is asked for
 _FOLDERS = """
 WITH pictures AS (
     SELECT unnest(list_concat(images, coalesce(masks, [])), recursive := true) FROM concepts WHERE error_code IS NULL
+    UNION ALL BY NAME
+    SELECT unnest([start], recursive := true) FROM concepts WHERE error_code IS NULL AND start IS NOT NULL
     UNION ALL
     SELECT unnest([scene, scene_mask], recursive := true) FROM prompts WHERE error_code IS NULL AND scene IS NOT NULL
+    UNION ALL
+    SELECT unnest([control_picture], recursive := true) FROM prompts
+    WHERE error_code IS NULL AND control_picture IS NOT NULL
 ), files AS (
     SELECT substr(uri, 8) AS path FROM pictures WHERE starts_with(uri, 'file://')
 )

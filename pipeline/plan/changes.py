@@ -1,10 +1,11 @@
 """Why keys are to be done: what is new in a plan, and what replaces a stale result, with the reason.
 
-The place of a render is its prompt, negative prompt, scene, size and index, as in the view `current`. If a planned
-render differs from the current render of its place, the first of these that differs is the reason: the base model, the
-weights of its concepts, the photo of its scene, its settings (seed, sampler, bias, temperature, lock). A render without
-a current one is new, unless its manifest row made a render of the same concepts that is not planned any more: then the
-prompt or the scene changed.
+The place of a render is its prompt, negative prompt, scene, ControlNet and its picture, size and index, and whether it
+is a video, as in the view `current`. If a planned render differs from the current render of its place, the first of
+these that differs is the reason: the base model, the weights of its concepts, the photo of its scene, what its
+ControlNet follows, its settings (seed, sampler, bias, temperature, lock). A render without a current one is new, unless
+its manifest row made a render of the same concepts that is not planned any more: then the prompt, the scene or the
+ControlNet changed.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pipeline.storage.objects import Storage
 from pipeline.tables.views import connect
 
 NEW, LOST, BASE, WEIGHTS, SETTINGS, PROMPT = "new", "object gone", "base", "weights", "settings", "prompt"
-SCENE = "scene"
+SCENE, CONTROL = "scene", "control"
 SUPERCLASS, TRAINING = "superclass", "pictures or training"
 
 
@@ -61,7 +62,9 @@ WHERE k.concept_key NOT IN (SELECT key FROM done WHERE kind = 'concept') GROUP B
 
 _PLANNED_RENDERS = """
 SELECT prompt_row AS manifest_row, image_index, concept_ids, concept_keys, render_key, prompt, negative_prompt, seed,
-    width, height, shown_uri(scene.uri) AS scene, scene.sha256 AS scene_sha256, keep, d.key IS NOT NULL AS done
+    width, height, shown_uri(scene.uri) AS scene, scene.sha256 AS scene_sha256, keep,
+    control, shown_uri(control_picture.uri) AS control_picture, control_picture.sha256 AS control_sha256, frames,
+    d.key IS NOT NULL AS done
 FROM requests LEFT JOIN (SELECT key FROM done WHERE kind = 'render') d ON d.key = render_key
 WHERE error_code IS NULL
 """
@@ -91,24 +94,33 @@ unwanted AS (SELECT * FROM current ANTI JOIN planned_renders USING (render_key, 
 at_place AS (
     SELECT t.render_key, arg_max(o.base_digest = $base_digest, o.seed = t.seed) AS same_base,
         arg_max(o.concept_keys = t.concept_keys, o.seed = t.seed) AS same_weights,
-        arg_max(o.scene_sha256 IS NOT DISTINCT FROM t.scene_sha256, o.seed = t.seed) AS same_scene
+        arg_max(o.scene_sha256 IS NOT DISTINCT FROM t.scene_sha256, o.seed = t.seed) AS same_scene,
+        arg_max(o.control_sha256 IS NOT DISTINCT FROM t.control_sha256, o.seed = t.seed) AS same_control
     FROM to_do t JOIN unwanted o ON o.prompt = t.prompt AND o.negative_prompt = t.negative_prompt
         AND o.scene IS NOT DISTINCT FROM t.scene AND o.keep IS NOT DISTINCT FROM t.keep
+        AND o.control IS NOT DISTINCT FROM t.control AND o.control_picture IS NOT DISTINCT FROM t.control_picture
+        AND (o.frames IS NULL) = (t.frames IS NULL)
         AND o.width IS NOT DISTINCT FROM t.width AND o.height IS NOT DISTINCT FROM t.height
         AND o.image_index = t.image_index
     GROUP BY t.render_key
 ),
 same_row AS (
     SELECT t.render_key, bool_or(o.prompt = t.prompt AND o.negative_prompt = t.negative_prompt AND (
-        o.scene IS DISTINCT FROM t.scene OR o.keep IS DISTINCT FROM t.keep)) AS other_scene
+            o.scene IS DISTINCT FROM t.scene OR o.keep IS DISTINCT FROM t.keep)) AS other_scene,
+        bool_or(o.prompt = t.prompt AND o.negative_prompt = t.negative_prompt AND (
+            o.control IS DISTINCT FROM t.control OR o.control_picture IS DISTINCT FROM t.control_picture
+        )) AS other_control
     FROM to_do t JOIN unwanted o USING (manifest_row, image_index, concept_ids) GROUP BY t.render_key
 )
 SELECT CASE
     WHEN t.render_key IN (SELECT render_key FROM renders WHERE status = 'ok') THEN '{LOST}'
     WHEN NOT a.same_base THEN '{BASE}'
     WHEN NOT a.same_weights THEN '{WEIGHTS}'
-    WHEN NOT a.same_scene OR r.other_scene THEN '{SCENE}'
+    WHEN NOT a.same_scene THEN '{SCENE}'
+    WHEN NOT a.same_control THEN '{CONTROL}'
     WHEN a.same_weights THEN '{SETTINGS}'
+    WHEN r.other_scene THEN '{SCENE}'
+    WHEN r.other_control THEN '{CONTROL}'
     WHEN r.render_key IS NOT NULL THEN '{PROMPT}'
     ELSE '{NEW}' END AS reason, count(*)
 FROM to_do t LEFT JOIN at_place a USING (render_key) LEFT JOIN same_row r USING (render_key)

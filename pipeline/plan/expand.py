@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from perfusion_ops.base.chunks import capacity
 from perfusion_ops.base.schedules import schedule_problem
 from perfusion_ops.base.tokenizer import TokenCounter
 from perfusion_ops.base.weights import fragments
@@ -87,7 +88,7 @@ def plan_concepts(db: PlanDB, *, base_digest: str, metric_key: str, training: Tr
         SELECT c.row, c.concept_id, s.training, concept_key(
             $base_digest, $metric_key, s.training, c.superclass,
             list_transform(c.images, lambda image: key_picture(image.sha256, image.reading)),
-            list_transform(c.masks, lambda mask: key_picture(mask.sha256, mask.reading))
+            list_transform(c.masks, lambda mask: key_picture(mask.sha256, mask.reading)), c.start.sha256
         ) AS concept_key
         FROM concepts c JOIN settings s ON s.train = coalesce(c.train, '{}') WHERE c.error_code IS NULL
         """,
@@ -108,7 +109,9 @@ def plan_requests(
     schedule: Mapping[str, Any] | None = None,
     controls: Mapping[str, str] | None = None,
     motion_digest: str | None = None,
+    most_frames: int | None = None,
     rescales: bool = True,
+    pooled: bool = False,
 ) -> None:
     """Fill `requests` from `prompts`.
 
@@ -121,7 +124,9 @@ def plan_requests(
         schedule: the base model's scheduler_config.json; if None, every sampler is allowed.
         controls: digests of the ControlNets by their names in the spec.
         motion_digest: digest of the motion adapter that draws videos.
+        most_frames: the longest video that it draws.
         rescales: whether a row may have `guidance_rescale`.
+        pooled: whether the base model is also given a pooled vector, for which superclasses replace concepts.
 
     Raises:
         ManifestError: an extra column clashes with a result column or is in both manifests.
@@ -141,8 +146,10 @@ def plan_requests(
     )
     file = {name: defaults.pop(name) for name in ("format", "webp_quality")}
     settings = {name: defaults.pop(name) for name in ("vae_tiling", "prompt_weights")}
+    chunks = defaults.pop("prompt_chunks")
     [(locked,)] = connection.execute(
         "SELECT EXISTS (FROM prompts WHERE error_code IS NULL AND coalesce(lock, ?) = 'global') "
+        "OR EXISTS (FROM prompts WHERE error_code IS NULL AND control IS NOT NULL) "
         "OR EXISTS (FROM points WHERE lock = 'global')",
         [sampling.lock],
     ).fetchall()
@@ -150,14 +157,14 @@ def plan_requests(
         "SELECT EXISTS (FROM concept_keys WHERE training ->> '$.recipe' = 'offset')"
     ).fetchall()
     keeps = scenes.find_photos(connection)
-    measure_concepts(connection, counter, wanted=locked or spelt_out or keeps or combine == "regional")
+    measure_concepts(connection, counter, wanted=locked or spelt_out or keeps or pooled or combine == "regional")
     sampling_sql.name_controls(connection, controls or {})
     connection.execute(POINTS)
     connection.execute(POINT_OF)
     columns = ProductColumns(connection, weighted=sampling.prompt_weights)
     counter = counter.of_weights() if counter and sampling.prompt_weights else counter
     _find_bad_samplers(db, schedule, sampling)
-    limit = counter.limit if counter else NO_LIMIT
+    limit = capacity(counter.limit, chunks) if counter else NO_LIMIT
     [(threads,)] = connection.execute("SELECT current_setting('threads')").fetchall()
     slices = "UNION ALL".join(SLICE.format(slices=threads, slice=number) for number in range(threads))
     for start in range(first, last + 1, _PROMPTS_PER_CHUNK):
@@ -170,9 +177,8 @@ def plan_requests(
             measure_values(connection, counter)
         connection.execute(HINTS, {"pairs": _HINT_PAIRS})
         _find_bad_weights(db, wanted=sampling.prompt_weights)
-        connection.execute(
-            PROBLEMS, {"limit": limit, "negative_prompt": sampling.negative_prompt, "rescales": rescales}
-        )
+        asked = {"negative_prompt": sampling.negative_prompt, "rescales": rescales, "most_frames": most_frames}
+        connection.execute(PROBLEMS, {"limit": limit, **asked})
         connection.execute(PROBLEM_REQUESTS)
         values = {
             "base_digest": base_digest,
@@ -180,6 +186,8 @@ def plan_requests(
             "edit_unconditional": edit_unconditional,
             "strength": strength,
             "limit": limit,
+            "chunks": chunks,
+            "pooled": pooled,
             "motion_digest": motion_digest,
             **file,
             **settings,

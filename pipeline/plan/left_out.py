@@ -67,7 +67,7 @@ _MESSAGES = {
     ("concepts", "row removed"): f"the concepts manifest has no concept_id {{name!r}} any more{_RUN}",
     ("concepts", "base model"): f"the base model has changed{_RUN}",
     ("concepts", "superclass"): f"the superclass of {{name!r}} has changed{_RUN}",
-    ("concepts", "pictures or training"): f"photos, masks or training settings of {{name!r}} have changed{_RUN}",
+    ("concepts", "pictures or training"): f"photos, masks, start or training settings of {{name!r}} have changed{_RUN}",
     ("renders", STILL): f"row {{row}} of the prompts manifest is refused now {_REFUSED}",
     (
         "renders",

@@ -3,7 +3,7 @@
 Each statement fills one table. `pipeline.plan.expand.plan_requests` runs them in this order, per chunk of prompts.
 """
 
-from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS
+from pipeline.bases.prompt_lengths import FLAW, FLAWED, LONG_TEXTS, SLACK
 from pipeline.contract.errors import Code
 from pipeline.contract.placeholders import PLACEHOLDER
 from pipeline.plan import sampling, scenes
@@ -204,7 +204,8 @@ pictures AS (
         negative_tokens + negative_slots * superclass_tokens AS negative_count,
         tokens + slots * own_tokens AS own_count,
         negative_tokens + negative_slots * own_tokens AS negative_own_count,
-        false AS regional, 0 AS apart_count, {FLAW} AS flaw
+        false AS regional, 0 AS apart_count,
+        {SLACK.format("greatest(superclass_tokens, own_tokens)")} AS slack, {FLAW} AS flaw
     FROM (SELECT * REPLACE (render_concepts($base_digest, [concept_key],
             render_modes(false, strength) || {_SETTINGS}) || material AS material)
         FROM (SELECT * REPLACE (CASE WHEN is_offset AND slots > 0 THEN strength ELSE 1 END AS strength)
@@ -330,7 +331,7 @@ judged AS (
         negative_tokens + coalesce(list_sum(owns[slots + 1:]), 0) AS negative_own_count,
         prompt_count + coalesce(list_max(list_transform(keys[:slots], lambda key, i: CASE WHEN owns[i] > 1
             THEN len(list_filter(keys[:slots], lambda other: other = key)) ELSE 0 END)), 0) AS apart_count,
-        {FLAW} AS flaw,
+        {SLACK.format("list_max(sizes || owns)")} AS slack, {FLAW} AS flaw,
         list_filter(columns, lambda number: faults[number::INTEGER] IS NOT NULL)[1] AS faulty,
         faults[faulty::INTEGER] AS fault,
         CASE WHEN list_position(columns, faulty) <= prompt_columns THEN 'prompt' ELSE 'negative_prompt' END AS fault_in,

@@ -39,6 +39,14 @@ UNION ALL
 SELECT row, 1000009, 'guidance_rescale', '{Code.OUT_OF_RANGE}', 'guidance_rescale is ' || own_guidance_rescale
     || ', but what draws here has no such setting: leave the cell empty'
 FROM chunk WHERE own_guidance_rescale <> 0 AND NOT $rescales
+UNION ALL
+SELECT row, 1000010, 'frames', '{Code.OUT_OF_RANGE}', 'frames is ' || own_frames
+    || ', and the motion adapter draws at most ' || $most_frames || ': write a smaller number'
+FROM chunk WHERE own_frames > $most_frames::INTEGER AND frames IS NOT NULL
+UNION ALL
+SELECT row, 1000011, 'guidance_rescale', '{Code.OUT_OF_RANGE}', 'guidance_rescale is ' || guidance_rescale
+    || ', which ControlNets do not have: write 0 into the cell, or leave control empty'
+FROM chunk WHERE guidance_rescale <> 0 AND $rescales AND control IS NOT NULL
 """
 
 # What they add to the modes of a render's key.

@@ -51,10 +51,10 @@ LEFT JOIN concept_photos p ON d.keep IS NOT NULL AND p.photos_of = d.ids[1]
 
 # Of a request in `judged`: the words that `keep` puts into the placeholder's place make the prompt too long.
 TOO_LONG = f"""
-CASE WHEN keep IS NOT NULL AND own_count > $limit THEN {{'error_code': '{Code.PROMPT_TOO_LONG}',
+CASE WHEN keep IS NOT NULL AND own_count > $limit - slack THEN {{'error_code': '{Code.PROMPT_TOO_LONG}',
     'error_column': 'prompt', 'error_message': 'prompt has ' || own_count || ' tokens with start and end for concept '''
         || ids[1] || ''': keep ''' || keep || ''' reads the superclass instead of the placeholder, and the base model '
-        || 'reads ' || $limit || ' tokens; shorten the superclass or ' || shown(prompt)}} END
+        || 'reads ' || ($limit - slack) || ' tokens; shorten the superclass or ' || shown(prompt)}} END
 """
 
 # What the scene of a request adds to the modes of its key.

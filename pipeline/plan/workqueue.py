@@ -181,7 +181,7 @@ def _dependant(key: str, concept: Outcome, concept_id: str) -> Outcome:
 
 def _concept_task(*row: Any) -> ConceptTask:
     """A task with its photos in the order of their digests, so that their order in the manifest does not matter."""
-    key, concept_id, superclass, images, masks, training = row
+    key, concept_id, superclass, images, masks, training, start = row
     pairs = sorted(
         zip(images, masks or [None] * len(images), strict=True),
         key=lambda pair: (pair[0]["sha256"], pair[1]["sha256"] if pair[1] else ""),
@@ -193,6 +193,7 @@ def _concept_task(*row: Any) -> ConceptTask:
         images=tuple(_input(image) for image, _ in pairs),
         masks=tuple(_input(mask) for _, mask in pairs if mask),
         training=TrainingConfig.model_validate_json(training),
+        start=_input(start) if start else None,
     )
 
 
@@ -246,7 +247,7 @@ _TABLES = [
     CREATE OR REPLACE TABLE work_concepts AS
     SELECT * EXCLUDE (cost), row_number() OVER (ORDER BY cost DESC, training, concept_key) - 1 AS position
     FROM (
-        SELECT k.concept_key, c.concept_id, c.superclass, c.images, c.masks, k.training,
+        SELECT k.concept_key, c.concept_id, c.superclass, c.images, c.masks, k.training, c.start,
             CAST(k.training ->> '$.steps' AS BIGINT) * CAST(k.training ->> '$.batch' AS BIGINT) AS cost
         FROM concept_keys k JOIN concepts c USING (row)
         WHERE k.row IN (SELECT min(row) FROM concept_keys GROUP BY concept_key)
@@ -291,7 +292,7 @@ _TABLES = [
 ]
 
 _CONCEPTS = """
-SELECT position, concept_key, concept_id, superclass, images, masks, training
+SELECT position, concept_key, concept_id, superclass, images, masks, training, start
 FROM work_concepts WHERE position >= ? AND position < ? ORDER BY position
 """
 

@@ -99,7 +99,8 @@ def extremes(connection: duckdb.DuckDBPyConnection, digest: str, reader: Picture
                 SELECT r.*, s.{measure} AS value,
                     row_number() OVER (ORDER BY s.{measure}, r.render_key) AS place, count(*) OVER () AS total
                 FROM scores s JOIN (
-                    SELECT render_key, prompt, concept_ids, seed, origin, status, uri FROM renders WHERE status = 'ok'
+                    SELECT render_key, prompt, concept_ids, seed, origin, status, uri, frames, fps
+                    FROM renders WHERE status = 'ok'
                     QUALIFY row_number() OVER (PARTITION BY render_key ORDER BY manifest_row, image_index) = 1
                 ) r USING (render_key)
                 WHERE s.scorer_digest = $digest AND s.{measure} IS NOT NULL

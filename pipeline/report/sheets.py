@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+from PIL import Image
 
 from pipeline.contract.errors import Code, RowError, Status
 from pipeline.database.query import Row, rows
@@ -22,6 +23,7 @@ from pipeline.inputs.masks import eight_bits, is_deep
 from pipeline.inputs.opening import load_picture, upright
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
+from pipeline.inputs.videos import VideoError, is_mp4, poster
 from pipeline.storage.objects import Storage, StorageError, absolute_uri
 
 THUMBNAIL_PX = 256  # longest side of an inlined image
@@ -31,6 +33,7 @@ RENDERS_PER_CONCEPT = 8
 
 _MAX_BYTES = 32_000_000
 _MAX_PIXELS = 64_000_000
+_FRAMES = InputLimits(max_pixels=_MAX_PIXELS, min_side=1)
 # Photos on the web are not fetched: writing or opening a report must not send requests to hosts in a manifest.
 _PROTOCOLS = frozenset({"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _READERS = 8  # images read at the same time: an object store responds in tens of milliseconds
@@ -85,7 +88,7 @@ class PictureReader:
             return thumbnail(self._fetch(uri))
         except FileNotFoundError:
             return Thumbnail(note="The picture is not there any more.")
-        except (_NotShownError, StorageError) as reason:
+        except (_NotShownError, StorageError, VideoError) as reason:
             return Thumbnail(note=str(reason))
         except RowError as error:
             missing = error.code == Code.IMAGE_MISSING
@@ -115,15 +118,27 @@ def thumbnail(data: bytes) -> Thumbnail:
     """Shrink an encoded image to THUMBNAIL_PX and encode it as WebP without metadata.
 
     Args:
-        data: bytes of a PNG, JPEG or WebP file.
+        data: bytes of a PNG, JPEG or WebP file, or of an MP4 file; of videos the first frame is shown.
 
     Returns:
         The image as a data URI; lossless if no side is longer than CRISP_PX.
 
     Raises:
         _NotShownError: no image, or more pixels than a report decodes.
+        RowError, VideoError: an MP4 file that cannot be shown.
         OSError: a damaged image; Pillow may raise other errors for it.
     """
+    small = poster(data, _FRAMES) if is_mp4(data) else _loaded(data)
+    crisp = max(small.size) <= CRISP_PX
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", lossless=crisp, quality=80, exif=b"", icc_profile=b"")
+    src = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Thumbnail(src, small.width, small.height, crisp)
+
+
+def _loaded(data: bytes) -> Image.Image:
+    """A picture, or the first frame of an animated WebP file, upright and in sRGB; not smaller than a thumbnail."""
     kind = picture_format(data)
     if kind is None:
         raise _NotShownError("The picture is no JPEG, PNG or WebP.")
@@ -132,13 +147,7 @@ def thumbnail(data: bytes) -> Thumbnail:
         raise _NotShownError(f"The picture has {width} x {height} pixels and is not shown.")
     picture = upright(load_picture(data, kind, THUMBNAIL_PX * 2))
     picture = eight_bits(picture) if is_deep(picture) else to_srgb(picture) or picture
-    small = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    crisp = max(small.size) <= CRISP_PX
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", lossless=crisp, quality=80, exif=b"", icc_profile=b"")
-    src = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Thumbnail(src, small.width, small.height, crisp)
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
 def sample_concepts(connection: duckdb.DuckDBPyConnection, limit: int) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+_OBJECT = re.compile(r"/(images/[0-9a-f]{2}/[0-9a-f]{64}\.[a-z0-9]+)$")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
@@ -28,6 +29,7 @@ def environment() -> jinja2.Environment:
         "grouped": lambda number: f"{number:,}",
         "literal": lambda text: "'" + str(text).replace("'", "''") + "'",
         "data_size": _data_size,
+        "object_path": _object_path,
         "duration": _duration,
         "moment": lambda epoch: datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -38,6 +40,12 @@ def _clip(value: Any, length: int) -> str:
     """At most `length` characters of untrusted text, without line breaks, control or direction characters."""
     text = _UNPRINTABLE.sub(" ", str(value))
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _object_path(uri: str) -> str:
+    """The path of a render under its root, which may have moved since; empty if the address is none of a render."""
+    found = _OBJECT.search(uri)
+    return found[1] if found else ""
 
 
 def _data_size(count: float) -> str:

@@ -1,7 +1,7 @@
 """Images that scores need: renders, read and checked, and photos, embedded and cached.
 
 An image that is unavailable is a `RowError` among the results; none is left out. A storage outage raises instead, so
-that it is not recorded as a property of images.
+that it is not recorded as a property of images. Of a video, up to `FRAMES` frames are read.
 """
 
 from collections import OrderedDict
@@ -18,12 +18,14 @@ from pipeline.contract.errors import Code, RowError
 from pipeline.inputs.pictures import decode
 from pipeline.inputs.store import InputStore
 from pipeline.inputs.uris import redact
+from pipeline.inputs.videos import frames_of
 from pipeline.storage.objects import StorageError
 from pipeline.storage.patience import Patience
 
-Found = list[Image.Image | RowError]
+Found = list[list[Image.Image] | RowError]
 Vector = NDArray[np.float64]
 
+FRAMES = 16  # of a video, evenly spaced
 _EMBEDDED_AT_ONCE = 16  # a decoded photo of a phone has 36 MB
 _REMEMBERED = 1024  # concepts; renders are sorted by concept, so few are needed again
 
@@ -36,7 +38,7 @@ class PictureSource:
         self._pool, self._inputs, self._patience = pool, inputs, patience
 
     def read(self, uris: Sequence[str], digests: Sequence[str] | None = None) -> Found:
-        """The images in order as RGB, or why one of them is unavailable.
+        """The frames of each image in order as RGB, one if it is a picture, or why it is unavailable.
 
         Args:
             uris: absolute addresses.
@@ -44,12 +46,16 @@ class PictureSource:
 
         Raises:
             StorageError: storage fails.
+            VideoError: one of them is MP4, which this machine cannot read.
         """
         return list(self._pool.map(self._read_one, uris, repeat(None) if digests is None else digests))
 
-    def _read_one(self, uri: str, sha256: str | None) -> Image.Image | RowError:
+    def _read_one(self, uri: str, sha256: str | None) -> list[Image.Image] | RowError:
         try:
-            return decode(self._patience(lambda: self._bytes(uri, sha256)), self._inputs.limits)
+            data = self._patience(lambda: self._bytes(uri, sha256))
+            # Only renders are read with a digest. An animation among the photos is refused.
+            limits = self._inputs.limits
+            return [decode(data, limits)] if sha256 is None else frames_of(data, limits, FRAMES)
         except RowError as error:
             if error.code == Code.STORAGE:
                 raise StorageError(str(error)) from error
@@ -102,6 +108,6 @@ class TrainingMeans:
                 if isinstance(picture, RowError):
                     message = f"a photo of concept {name!r} is unavailable: {picture}"
                     return RowError(picture.code, message if redact(uri) in message else f"{message} ({redact(uri)})")
-                pictures.append(picture)
+                pictures += picture
             total = total + self._embedder.embed_images(pictures).astype(np.float64).sum(axis=0)
         return np.asarray(total / len(uris))

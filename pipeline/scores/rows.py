@@ -1,11 +1,11 @@
 """Scores renders: against their prompts, the photos of their concepts, and the context that the prompt names.
 
-Each render gets a result. If one score fails, the others are kept: the failed score is null, and the row has the error
-code and the message.
+Each render gets a result; that of a video is the mean over frames of it. If one score fails, the others are kept: the
+failed score is null, and the row has the error code and the message.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perfusion_ops.mini.world.contexts import named_context
-from perfusion_ops.scoring.protocols import Embeddings, Scorers, TextEmbedder
+from perfusion_ops.scoring.protocols import Scorers, TextEmbedder
 from perfusion_ops.text import PromptTooLongError
 from pipeline.contract.errors import Code, RowError
 from pipeline.contract.placeholders import PLACEHOLDER
@@ -22,6 +22,8 @@ from pipeline.scores.pictures import PictureSource, TrainingMeans
 _PLACEHOLDER = re.compile(PLACEHOLDER)
 
 _Scores = list[float | RowError | None]
+_Means = NDArray[np.float64]
+_FRAMES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,20 @@ class RowScorer:
         """
         read = self._source.read([row.uri for row in renders], [row.sha256 for row in renders])
         both = list(zip(renders, read, strict=True))
-        shown = [(row, picture) for row, picture in both if isinstance(picture, Image.Image)]
-        scored = iter(self._scored([row for row, _ in shown], [picture for _, picture in shown]) if shown else ())
+        shown = [(row, frames) for row, frames in both if not isinstance(frames, RowError)]
+        scored = iter(self._scored([row for row, _ in shown], [frames for _, frames in shown]) if shown else ())
         return [
             Score(row.render_key, problems=(picture,)) if isinstance(picture, RowError) else next(scored)
             for row, picture in both
         ]
 
-    def _scored(self, renders: Sequence[RenderRef], pictures: Sequence[Image.Image]) -> list[Score]:
+    def _scored(self, renders: Sequence[RenderRef], pictures: Sequence[Sequence[Image.Image]]) -> list[Score]:
         scorers = self._scorers
-        by_text = scorers.text.embed_images(pictures) if scorers.text else None
+        by_text = _means(scorers.text.embed_images, pictures) if scorers.text else None
         if scorers.image is scorers.text:
             by_image = by_text
         else:
-            by_image = scorers.image.embed_images(pictures) if scorers.image else None
+            by_image = _means(scorers.image.embed_images, pictures) if scorers.image else None
         nothing: list[None] = [None] * len(renders)
         text_scores: _Scores = list(nothing)
         if scorers.text and by_text is not None:
@@ -119,7 +121,7 @@ class RowScorer:
             )
         ]
 
-    def _text_similarities(self, scorer: TextEmbedder, renders: Sequence[RenderRef], vectors: Embeddings) -> _Scores:
+    def _text_similarities(self, scorer: TextEmbedder, renders: Sequence[RenderRef], vectors: _Means) -> _Scores:
         texts = [self._scored_text(scorer, row) for row in renders]
         distinct = list(dict.fromkeys(text for text in texts if isinstance(text, str)))
         embedded = dict(zip(distinct, scorer.embed_texts(distinct), strict=True)) if distinct else {}
@@ -138,7 +140,7 @@ class RowScorer:
             return RowError(Code.PROMPT_TOO_LONG, str(error))
         return text
 
-    def _image_similarities(self, renders: Sequence[RenderRef], vectors: Embeddings) -> _Scores:
+    def _image_similarities(self, renders: Sequence[RenderRef], vectors: _Means) -> _Scores:
         assert self._training is not None, "an image scorer comes with the photos' means"
         means = self._training.of({key: name for row in renders for key, name in row.concepts.items()})
         found: _Scores = []
@@ -153,12 +155,13 @@ class RowScorer:
             found.append(problem or (sum(products) / len(products) if products else None))
         return found
 
-    def _contexts(self, renders: Sequence[RenderRef], pictures: Sequence[Image.Image]) -> list[bool | None]:
+    def _contexts(self, renders: Sequence[RenderRef], pictures: Sequence[Sequence[Image.Image]]) -> list[bool | None]:
         reader = self._scorers.reader
         labels = reader.heads.get("context", ()) if reader else ()
         if not reader or not labels:
             return [None] * len(renders)
-        shown = [labels[place] for place in reader.read(pictures)["context"].argmax(1)]
+        seen = _means(lambda frames: reader.read(frames)["context"], pictures)
+        shown = [labels[place] for place in seen.argmax(1)]
         asked = [named_context(row.prompt) for row in renders]
         return [label == context if context in labels else None for label, context in zip(shown, asked, strict=True)]
 
@@ -179,6 +182,21 @@ def spoken(prompt: str, superclasses: Mapping[str, str]) -> str:
         return " ".join(superclasses[match[1]].split())
 
     return _PLACEHOLDER.sub(words, prompt)
+
+
+def _means(
+    read: Callable[[Sequence[Image.Image]], NDArray[np.float32]], pictures: Sequence[Sequence[Image.Image]]
+) -> _Means:
+    """The mean over the frames of each picture (B, D) of what a scorer reads in a frame.
+
+    The inner product with the mean of unit vectors is the mean of their cosines.
+    """
+    frames = [frame for each in pictures for frame in each]
+    if len(frames) == len(pictures):
+        return read(frames).astype(np.float64)
+    found = np.concatenate([read(frames[at : at + _FRAMES_AT_ONCE]) for at in range(0, len(frames), _FRAMES_AT_ONCE)])
+    ends = np.cumsum([len(each) for each in pictures])
+    return np.stack([part.astype(np.float64).mean(0) for part in np.split(found, ends[:-1])])
 
 
 def _product(unit: NDArray[np.floating], other: NDArray[np.floating]) -> float:

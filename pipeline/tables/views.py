@@ -28,16 +28,18 @@ _ENGINE: Config = {
 _FILE = f"{INTERNAL}file"
 _RUN = "/run_date=([^/]*)/run_id=([^/]*)/[^/]*$"
 
-# The place of a render is its prompt (with concept ids), negative prompt, scene, size and index. Current are the ok
-# rows of the newest run that has an ok row for the place; a run may have several (seeds).
-_CURRENT = """
+# The place of a render is its prompt (with concept ids), negative prompt, scene, ControlNet and its picture, size and
+# index, and whether it is a video. Current are the ok rows of the newest run that has an ok row for the place; a run
+# may have several (seeds).
+_PLACE = "prompt, negative_prompt, scene, keep, control, control_picture, width, height, image_index, frames IS NULL"
+_CURRENT = f"""
 CREATE VIEW current AS
 WITH _perfusion_runs AS (
     SELECT run_id AS id, run_date AS day, max(finished_at) AS finished FROM renders GROUP BY run_id, run_date
 ),
 _perfusion_ranked AS (
     SELECT r.*, dense_rank() OVER (
-        PARTITION BY prompt, negative_prompt, scene, keep, width, height, image_index
+        PARTITION BY {_PLACE}
         ORDER BY r.run_date DESC, _perfusion_runs.finished DESC, r.run_id DESC
     ) AS _perfusion_age
     FROM renders r JOIN _perfusion_runs ON _perfusion_runs.id = r.run_id AND _perfusion_runs.day = r.run_date
@@ -45,7 +47,7 @@ _perfusion_ranked AS (
 )
 SELECT * EXCLUDE (_perfusion_age) FROM _perfusion_ranked WHERE _perfusion_age = 1
 QUALIFY row_number() OVER (
-    PARTITION BY prompt, negative_prompt, scene, keep, width, height, image_index, render_key ORDER BY manifest_row
+    PARTITION BY {_PLACE}, render_key ORDER BY manifest_row
 ) = 1
 """
 
@@ -55,8 +57,9 @@ def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB connection with views of everything that is published under a root.
 
     - `concepts`, `renders`, `scores`: all rows of all runs, with `run_id` and `run_date` from the path.
-    - `current`: the renders that a shop would show now: for each prompt, negative prompt, scene, size and index the ok
-      rows of the newest run that has any, equal renders once.
+    - `current`: the renders that a shop would show now: for each prompt, negative prompt, scene, ControlNet and its
+      picture, size and index, and for pictures and videos, the ok rows of the newest run that has any, equal renders
+      once.
 
     Raises:
         StorageError: the tables cannot be listed.

@@ -18,6 +18,7 @@ from pipeline.contract.units import Activity, Machine, Outcome, TrainUnit, Unit
 from pipeline.inputs.store import InputStore
 from pipeline.storage.patience import UNIT_S, Patience, PatientStorage
 from pipeline.worker.concept_files import ConceptFiles
+from pipeline.worker.controls import ControlNets
 from pipeline.worker.machine import machine_of
 from pipeline.worker.models import Models, load_models
 from pipeline.worker.rendering import Drawn, Rendering
@@ -84,15 +85,18 @@ class PerfusionWorker:
             settings.encoding,
             base_digest=self.models.drawing.folder.digest,
             threads=settings.store_threads,
+            motion_digest=settings.motion_digest or None,
         )
         self.rendering = Rendering(
             self.models,
             self.pictures,
             self.files,
             self.inputs,
+            ControlNets(settings.controls, self.models.drawing, settings.storage_options),
             edit_unconditional=settings.edit_unconditional,
             combine=settings.combine,
             prompt_weights=settings.prompt_weights,
+            prompt_chunks=settings.prompt_chunks,
             vae_tiling=settings.vae_tiling,
         )
 

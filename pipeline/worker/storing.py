@@ -28,21 +28,31 @@ class Picture:
 
     Attributes:
         key: its content key.
-        pixels: (H, W, 3) uint8, RGB.
+        pixels: (H, W, 3) uint8, RGB; of a video (F, H, W, 3).
         weights: sha256 of each concept file, in the order of the task's concepts.
         scene: sha256 of the photo of which a part stays; None if all of it is drawn.
+        fps: frames a second of a video; None for a picture.
     """
 
     key: str
     pixels: NDArray[np.uint8]
     weights: tuple[str, ...]
     scene: str | None = None
+    fps: int | None = None
 
 
 class PictureStore:
     """The pictures of a root, as one worker writes them. Its methods may be called from several threads at once."""
 
-    def __init__(self, storage: Storage, encoding: Encoding, *, base_digest: str, threads: int) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        encoding: Encoding,
+        *,
+        base_digest: str,
+        threads: int,
+        motion_digest: str | None = None,
+    ) -> None:
         """Start the threads when they are needed.
 
         Args:
@@ -50,8 +60,10 @@ class PictureStore:
             encoding: of the files.
             base_digest: digest of the base model.
             threads: pictures at once.
+            motion_digest: digest of the motion adapter, if videos are drawn.
         """
         self._storage, self._encoding, self._base_digest = storage, encoding, base_digest
+        self._motion_digest = motion_digest
         # Two pools: the unit that is drawn next looks for its files while the one before it is written.
         self._writing = ThreadPoolExecutor(threads, thread_name_prefix="write")
         self._finding = ThreadPoolExecutor(threads, thread_name_prefix="find")
@@ -88,6 +100,8 @@ class PictureStore:
             render_key=picture.key,
             weights=picture.weights,
             scene=picture.scene,
+            fps=picture.fps,
+            motion=self._motion_digest,
             base_digest=self._base_digest,
             encoding=self._encoding,
         )

@@ -109,10 +109,10 @@ def test_a_run_is_killed_resumed_scored_and_reported(shop):
 
 def test_validate_refuses_a_base_that_cannot_be_trained(shop):
     file = shop / "base" / "unet" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 9}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 8}))
     done = perfusion(shop, "validate", "spec.yaml")
     assert done.returncode == 2, done.stdout
-    assert "9 input channels" in done.stderr
+    assert "8 input channels" in done.stderr
 
 
 def test_a_run_on_a_transformer(shop):

@@ -9,15 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from diffusers import MotionAdapter
 from ray import cloudpickle
 
 from cluster import fitness
 from cluster.errors import ClusterError
 from cluster.fitness import PROGRAM, Needs, needs_of, package_folders, package_versions, problems, program_digest
 from perfusion_ops.config import MetricConfig
+from pipeline.bases.controls import find_control
 from pipeline.bases.find import find_base
+from pipeline.bases.motion import find_motion
 from pipeline.inputs.pictures import InputLimits
-from pipeline.worker.settings import WorkerSettings
+from pipeline.worker.settings import ControlSource, Encoding, WorkerSettings
+from tests.support.tiny_base import small_parts
+from tests.support.tiny_control import control_folder, sd_folder
 
 MINI = find_base("mini").digest
 WITHOUT_PROGRAM = """
@@ -177,6 +182,34 @@ def test_the_packages_that_decide_a_picture_are_compared():
     assert found["torch"] == version("torch")
 
 
+def test_a_motion_adapter_is_looked_for_on_each_node(tmp_path):
+    found = only(problems(needs(motion=str(tmp_path / "motion"))))
+    assert found.startswith(f"it cannot read the motion adapter: there is no motion adapter '{tmp_path / 'motion'}': ")
+    MotionAdapter(block_out_channels=(8,), motion_num_attention_heads=2, motion_norm_num_groups=4).save_pretrained(
+        tmp_path / "motion"
+    )
+    digest = find_motion(str(tmp_path / "motion")).digest
+    assert problems(needs(motion=str(tmp_path / "motion"), motion_digest=digest)) == []
+    other = only(problems(needs(motion=str(tmp_path / "motion"), motion_digest="f" * 64)))
+    assert other.startswith(
+        f"its motion adapter {tmp_path / 'motion'} has digest {digest[:12]}, the driver's ffffffffffff"
+    )
+
+
+def test_controlnets_are_looked_for_on_each_node(tmp_path):
+    base, net = sd_folder(tmp_path / "sd"), str(tmp_path / "canny")
+    here = {"base": str(base), "base_digest": find_base(str(base)).digest}
+    lost = only(problems(needs(**here, controls=((net, "0" * 64),))))
+    assert lost.startswith(f"it cannot read a ControlNet: there is no ControlNet '{net}': ")
+    control_folder(net, small_parts()["unet"])
+    digest = find_control(net, find_base(str(base))).digest
+    assert problems(needs(**here, controls=((net, digest),))) == []
+    other = only(problems(needs(**here, controls=((net, "f" * 64),))))
+    assert other.startswith(f"its ControlNet {net} has digest {digest[:12]}, the driver's ffffffffffff: copy the same")
+    # Without the base model, that is the problem.
+    assert only(problems(needs(base="gone", controls=((net, digest),)))).startswith("it cannot read the base model")
+
+
 def test_a_base_model_that_is_not_there(tmp_path):
     found = only(problems(needs(base=str(tmp_path / "sd"))))
     assert found.startswith(f"it cannot read the base model: there is no base model '{tmp_path / 'sd'}': ")
@@ -223,8 +256,15 @@ def test_what_a_run_needs_is_what_its_driver_has():
         metric_key="k",
         limits=InputLimits(),
     )
-    wanted = needs(options={"anon": True}, files=("/data/a", "/data/b"))
+    pictures = {name: found for name, found in package_versions().items() if name != "av"}
+    wanted = needs(options={"anon": True}, files=("/data/a", "/data/b"), packages=pictures)
     assert needs_of(worker, ["/data/a", "/data/b"]) == wanted
+    videos = dataclasses.replace(worker, encoding=Encoding("mp4"), motion="s3://motion", motion_digest="m")
+    assert needs_of(videos, ["/data/a", "/data/b"]) == dataclasses.replace(
+        wanted, packages={**pictures, "av": version("av")}, motion="s3://motion", motion_digest="m"
+    )
+    nets = dataclasses.replace(worker, controls=(ControlSource("canny", "s3://canny", "c"),))
+    assert needs_of(nets, ["/data/a", "/data/b"]) == dataclasses.replace(wanted, controls=(("s3://canny", "c"),))
 
 
 # The question

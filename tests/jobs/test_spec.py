@@ -120,6 +120,44 @@ def test_relative_paths_are_the_spec_s_wherever_it_is_run(tmp_path, monkeypatch)
     assert found.inputs.allow == (f"file://{home}/photos", "https://", "s3://shop")
 
 
+def test_controlnets_beside_the_spec_are_found_from_anywhere(tmp_path, monkeypatch):
+    for name in ("canny", "nets/depth"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", "/home/someone")
+    places = {"a": "canny", "b": "nets/depth", "c": "owner/name", "d": "./pose", "e": "~/x", "f": "s3://b/x"}
+    found = load_spec(spec(tmp_path, {**REQUIRED, "controls": places}), ["controls.g=/models/g"])
+    assert found.controls == {
+        "a": f"{tmp_path}/canny",
+        "b": f"{tmp_path}/nets/depth",
+        "c": "owner/name",
+        "d": f"{tmp_path}/pose",
+        "e": "/home/someone/x",
+        "f": "s3://b/x",
+        "g": "/models/g",
+    }
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [("motion", "{}/motion"), ("./motion", "{}/motion"), ("owner/name", "owner/name"), ("s3://b/x", "s3://b/x")],
+)
+def test_a_motion_adapter_beside_the_spec_is_found_from_anywhere(tmp_path, place, found):
+    (tmp_path / "motion").mkdir()
+    assert load_spec(spec(tmp_path, {**REQUIRED, "motion": place})).motion == found.format(tmp_path)
+
+
+@pytest.mark.parametrize("controls", [{"two words": "x"}, {"a.b": "x"}, {"": "x"}, {"a": ""}, {"a": 3}, "canny"])
+def test_names_and_places_of_controlnets_are_checked(tmp_path, controls):
+    [line] = refusal(tmp_path, {**REQUIRED, "controls": controls})
+    assert "controls" in line
+
+
+def test_the_place_of_a_controlnet_has_no_credentials(tmp_path):
+    [line] = refusal(tmp_path, {**REQUIRED, "controls": {"canny": f"s3://me:{SECRET}@bucket/x"}})
+    assert "leave them out and set them in the environment" in line
+    assert SECRET not in line
+
+
 def test_what_is_no_relative_path_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     values = {"root": "s3://bucket/out", "concepts": "/data/c.parquet", "prompts": "~/p.csv", "base": "owner/name"}

@@ -34,7 +34,7 @@ def picture_field(sha256, reading=None):
     return f"{sha256}:{reading}" if reading else sha256
 
 
-def concept_key(*, base_digest, metric_key, training, superclass, images):
+def concept_key(*, base_digest, metric_key, training, superclass, images, start=None):
     """Key of a trained concept.
 
     Args:
@@ -43,6 +43,7 @@ def concept_key(*, base_digest, metric_key, training, superclass, images):
         training: the complete settings.
         superclass: its words; white space between them does not matter.
         images: (image, mask or None) pairs in any order, each as `picture_field` writes it.
+        start: sha256 of the file that the training starts from; None if it starts at the superclass.
 
     Returns:
         64 hex digits.
@@ -55,6 +56,7 @@ def concept_key(*, base_digest, metric_key, training, superclass, images):
         + _text(settings_json(training))
         + _text(normalise_superclass(superclass))
         + _texts(pairs)
+        + ("" if start is None else _text(f"start {start}"))
     )
 
 

@@ -34,7 +34,8 @@ def graphs(base: Base) -> dict[str, bytes]:
     """ONNX files by name; the numbers are in float32.
 
     Raises:
-        ExportError: the family has several text encoders, or `onnx` and `onnxscript` are not installed.
+        ExportError: the family has several text encoders, the model is for inpainting, or `onnx` and `onnxscript` are
+            not installed.
     """
     try:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
@@ -42,6 +43,8 @@ def graphs(base: Base) -> dict[str, bytes]:
         raise ExportError("onnx is not installed: pip install 'perfusion-pipeline[onnx]'") from error
     if len(base.texts.models) > 1 or base.texts.projection is not None:
         raise ExportError(f"ONNX graphs are made of SD 1.x and 2.x, not of {base.folder.family.title}")
+    if base.folder.inpaints:
+        raise ExportError(f"ONNX graphs are made of plain models, and {base.folder.path} is for inpainting")
     return {name: _onnx(graph) for name, graph in _graphs(base).items()}
 
 

@@ -62,7 +62,7 @@ def test_retry_of_rows_whose_photos_are_still_missing_says_so_and_is_2(done, per
     assert "have changed" not in err
     code, _, err = perfusion("retry", moved, "--set", "train.steps=7")
     assert code == 2
-    assert "photos, masks or training settings of " in err
+    assert "photos, masks, start or training settings of " in err
     assert "image_missing" not in err.splitlines()[-1]
 
 

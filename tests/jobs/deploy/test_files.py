@@ -51,6 +51,8 @@ def test_secrets_of_kubernetes_are_environment_by_reference(rendered, kind):
         ("concepts", "/data/concepts.parquet"),
         ("prompts", "file:///data/prompts.csv"),
         ("base", "./models/base"),
+        ("render_base", "/models/turbo"),
+        ("motion", "/models/motion"),
         ("points", "points.parquet"),
         ("metric", {"captions_uri": "captions.txt"}),
     ],
@@ -63,6 +65,15 @@ def test_local_paths_are_refused(rendered, kind, setting, value):
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{name} is ")
     assert f"copy it to an object store and set {name} to its address, such as s3://bucket/{last}" in line
+
+
+def test_local_controlnets_are_refused(rendered):
+    with pytest.raises(SpecError) as caught:
+        rendered("rayjob", controls={"canny": "/models/canny", "pose": "owner/name", "depth": "s3://bucket/depth"})
+    assert str(caught.value) == (
+        "controls.canny is /models/canny, which other machines cannot read: copy it to an object store and set "
+        "controls.canny to its address, such as s3://bucket/canny, or give the id of a model on the hub"
+    )
 
 
 def test_each_local_path_is_a_line(rendered):

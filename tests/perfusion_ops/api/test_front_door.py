@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 import perfusion_ops
 from perfusion_ops.base.folder import BaseError
 from perfusion_ops.concept import ConceptFileError
+from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import MetricError
 from perfusion_ops.mini import base_folder
@@ -21,10 +22,13 @@ from perfusion_ops.mini.world import grammar
 from perfusion_ops.mini.world.products import product
 from perfusion_ops.mini.world.scene import photograph
 from perfusion_ops.mini.world.scene import render as draw
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.training.trainer import TrainingDivergedError
 from pipeline.bases.metrics import load_metric
 from pipeline.storage.objects import Storage
 from tests.support.runs import check_alike
+from tests.support.tiny_base import random_metric, small_parts
+from tests.support.tiny_control import control_folder, drawing, sd_folder, shown
 
 MUG = product("mug", 10_000_007)
 PROMPT = "a photo of a {0} in the snow"
@@ -98,6 +102,30 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, perfusion_ops; print(sorted({'torch', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ControlNets
+
+
+def test_a_controlnet_and_its_picture_draw_what_the_batch_of_a_run_draws(tmp_path):
+    from perfusion_ops.base_model import load_control
+    from perfusion_ops.controls.folder import describe_control
+
+    base = perfusion_ops.load_base(sd_folder(tmp_path / "sd"))
+    net = load_control(base, describe_control(control_folder(tmp_path / "net", small_parts()["unet"]), base.folder))
+    metric = random_metric(24, base_digest=base.folder.digest)
+    settings = {"seeds": [3], "steps": 2, "scheduler": "ddim", "guidance": 4.0}
+    [plain] = perfusion_ops.render(base, metric, "a mug", **settings)
+    [image] = perfusion_ops.render(
+        base, metric, "a mug", control=net, control_picture=drawing(), control_strength=0.5, **settings
+    )
+    row = RenderRow(PromptRow("a mug"), PromptRow(""), 3, control=shown(net, 0, 0.5))
+    [wanted] = render(base, metric, [row], Sampler(16, 16, 2, 4.0, "ddim"))
+    assert np.array_equal(pixels(image), wanted)
+    assert np.abs(pixels(plain) - wanted).max() > 4
+    for given in ({"control": net}, {"control_picture": drawing()}):
+        with pytest.raises(ValueError, match="go together: give both or neither"):
+            perfusion_ops.render(base, metric, "a mug", **given, **settings)
 
 
 # The same as a run

@@ -222,7 +222,7 @@ def test_what_the_negative_prompt_is_belongs_to_the_identity(tmp_path, base):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"in_channels": 9}, "9 input channels and the VAE 4"),
+        ({"in_channels": 8}, "8 input channels and the VAE 4.*or with 9 for inpainting"),
         ({"class_embed_type": "timestep"}, "class embeddings"),
         ({"addition_embed_type": "text"}, "addition_embed_type 'text'"),
         ({"encoder_hid_dim_type": "text_proj"}, "projected"),

@@ -1,8 +1,12 @@
 """Videos with a motion adapter: the stack is the base model's own, and a concept acts in every frame."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, StableDiffusionPipeline
+from diffusers import AnimateDiffPipeline, DDIMScheduler
+from safetensors.torch import load_file, save_file
 
 from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.base_model import load_base
@@ -10,6 +14,7 @@ from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from tests.support.tiny_base import random_metric, small_parts
+from tests.support.tiny_motion import adapter, video_folders
 from tests.support.tiny_xl import xl_folder
 
 FRAMES = 4
@@ -17,35 +22,9 @@ SAMPLER = Sampler(16, 16, 3, 4.0, "ddim", FRAMES)
 TEXTS = ("a mug on the beach", "a hat in the snow")
 
 
-def adapter(seed=1, **options):
-    torch.manual_seed(seed)
-    motion = MotionAdapter(
-        **{
-            "block_out_channels": (16, 32),
-            "motion_layers_per_block": 1,
-            "motion_num_attention_heads": 2,
-            "motion_norm_num_groups": 8,
-            "use_motion_mid_block": False,
-            **options,
-        }
-    )
-    with torch.no_grad():
-        for parameter in motion.parameters():
-            # Fresh motion modules end in zeros: every frame would be drawn alone.
-            if parameter.abs().max() == 0:
-                parameter.normal_(std=0.2)
-    return motion.eval()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("video")
-    pipe = StableDiffusionPipeline(
-        **small_parts(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    pipe.save_pretrained(path / "base")
-    adapter().save_pretrained(path / "motion")
-    return path
+    return video_folders(tmp_path_factory.mktemp("video"))
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +104,42 @@ def test_an_adapter_that_does_not_fit_is_refused(folder, tmp_path):
             load_base(describe(folder / "base"), motion=motion)
     with pytest.raises(BaseError, match="not with SDXL"):
         load_base(describe(xl_folder(tmp_path / "xl")), motion=folder / "motion")
+
+
+def test_an_adapter_that_lacks_weights_is_refused(folder, tmp_path):
+    shutil.copytree(folder / "motion", tmp_path / "motion")
+    file = tmp_path / "motion" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    lost = sorted(weights)[0]
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, file)
+    with pytest.raises(BaseError, match=r"does not fit the base model.*it lacks "):
+        load_base(describe(folder / "base"), motion=tmp_path / "motion")
+
+
+def test_an_adapter_brings_its_noise_schedule(folder, metric, tmp_path):
+    shutil.copytree(folder / "motion", tmp_path / "motion")
+    (tmp_path / "motion" / "scheduler").mkdir()
+    schedule = tmp_path / "motion" / "scheduler" / "scheduler_config.json"
+    schedule.write_text(json.dumps({"beta_schedule": "scaled_linear"}))
+    plain = load_base(describe(folder / "base"), motion=folder / "motion")
+    other = load_base(describe(folder / "base"), motion=tmp_path / "motion")
+    assert dict(other.scheduler.config) == {**plain.scheduler.config, "beta_schedule": "scaled_linear"}
+    row = RenderRow(PromptRow("a mug on the beach"), PromptRow(""), 5)
+    [video], [before] = (render(base, metric, [row], SAMPLER) for base in (other, plain))
+    assert (video != before).any()
+    # What a schedule of the base model gives is given by the same schedule of the adapter.
+    shutil.copytree(folder / "base", tmp_path / "base")
+    config = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "beta_schedule": "scaled_linear"}))
+    [wanted] = render(load_base(describe(tmp_path / "base"), motion=folder / "motion"), metric, [row], SAMPLER)
+    assert (video == wanted).all()
+
+
+def test_frames_are_decoded_one_by_one(base, metric):
+    """The memory of the VAE is that of one frame."""
+    seen = []
+    handle = base.vae.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    render(base, metric, [RenderRow(PromptRow("a mug"), PromptRow(""), 1)], SAMPLER)
+    handle.remove()
+    assert seen == [1] * FRAMES
+    assert base.vae.use_slicing is False

@@ -1,9 +1,12 @@
 """Prompts that are too long are found while they are planned: the very ones that the renderer would refuse."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfusion_ops.base.chunks import capacity
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from perfusion_ops.config import SamplingConfig
@@ -12,7 +15,7 @@ from perfusion_ops.text import PromptTooLongError, substitute, tokenize
 from pipeline.contract.errors import Code
 from pipeline.database.plandb import PlanDB
 from pipeline.plan.expand import count_plan, plan_concepts, plan_requests
-from tests.support.plans import TRAINING, concept, fill, requests
+from tests.support.plans import TRAINING, concept, fill, picture, requests
 from tests.support.tokenizer_folders import small_clip
 
 TOKENIZERS = {"mini": load_tokenizer(describe(base_folder())), "clip": small_clip(40)}
@@ -27,13 +30,20 @@ OFFSET = concept("lamp-1", superclass="red toy lamp", train='{"recipe": "offset"
 SUPERCLASS = {row["concept_id"]: row["superclass"] for row in CONCEPTS}
 
 
-def plan(prompts, counter=MINI, concepts=CONCEPTS, schedule=None, **sampling):
+def plan(prompts, counter=MINI, concepts=CONCEPTS, schedule=None, controls=None, pooled=False, **sampling):
     db = PlanDB(memory_limit="512MB", threads=2)
     fill(db, "concepts", concepts)
     fill(db, "prompts", prompts)
     plan_concepts(db, base_digest="base", metric_key="metric", training=TRAINING)
     plan_requests(
-        db, base_digest="base", sampling=SamplingConfig(**sampling), seed=0, counter=counter, schedule=schedule
+        db,
+        base_digest="base",
+        sampling=SamplingConfig(**sampling),
+        seed=0,
+        counter=counter,
+        schedule=schedule,
+        controls=controls,
+        pooled=pooled,
     )
     return db
 
@@ -209,6 +219,60 @@ def _tokenize_apart(name, text, names, nouns, superclasses):
         spelled = [number for number, each in enumerate(contents) if each != own]
         written = [superclasses[n] if n in spelled else nouns[n] for n in range(len(names))]
         tokenize(TOKENIZERS[name], text, written, spelled)
+
+
+LONG = st.lists(
+    st.sampled_from(["{product}", "{hat-1}", "{lamp-1}", *["a"] * 8, "on the beach", "submarine", "杯"]),
+    min_size=20,
+    max_size=90,
+)
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+@settings(deadline=None, max_examples=15)
+@given(st.lists(LONG, min_size=4, max_size=8), st.sampled_from(["local", "global"]), st.integers(2, 3))
+def test_what_the_plan_accepts_fits_into_its_chunks(name, rows, lock, chunks):
+    prompts = [{"prompt": " ".join([*row, "{product}"]), "lock": lock} for row in rows]
+    counter = TokenCounter(TOKENIZERS[name])
+    with plan(prompts, counter, [*CONCEPTS, OFFSET], prompt_chunks=chunks) as db:
+        found = requests(db, "prompt_row", "concept_ids[-1]", "prompt", "error_code")
+    room = capacity(counter.limit, chunks)
+    for _, _, shown, code in found:
+        text, names = _numbered(shown)
+        nouns = [OFFSET["superclass"] if each == "lamp-1" else "" for each in names]
+        superclasses = [{**SUPERCLASS, "lamp-1": OFFSET["superclass"]}[each] for each in names if each != "product"]
+        tokens = partial(tokenize, TOKENIZERS[name], text, nouns, chunks=chunks)
+        if code is None:
+            assert tokens().chunks == chunks
+            if lock == "global":
+                substitute(TOKENIZERS[name], text, superclasses, nouns, chunks=chunks)
+        else:
+            # At most the positions that each border may leave empty are counted as taken.
+            words = " ".join(superclasses) if lock == "global" or any(nouns) else ""
+            taken = counter.count(" ".join(text.split())) + 3 * len(names) + counter.count(words)
+            assert code == Code.PROMPT_TOO_LONG
+            assert taken > room - (chunks - 1) * 4 - 2
+
+
+def test_one_chunk_is_the_limit_unless_the_spec_says_more():
+    long = "a " * 40 + "{product}"
+    with plan([{"prompt": long}]) as one, plan([{"prompt": long}], prompt_chunks=2) as two:
+        assert [code for (code,) in requests(one, "error_code")] == [Code.PROMPT_TOO_LONG]
+        assert {code for (code,) in requests(two, "error_code")} == {None}
+    with plan([{"prompt": "a {mug-1}"}]) as one, plan([{"prompt": "a {mug-1}"}], prompt_chunks=2) as two:
+        assert requests(one, "render_key") == requests(two, "render_key")
+
+
+def test_a_pooled_vector_and_a_control_net_read_superclasses():
+    edge = "{hat-1} " + "a " * 29  # 32 tokens with the concept, 41 with its superclass
+    control = {"control": "canny", "control_picture": picture("edges")}
+    for base, rows in (({"pooled": True}, [{"prompt": edge}]), ({}, [{"prompt": edge, **control}])):
+        with plan(rows, controls={"canny": "d"}, **base) as db:
+            [(code, column, message)] = requests(db, "error_code", "error_column", "error_message")
+        assert (code, column) == (Code.PROMPT_TOO_LONG, "prompt")
+        assert "prompt has 41 tokens with start and end for concept 'hat-1'" in message
+    with plan([{"prompt": edge}]) as db:
+        assert requests(db, "error_code") == [(None,)]
 
 
 def test_combining_by_region_counts_superclasses():

@@ -1,5 +1,6 @@
 """Keys mean the same in Python and in SQL, and only what matters is in them."""
 
+import hashlib
 import inspect
 import json
 
@@ -59,19 +60,30 @@ def test_floats_have_one_decimal_form(sql, value):
     superclass=TEXT,
     images=st.lists(st.tuples(DIGEST, st.none() | DIGEST), max_size=4),
     lr=st.floats(1e-9, 10),
+    start=st.none() | DIGEST,
 )
-def test_concept_key_is_the_same_in_sql(sql, base, metric, superclass, images, lr):
+def test_concept_key_is_the_same_in_sql(sql, base, metric, superclass, images, lr, start):
     training = TrainingConfig(lr_value=lr)
     expected = reference_keys.concept_key(
-        base_digest=base, metric_key=metric, training=training, superclass=superclass, images=images
+        base_digest=base, metric_key=metric, training=training, superclass=superclass, images=images, start=start
     )
     given_masks = [mask for _, mask in images]
     got = sql(
-        "concept_key(?, ?, ?, ?, ?::VARCHAR[], ?::VARCHAR[])",
+        "concept_key(?, ?, ?, ?, ?::VARCHAR[], ?::VARCHAR[], ?::VARCHAR)",
         *(base, metric, keys.settings_json(training), superclass),
-        *([image for image, _ in images], given_masks if any(given_masks) else None),
+        *([image for image, _ in images], given_masks if any(given_masks) else None, start),
     )
     assert got == expected
+
+
+def test_a_start_makes_another_concept_and_no_start_changes_no_key():
+    common = {"base_digest": "b", "metric_key": "m", "training": TrainingConfig(), "superclass": "mug"}
+    images = [("1", None), ("2", None)]
+    plain = "1:b1:m" + reference_keys._text(keys.settings_json(TrainingConfig())) + "3:mug2[4:1:1-4:1:2-]"
+    before = hashlib.sha256(f"perfusion concept 1 {plain}".encode()).hexdigest()  # as in earlier versions
+    assert reference_keys.concept_key(images=images, **common) == before
+    found = {reference_keys.concept_key(images=images, start=start, **common) for start in (None, "1", "2", "")}
+    assert len(found) == 4
 
 
 @CHECK
@@ -201,6 +213,7 @@ def test_sampling_settings_that_came_later_are_in_a_run_s_identity_only_if_they_
         *({"strength": 0.5}, {"combine": "regional"}, webp, {**webp, "webp_quality": 80}),
         *({"guidance_rescale": 0.7}, {"vae_tiling": True}, {"prompt_weights": True}),
         {**webp, "task": "video", "frames": 8, "fps": 24},
+        {"prompt_chunks": 2},
     ]
     assert {name for change in changes for name in change} == set(SamplingConfig.not_in_old_keys)
     assert not old.keys() & SamplingConfig.not_in_old_keys

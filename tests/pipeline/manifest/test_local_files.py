@@ -65,6 +65,15 @@ def test_local_photos_and_masks_are_counted(db, column):
     assert shared(db) == ("/data/a/9.png", "/data/b/1.png")
 
 
+def test_pictures_of_prompts_are_counted(db):
+    fill(db, "concepts", [concept("mug-1")])
+    [scene, mask, edges, lost] = on_disk("/data/s/1.png", "/data/s/2.png", "/data/c/1.png", "/data/l/1.png")
+    rows = [{"scene": scene, "scene_mask": mask}, {"control": "canny", "control_picture": edges}, {}]
+    fill(db, "prompts", [*rows, {"control_picture": lost, "error_code": "image_missing"}])
+    assert refusal(db) == [f"3 photos or masks are on this machine's disk, such as /data/c/1.png: {REMEDY}"]
+    assert shared(db) == ("/data/c/1.png", "/data/s/1.png")
+
+
 def test_photos_of_a_thousand_rows_have_one_line(db):
     fill(db, "concepts", [concept(f"mug-{n}", images=on_disk(f"/data/{n:04}.png")) for n in range(1200)])
     assert refusal(db) == [f"1,200 photos or masks are on this machine's disk, such as /data/0000.png: {REMEDY}"]

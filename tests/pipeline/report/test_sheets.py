@@ -3,14 +3,19 @@
 import base64
 import io
 import re
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.inputs import videos
 from pipeline.report.sheets import CRISP_PX, RENDERS_PER_CONCEPT, THUMBNAIL_PX, PictureReader, thumbnail
+from pipeline.worker.provenance import encode_render
+from pipeline.worker.settings import Encoding
 from tests.support.report import Page, concept, encoded, noise, page_of, picture, publish, render
 
 
@@ -111,3 +116,23 @@ def test_extra_columns_may_bear_the_names_that_a_query_would_give_its_own(storag
     # Every prompt is shown before the second picture of any.
     assert all(page.count(way) > 1 for way in ways)
     assert page.count(ways[0]) == page.count(ways[1])
+
+
+def test_of_a_video_the_first_frame_is_shown_or_why_not(storage, monkeypatch):
+    frames = np.stack([np.full((16, 24, 3), value, np.uint8) for value in (40, 200)])
+    encode = partial(encode_render, render_key="a" * 64, weights=(), base_digest="base", fps=8)
+    for form in ("webp", "mp4"):
+        data = encode(frames, encoding=Encoding(form))
+        shown = thumbnail(data)
+        assert (shown.width, shown.height, shown.crisp) == (24, 16, True)
+        assert shown.src is not None
+        decoded = Image.open(io.BytesIO(base64.b64decode(shown.src.partition(",")[2]))).convert("RGB")
+        assert abs(decoded.getpixel((8, 8))[0] - 40) <= 2
+        storage.write(f"images/aa/x.{form}", data)
+        storage.write(f"images/aa/cut.{form}", data[: len(data) // 2])
+        cut = PictureReader(storage).read(storage.uri(f"images/aa/cut.{form}"))
+        assert cut.src is None or form == "webp"  # its first frame is whole
+    assert PictureReader(storage).read(storage.uri("images/aa/cut.mp4")).note.startswith("the video is damaged")
+    monkeypatch.setattr(videos, "find_spec", lambda name: None)
+    assert "pip install 'perfusion-pipeline[video]'" in PictureReader(storage).read(storage.uri("images/aa/x.mp4")).note
+    assert PictureReader(storage).read(storage.uri("images/aa/x.webp")).src is not None

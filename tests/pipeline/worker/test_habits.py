@@ -47,3 +47,19 @@ def test_a_setting_draws_the_rows_again_that_it_changes(tmp_path, setting, chang
         drawn = [(one != other).any() for one, other in zip(before, after, strict=True)]
         half = len(drawn) // 2
         assert drawn == [changed[0]] * half + [changed[1]] * half
+
+
+@pytest.mark.timeout(180)
+def test_a_long_prompt_is_refused_or_drawn_in_chunks_and_a_short_one_is_reused(tmp_path):
+    shop, root = open_shop(tmp_path), str(tmp_path / "root")
+    words = "on the beach with a red hat and a blue chair " * 5
+    stock(shop, prompts=[{"prompt": f"a {{product}} {words}", "seed": 3}, {"prompt": "a {product}", "seed": 4}])
+    plain, _ = go(root, shop, render={"steps": 3})
+    refused = [row for row in tables(root, plain.run_id)["renders"] if row["status"] != "ok"]
+    assert [(row["manifest_row"], row["error_code"]) for row in refused] == [(1, "prompt_too_long")]
+    asked, engines = go(root, shop, render={"steps": 3, "prompt_chunks": 2})
+    assert {task.seed for unit in engines.units for task in unit.tasks} == {3}
+    check_accounts(root, asked, concepts=3, prompts=2, pictures=6)
+    more, engines = go(root, shop, render={"steps": 3, "prompt_chunks": 4})
+    assert not engines.units
+    check_accounts(root, more, concepts=3, prompts=2, pictures=6)
