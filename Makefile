@@ -31,7 +31,7 @@ check: .venv/ready  ## lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | plan | noop | publish | store | export | adapters | memory | scenes
+bench: .venv/ready  ## make bench NAME=render | train | schedule | overhead | plan | noop | publish | store | export | adapters | memory | shares | scenes
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 chaos: .venv/ready  ## 200 products on 3 Ray nodes and a real S3 server, with 36 faults; make test-long has a small share

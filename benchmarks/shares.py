@@ -77,7 +77,7 @@ def _decoder(config: dict[str, Any]) -> int:
 
     with torch.device("meta"):
         levels = len(_VAE["block_out_channels"])
-        blocks = {
+        blocks: dict[str, Any] = {
             "down_block_types": ("DownEncoderBlock2D",) * levels,
             "up_block_types": ("UpDecoderBlock2D",) * levels,
         }

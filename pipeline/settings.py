@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 
-from perfusion_ops.base.folder import BaseFolder
+from perfusion_ops.base.folder import BaseError, BaseFolder
 from perfusion_ops.config import Frozen, MetricConfig, SamplingConfig, TrainingConfig
 from pipeline.engine.machines import ClusterSettings
 from pipeline.engine.policy import Policy
@@ -264,8 +264,18 @@ class RunSettings(Frozen):
 
         Args:
             base: the base model that renders.
+
+        Raises:
+            BaseError: the run's settings and those of the base model contradict each other.
         """
-        return SamplingConfig.model_validate({**base.settings.sampling, **self.render})
+        try:
+            return SamplingConfig.model_validate({**base.settings.sampling, **self.render})
+        except ValidationError as error:
+            # Each of the two is valid by itself, so the error is of a rule for several settings.
+            why = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+            raise BaseError(
+                f"render of the spec does not fit sampling in perfusion.json of {base.path}: {why}"
+            ) from error
 
 
 def old_names(values: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Run settings: defaults in three layers, nothing unknown, nothing secret, and only what decides a result in keys."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from perfusion_ops.base.folder import BaseError
 from perfusion_ops.config import MetricConfig, SamplingConfig, TrainingConfig
 from pipeline.bases.find import find_base
 from pipeline.engine.machines import ClusterSettings
@@ -28,6 +30,14 @@ def test_the_run_wins_over_the_base_and_the_base_over_the_method():
     run = RunSettings.model_validate({**REQUIRED, "train": {"steps": 3}, "render": {"steps": 4, "guidance": 1.5}})
     assert run.training(MINI) == plain.training(MINI).model_copy(update={"steps": 3})
     assert run.sampling(MINI) == plain.sampling(MINI).model_copy(update={"steps": 4, "guidance": 1.5})
+
+
+def test_a_run_and_a_base_that_contradict_each_other_are_refused_with_a_sentence():
+    lossy = MINI.settings.model_copy(update={"sampling": {"format": "webp", "webp_quality": 80}})
+    base = replace(MINI, settings=lossy)
+    run = RunSettings.model_validate({**REQUIRED, "render": {"format": "png"}})
+    with pytest.raises(BaseError, match=r"does not fit sampling in perfusion\.json of .*: webp_quality is 80"):
+        run.sampling(base)
 
 
 def test_settings_are_frozen_and_survive_json():
