@@ -32,7 +32,8 @@ from perfusion_ops.mini.catalog import catalog_product
 from perfusion_ops.mini.world.scene import portrait
 from perfusion_ops.mini.world.scene import render as photograph
 from perfusion_ops.mini.world.vocabulary import superclass
-from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, render
+from perfusion_ops.pipelines import make_pipeline
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.training.examples import make_example
 from perfusion_ops.training.trainer import Trainer
 

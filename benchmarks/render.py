@@ -17,7 +17,8 @@ from benchmarks.bases import base_of, device_of, made_up_concepts, parts_of, pla
 from benchmarks.measure import finish, interleave, machine, matmul_peak, show
 from perfusion_ops.base_model import Base
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
-from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, render
+from perfusion_ops.pipelines import make_pipeline
+from perfusion_ops.rendering import RenderRow, Sampler, render
 
 # The bar is on the median ratio; a prototype of the same idea reached 0.997 on two CPU threads.
 BAR = {"cpu": 0.99, "cuda": 1.0}

@@ -1,7 +1,7 @@
 """Rendering of mixed rows through an unmodified diffusers pipeline, one seeded generator per row."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from perfusion_ops.base.schedules import SCHEDULERS
 from perfusion_ops.base_model import Base, encode_pictures
 from perfusion_ops.conditioning import Conditioning, PromptRow, condition, project_superclasses
 from perfusion_ops.config import Scheduler
 from perfusion_ops.controls.net import Control, ControlNet
 from perfusion_ops.metric import Metric
-from perfusion_ops.regions import acting, condition_regions, has_offsets, is_regional
+from perfusion_ops.pipelines import decoding, make_pipeline
+from perfusion_ops.regions import Regions, acting, condition_regions, has_offsets, is_regional
 from perfusion_ops.scenes.blending import SceneScheduler, latent_stays
 from perfusion_ops.scenes.filling import filled
 from perfusion_ops.scenes.pasting import pasted
@@ -66,56 +66,17 @@ class Sampler:
     vae_tiling: bool = False
 
 
-def make_pipeline(
-    base: Base, scheduler: Scheduler, task: str = "text", net: ControlNet | None = None, *, compiled: bool = False
-) -> Any:
-    """An unmodified diffusers pipeline over the base's parts; nothing is copied.
-
-    Args:
-        base: the base model.
-        scheduler: a name of `perfusion_ops.config.Scheduler`.
-        task: which of the family's pipelines.
-        net: the ControlNet of the task `control`.
-        compiled: draw with the compiled denoiser, if there is one.
-    """
-    import diffusers
-
-    family = base.folder.family
-    kind = getattr(diffusers, family.pipelines[task])
-    unused = (*family.text_parts, "feature_extractor", "image_encoder", "motion_adapter")
-    absent = {part: None for part in unused if part in signature(kind).parameters}
-    options = {name: value for name, value in family.options.items() if name in signature(kind).parameters}
-    options |= {name: value for name, value in base.folder.index.items() if value is not None}
-    if "requires_safety_checker" in signature(kind).parameters:
-        options["requires_safety_checker"] = False
-    denoiser = base.compiled if compiled and base.compiled is not None else base.denoiser
-    parts = {family.denoiser: denoiser, "vae": base.vae, **({"controlnet": net.module} if net else {})}
-    schedule = {**family.schedule, **base.scheduler.config}
-    pipe = kind(**absent, **parts, scheduler=make_scheduler(scheduler, schedule), **options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def make_scheduler(name: Scheduler, config: Any) -> Any:
-    """A diffusers scheduler on the noise schedule of `config`."""
-    import diffusers
-
-    kind, options = SCHEDULERS[name]
-    return getattr(diffusers, kind).from_config(config, **options)
-
-
 @torch.no_grad()
 def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampler) -> list[NDArray[np.uint8] | None]:
-    """Render B pictures, or B videos, in one batch.
+    """Render B pictures, or B videos.
 
     Args:
-        base: the base model.
+        base: the base model. One for inpainting draws into the scene of a row, or into a blank photo, all over.
         metric: its metric.
-        rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset`
-            and rows that are regional are denoised apart from the others, whose attention is that of the unmodified
-            model. So are rows with a scene, those of each strength together, and rows with a control, those of each
-            ControlNet and strength together, and rows of each number of chunks. On a base model for inpainting, its
-            pipeline draws: into the scene of a row, or into a blank photo, all over.
+        rows: B rows with any concepts, biases, temperatures and locks. Rows with a concept of recipe `offset` and rows
+            that are regional are denoised apart from the others, whose attention is that of the unmodified model. So
+            are rows with scenes of one strength, rows of one ControlNet and strength, and rows of each number of
+            chunks.
         sampler: settings that all rows share.
 
     Returns:
@@ -124,8 +85,22 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
 
     Raises:
         PromptTooLongError: as `condition`.
-        ValueError: as `condition`; or a video has a scene or a control; or a base model for inpainting has a control.
+        ValueError: as `condition`; or a video has a scene or a control; or a base model for inpainting has a control;
+            or a prompt and its negative prompt have different numbers of chunks.
     """
+    _check(base, rows, sampler)
+    batches: dict[object, list[int]] = {}
+    for place, row in enumerate(rows):
+        batches.setdefault(_kind(row), []).append(place)
+    pictures: list[NDArray[np.uint8] | None] = [None] * len(rows)
+    for places in batches.values():
+        drawn = _draw(base, metric, [rows[place] for place in places], sampler)
+        for place, picture in zip(places, drawn, strict=True):
+            pictures[place] = picture
+    return pictures
+
+
+def _check(base: Base, rows: Sequence[RenderRow], sampler: Sampler) -> None:
     if sampler.frames is not None and any(row.scene is not None for row in rows):
         raise ValueError("a row has a scene, but videos have no scenes: leave the scene out, or draw pictures")
     if sampler.frames is not None and any(row.control is not None for row in rows):
@@ -136,58 +111,38 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
         raise ValueError(
             "a prompt and its negative prompt have different numbers of chunks: use the larger one for both"
         )
-    kinds = [
-        (
-            has_offsets(row.positive),
-            is_regional(row.positive),
-            row.scene.strength if row.scene else None,
-            (row.control.net, row.control.strength) if row.control else None,
-            row.positive.chunks,
-        )
-        for row in rows
-    ]
-    if len(set(kinds)) > 1:
-        parts = {
-            kind: iter(
-                render(base, metric, [row for row, its in zip(rows, kinds, strict=True) if its == kind], sampler)
-            )
-            for kind in dict.fromkeys(kinds)
-        }
-        return [next(parts[kind]) for kind in kinds]
-    family, guided = base.folder.family, sampler.guidance > 1.0
-    texts, place = _distinct([row.positive for row in rows])
-    found, regions = (
-        condition_regions(base, metric, texts) if any(kinds[0][:2]) else (condition(base, metric, texts), None)
+
+
+def _kind(row: RenderRow) -> object:
+    """What rows that are denoised together have in common."""
+    return (
+        has_offsets(row.positive),
+        is_regional(row.positive),
+        row.scene.strength if row.scene else None,
+        (row.control.net, row.control.strength) if row.control else None,
+        row.positive.chunks,
     )
-    net = rows[0].control.net if rows[0].control else None
-    found = _beside(base, found, texts, net)
-    shared = len(texts) < len(rows)
-    positive = found.rows(place.to(base.device)) if shared else found
-    regions = regions.rows(place.to(base.device)) if regions and shared else regions
-    negative = unconditional(base, metric, [row.negative for row in rows], net) if guided else None
-    moving = sampler.frames is not None
-    if regions and sampler.frames is not None:  # the denoiser sees each frame as a row
-        regions = regions.rows(torch.arange(len(rows), device=base.device).repeat_interleave(sampler.frames))
+
+
+def _draw(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampler) -> list[NDArray[np.uint8] | None]:
+    """Render rows of one kind in one batch."""
+    net, moving = (rows[0].control.net if rows[0].control else None), sampler.frames is not None
+    texts, regions = _conditioned(base, metric, rows, net, sampler)
     task = "video" if moving else "control" if net else base.folder.drawn_by
     pipe = make_pipeline(base, sampler.scheduler, task, net, compiled=regions is None)
-    # CPU generators: the same seed gives the same noise on every device.
-    generators = [torch.Generator().manual_seed(row.seed) for row in rows]
-    scenes = [row.scene for row in rows if row.scene is not None]
-    begin: dict[str, Any] = {}
-    if base.folder.inpaints:
-        begin = filled([row.scene for row in rows], sampler.width, sampler.height, sampler.steps)
-    elif scenes:
-        pipe.scheduler = _scene_scheduler(base, pipe.scheduler, scenes, generators)
-        pipe.scheduler.set_timesteps(sampler.steps, device=base.device)
-        begin = {"latents": pipe.scheduler.begin()}
     if sampler.guidance_rescale and "guidance_rescale" not in signature(pipe.__call__).parameters:
         raise ValueError(f"{type(pipe).__name__} has no guidance_rescale: set guidance_rescale to 0")
+    # CPU generators: the same seed gives the same noise on every device.
+    generators = [torch.Generator().manual_seed(row.seed) for row in rows]
+    begin = _begun(base, pipe, rows, sampler, generators)
     calls = sampler.steps * getattr(pipe.scheduler, "order", 1)  # of the denoiser
-    with _decoding(base, sampler), acting(base, regions, calls) if regions else contextlib.nullcontext():
+    with (
+        decoding(base, one_by_one=moving or sampler.width * sampler.height >= _SLICED_PIXELS, tiled=sampler.vae_tiling),
+        acting(base, regions, calls) if regions else contextlib.nullcontext(),
+    ):
         output = pipe(
-            **family.given("", positive.kv, positive.extra),
-            **family.call,
-            **(family.given("negative_", negative.kv, negative.extra) if negative else {}),
+            **texts,
+            **base.folder.family.call,
             width=sampler.width,
             height=sampler.height,
             num_inference_steps=sampler.steps,
@@ -202,22 +157,42 @@ def render(base: Base, metric: Metric, rows: Sequence[RenderRow], sampler: Sampl
     images = output.frames if moving else output.images
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
     pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
-    if scenes:
-        pixels = [pasted(picture, scene) for picture, scene in zip(pixels, scenes, strict=True)]
-    return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
+    whole = [pasted(picture, row.scene) if row.scene else picture for picture, row in zip(pixels, rows, strict=True)]
+    return [picture if good else None for picture, good in zip(whole, finite, strict=True)]
 
 
-@contextlib.contextmanager
-def _decoding(base: Base, sampler: Sampler) -> Iterator[None]:
-    """A VAE that decodes frames and large pictures one by one, for equal pixels in less memory; in tiles if asked."""
-    vae = base.vae
-    before = vae.use_slicing, vae.use_tiling
-    vae.use_slicing = sampler.frames is not None or sampler.width * sampler.height >= _SLICED_PIXELS
-    vae.use_tiling = sampler.vae_tiling
-    try:
-        yield
-    finally:
-        vae.use_slicing, vae.use_tiling = before
+def _conditioned(
+    base: Base, metric: Metric, rows: Sequence[RenderRow], net: ControlNet | None, sampler: Sampler
+) -> tuple[dict[str, Any], Regions | None]:
+    """The pipeline's arguments for the prompts of rows of one kind, and what acts in their regions."""
+    prompts, place = _distinct([row.positive for row in rows])
+    acts = is_regional(prompts[0]) or has_offsets(prompts[0])
+    found, regions = condition_regions(base, metric, prompts) if acts else (condition(base, metric, prompts), None)
+    found = _beside(base, found, prompts, net)
+    if len(prompts) < len(rows):
+        found, regions = found.rows(place.to(base.device)), regions.rows(place.to(base.device)) if regions else None
+    if regions and sampler.frames is not None:  # the denoiser sees each frame as a row
+        regions = regions.rows(torch.arange(len(rows), device=base.device).repeat_interleave(sampler.frames))
+    family = base.folder.family
+    given = family.given("", found.kv, found.extra)
+    if sampler.guidance > 1.0:
+        negative = unconditional(base, metric, [row.negative for row in rows], net)
+        given |= family.given("negative_", negative.kv, negative.extra)
+    return given, regions
+
+
+def _begun(
+    base: Base, pipe: Any, rows: Sequence[RenderRow], sampler: Sampler, generators: list[torch.Generator]
+) -> dict[str, Any]:
+    """The pipeline's arguments for the scenes of rows of one kind; the scheduler of others is replaced."""
+    if base.folder.inpaints:
+        return filled([row.scene for row in rows], sampler.width, sampler.height, sampler.steps)
+    scenes = [row.scene for row in rows if row.scene is not None]
+    if not scenes:
+        return {}
+    pipe.scheduler = _scene_scheduler(base, pipe.scheduler, scenes, generators)
+    pipe.scheduler.set_timesteps(sampler.steps, device=base.device)
+    return {"latents": pipe.scheduler.begin()}
 
 
 def _scene_scheduler(

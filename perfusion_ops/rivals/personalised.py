@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perfusion_ops.config import SamplingConfig
-from perfusion_ops.rendering import make_scheduler
+from perfusion_ops.pipelines import make_scheduler
 from perfusion_ops.rivals.parts import Parts, encodings, spoken
 
 ROWS = 8  # rendered at once

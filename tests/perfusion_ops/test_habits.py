@@ -10,7 +10,8 @@ from perfusion_ops import rendering
 from perfusion_ops.concept import OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import Scheduler
-from perfusion_ops.rendering import RenderRow, Sampler, make_scheduler, render
+from perfusion_ops.pipelines import make_scheduler
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from tests.support.tiny_base import random_metric, small_base, small_parts
 
 TEXTS = ("a mug on the beach", "a hat in the snow")

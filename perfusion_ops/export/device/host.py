@@ -5,7 +5,7 @@ from importlib.resources import files
 from typing import Any
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.rendering import make_pipeline
+from perfusion_ops.pipelines import make_pipeline
 
 
 def host_files(base: Base) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow, condition, count_chunks
 from perfusion_ops.families.family import POOLED
 from perfusion_ops.mini import base_folder
+from perfusion_ops.pipelines import make_pipeline
 from perfusion_ops.regions import condition_regions, row_regions
-from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, render
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, substitute, tokenize
 from tests.support.tiny_base import random_metric, small_base
 from tests.support.tiny_pixart import pixart_base

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from perfusion_ops.base.schedules import SCHEDULERS, schedule_problem
 from perfusion_ops.config import SamplingConfig, Scheduler, scheduler_name
-from perfusion_ops.rendering import make_scheduler
+from perfusion_ops.pipelines import make_scheduler
 
 NAMES = get_args(Scheduler)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}

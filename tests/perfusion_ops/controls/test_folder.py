@@ -15,7 +15,8 @@ from perfusion_ops.base_model import load_base
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.controls.folder import INDEX, WEIGHTS, ControlError, describe_control
 from perfusion_ops.families.family import INPAINT
-from perfusion_ops.rendering import RenderRow, Sampler, make_scheduler, render
+from perfusion_ops.pipelines import make_scheduler
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from tests.support.tiny_base import random_metric, small_parts
 from tests.support.tiny_control import control_folder, control_model, control_net, drawing, sd_folder, shown
 from tests.support.tiny_pixart import pixart_folder

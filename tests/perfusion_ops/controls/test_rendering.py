@@ -14,7 +14,8 @@ from perfusion_ops.base_model import encode_pictures, load_base
 from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow, condition, project_superclasses
 from perfusion_ops.controls.net import prepared
-from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, make_scheduler, render
+from perfusion_ops.pipelines import make_pipeline, make_scheduler
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.scenes.blending import latent_stays
 from perfusion_ops.scenes.scene import into_scene
 from tests.support.tiny_base import random_metric, small_parts

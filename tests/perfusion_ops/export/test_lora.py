@@ -21,7 +21,7 @@ from perfusion_ops.export.prompts import export_prompts
 from perfusion_ops.families.pixart_sigma import PIXART_SIGMA
 from perfusion_ops.metric import read_metric
 from perfusion_ops.mini import base_folder, metric_file
-from perfusion_ops.rendering import make_pipeline
+from perfusion_ops.pipelines import make_pipeline
 from tests.support.exports import ORIGIN, PAIR, word_concept
 from tests.support.tiny_base import random_metric, small_parts
 from tests.support.tiny_xl import xl_folder

@@ -12,7 +12,8 @@ from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import Scheduler
-from perfusion_ops.rendering import RenderRow, Sampler, make_pipeline, make_scheduler, render
+from perfusion_ops.pipelines import make_pipeline, make_scheduler
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from tests.support.tiny_base import random_metric
 from tests.support.tiny_xl import WIDTH, xl_base, xl_folder, xl_pipeline
 

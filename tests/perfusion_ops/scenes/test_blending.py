@@ -10,7 +10,8 @@ from PIL import Image
 from perfusion_ops.base_model import encode_pictures
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import Scheduler
-from perfusion_ops.rendering import RenderRow, Sampler, make_scheduler, render
+from perfusion_ops.pipelines import make_scheduler
+from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.scenes.blending import SceneScheduler
 from perfusion_ops.scenes.scene import Scene, around_product, into_scene
 from tests.support.tiny_base import random_metric, small_base
