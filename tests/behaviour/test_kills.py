@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.settings import EngineSettings
 from pipeline.storage.objects import Storage
 from tests.support.runs import TROUBLES, Killed, Trouble, keep_metric, troubled
 from tests.support.servers.kill_server import HALF_WRITTEN, DyingRuns
@@ -84,7 +85,7 @@ def test_kill_in_the_middle_of_any_file_leaves_whole_files_alone(shop, tmp_path)
                 break
             assert code == HALF_WRITTEN
             halves = [path for path in Path(root).rglob(".*") if path.is_file()]
-            assert len(halves) == 1
+            assert 1 <= len(halves) <= EngineSettings().store_threads  # renders are written at once
             assert all(name not in path for name in map(str, halves) for path, _ in Storage(root).list())
             check_all_kept(root, shop, whole_objects(root))
     assert 15 < write < 60

@@ -29,6 +29,14 @@ REAL = "real"  # real renders in a method's place: the most that the scores can 
 
 DISTANCE = b"frechet_distance"  # in the metadata of a recorded cell
 
+# Settings of training and sampling that the first recorded cells did not have.
+_LATER = frozenset(
+    {
+        *("gate", "store"),
+        *("task", "frames", "fps", "format", "webp_quality", "guidance_rescale", "vae_tiling"),
+        *("prompt_weights", "prompt_chunks"),
+    }
+)
 _DIGESTED = {".json", ".safetensors", ".txt"}
 _VERSION = 1  # changes when the same cell would give other rows
 
@@ -72,6 +80,17 @@ class Cell(Frozen):
         return (
             out / "cells" / f"{self.set}-{self.method}-photos{self.photos}-guidance{self.guidance:g}-{digest}.parquet"
         )
+
+
+def in_full(settings: Frozen) -> dict[str, Any]:
+    """The settings of a method in a cell: all of them, but those that came after the record only if they are used."""
+    values = settings.model_dump()
+    for name, part in settings:
+        if isinstance(part, Frozen):
+            later = _LATER & part.not_in_old_keys
+            unused = {field for field in later if getattr(part, field) == type(part).model_fields[field].default}
+            values[name] = {field: value for field, value in values[name].items() if field not in unused}
+    return values
 
 
 def base_identity(folder: BaseFolder) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from perfusion_ops.compare.intervals import harmonic_mean
 from perfusion_ops.compare.methods import Contestant
 from perfusion_ops.config import Frozen
-from perfusion_ops.mini.methods.cells import REAL, Cell, read
+from perfusion_ops.mini.methods.cells import REAL, Cell, in_full, read
 from perfusion_ops.mini.methods.sets import PHOTOS, SetName
 from perfusion_ops.mini.methods.sizes import Size
 
@@ -69,7 +69,7 @@ class Plan:
     ) -> Cell:
         # What is not trained looks at no photo: one cell serves all numbers of them.
         photos = photos if contestant.trained else PHOTOS
-        settings = contestant.settings[place].model_dump()
+        settings = in_full(contestant.settings[place])
         return self._make(name, contestant.name, settings, photos, guidance, front=front)
 
     def _make(

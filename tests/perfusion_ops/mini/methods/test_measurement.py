@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +28,6 @@ from perfusion_ops.mini.methods.cells import (
 )
 from perfusion_ops.mini.methods.entrants import contestants
 from perfusion_ops.mini.methods.measure import real_pictures
-from perfusion_ops.mini.methods.report import finals_of
 from perfusion_ops.mini.methods.scores import Judges, Score
 from perfusion_ops.mini.methods.sets import asks, products
 from perfusion_ops.mini.methods.sizes import SIZES, Amount
@@ -278,17 +276,6 @@ def test_a_record_holds_all_but_the_pictures(smoke, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert "has no pictures to be judged again: delete it" in capsys.readouterr().err
-
-
-def test_the_repository_s_record_is_of_this_base_and_of_these_settings():
-    record = Path(__file__).parents[4] / "benchmarks" / "methods"
-    plan = Plan(SIZES["half"], base_identity(describe(base_folder())), embedded_scorers().digest)
-    entrants = list(contestants().values())
-    tried = [cell for each in entrants for cells in plan.tuning(each) for cell in cells]
-    known = {cell.file(record).name for cell in [*tried, *finals_of(plan, entrants, record)]}
-    recorded = {path.name for path in (record / "cells").iterdir()}
-    assert recorded, "there is no record"
-    assert recorded <= known
 
 
 def test_our_own_defaults_do_not_make_the_base_another_one():
