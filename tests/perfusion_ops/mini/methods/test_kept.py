@@ -1,4 +1,4 @@
-"""The cells that are kept with the code are those of this base and of these settings: nothing of them is measured again."""
+"""The cells that are kept with the code are of this base and of these settings: none of them is measured again."""
 
 from pathlib import Path
 
