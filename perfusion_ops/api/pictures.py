@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept, Spelled
-from perfusion_ops.conditioning import PromptRow, condition, count_chunks, prompt_row
+from perfusion_ops.conditioning import Conditioning, PromptRow, condition, count_chunks, prompt_row
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.controls.net import Control, ControlNet, prepared
 from perfusion_ops.metric import Metric
@@ -132,10 +132,8 @@ def prompt_embeds(
     (64, 64)
     """
     config = _sampling(base, settings)
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
-    found = condition(base, metric, rows)
-    return (everywhere(base, rows, found) if any(map(has_offsets, rows)) else found).kv
+    rows = _rows(prompts, concepts, config)
+    return _without_regions(base, metric, rows).kv
 
 
 def pipeline_inputs(
@@ -181,11 +179,9 @@ def pipeline_inputs(
     (64, 64)
     """
     config = _sampling(base, settings)
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
+    rows = _rows(prompts, concepts, config)
     against = replace(_row(negative_prompt, concepts, config), chunks=config.prompt_chunks)
-    found = condition(base, metric, rows)
-    found = everywhere(base, rows, found) if any(map(has_offsets, rows)) else found
+    found = _without_regions(base, metric, rows)
     negative = unconditional(base, metric, [against] * len(rows))
     family = base.folder.family
     return {
@@ -249,8 +245,7 @@ def regional_embeds(
     (64, 64)
     """
     config = _sampling(base, settings)
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
+    rows = _rows(prompts, concepts, config)
     regional = [is_regional(row) for row in rows]
     if any(regional) != all(regional):
         raise ValueError("some prompts name one concept and others several: use one `with` block for each of the kinds")
@@ -260,6 +255,18 @@ def regional_embeds(
     embeds, regions = condition_regions(base, metric, rows)
     with acting(base, regions, steps):
         yield embeds.kv
+
+
+def _without_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> Conditioning:
+    """Conditioning of B rows in which offsets act at every pixel."""
+    found = condition(base, metric, rows)
+    return everywhere(base, rows, found) if any(map(has_offsets, rows)) else found
+
+
+def _rows(prompts: str | Sequence[str], concepts: Sequence[Concept], config: SamplingConfig) -> list[PromptRow]:
+    """The rows of one or B prompts, each with the number of chunks that is asked for."""
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    return [replace(_row(text, concepts, config), chunks=config.prompt_chunks) for text in texts]
 
 
 def _row(
