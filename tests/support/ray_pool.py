@@ -86,7 +86,7 @@ class Worker:
         if task.prompt == "raise":
             raise KeyError("colour")
         if task.prompt == "exit while storing":
-            while not any(self.folder.glob("stored *")):
+            while not (any(self.folder.glob("stored *")) and (self.folder / "told").exists()):
                 time.sleep(0.02)
         if task.prompt.startswith("exit"):
             os._exit(7)
