@@ -4,7 +4,8 @@ There is a kind of concept for each recipe of training. A file holds its tensors
 
 - paper: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key target is
   recomputed as W_K i_super; only the ablation with trained keys stores its own.
-- offset: v* and the value offset.
+- offset: v* and the value offset; perhaps photos of the product at which its pictures look, as latents of eight bits a
+  number.
 
 Instead of o_V, a file may hold the difference o_V - W_V i_super. With it the concept also acts in siblings of its base
 model: models with the same text encoders and another denoiser (Turbo, LCM-merged, fine-tunes), whose W_V differs. A
@@ -27,6 +28,8 @@ FORMAT = "perfusion-concept-1"
 OFFSET_FORMAT = "perfusion-offset-1"
 DIFFERENCE_FORMAT = "perfusion-concept-2"
 SIBLING_OFFSET_FORMAT = "perfusion-offset-2"
+REFERENCE_FORMAT = "perfusion-reference-1"  # of recipe offset, with photos
+SIBLING_REFERENCE_FORMAT = "perfusion-reference-2"
 LINEAR_FORMAT = "perfusion-linear-1"  # gated, with the linear gate
 LINEAR_DIFFERENCE_FORMAT = "perfusion-linear-2"
 _FORMATS = {  # by kind, and whether values are differences
@@ -36,9 +39,13 @@ _FORMATS = {  # by kind, and whether values are differences
     ("linear", True): LINEAR_DIFFERENCE_FORMAT,
     ("offset", False): OFFSET_FORMAT,
     ("offset", True): SIBLING_OFFSET_FORMAT,
+    ("reference", False): REFERENCE_FORMAT,
+    ("reference", True): SIBLING_REFERENCE_FORMAT,
 }
 _KINDS = {name: kind for kind, name in _FORMATS.items()}
 _BLOCK = 128  # numbers of a packed tensor that share a scale
+_LATENTS, _SCALES, _MASKS = "reference_latents", "reference_latents_scale", "reference_masks"
+_MOST_REFERENCES, _LONGEST_SIDE = 8, 1024
 
 
 Gate = Literal["sigmoid", "linear"]
@@ -119,6 +126,27 @@ class GatedConcept:
 
 
 @dataclass(frozen=True)
+class References:
+    """K photos of a product at which its pictures look while they are drawn (`perfusion_ops.attention.references`).
+
+    Attributes:
+        latents: (K, C, h, w) float32, scaled.
+        masks: (K, h, w) float32 in 0 to 1: where the product is.
+    """
+
+    latents: Tensor
+    masks: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name: latents as int8 with scales, masks as uint8."""
+        if not bool(torch.isfinite(self.latents).all()):
+            raise ConceptFileError("a photo of the concept has latents that are not finite")
+        packed, scales = pack(self.latents.flatten())
+        masks = (self.masks.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        return {_LATENTS: packed.reshape(self.latents.shape), _SCALES: scales, _MASKS: masks}
+
+
+@dataclass(frozen=True)
 class OffsetConcept:
     """One concept of recipe `offset`, float32.
 
@@ -130,6 +158,7 @@ class OffsetConcept:
         metric_digest: digest of the metric of the run; the offset does not depend on it.
         loss: mean of the last training losses, if known.
         text_digest: digest of the text encoders, if the concept may act in siblings of its base model; "" otherwise.
+        references: photos of the product; None if it keeps none.
     """
 
     superclass: str
@@ -139,6 +168,7 @@ class OffsetConcept:
     metric_digest: str
     loss: float | None = None
     text_digest: str = ""
+    references: References | None = None
 
     @property
     def noun(self) -> str:
@@ -191,9 +221,13 @@ def write_concept(
     if packed:
         name = "value_difference" if gated else "value_offset"
         stored[name], stored[f"{name}_scale"] = pack(concept.tensors()[name])
+    references = None if isinstance(concept, GatedConcept) else concept.references
+    if references is not None:
+        stored |= references.tensors()
     shared = bool(concept.text_digest)
+    kind = concept.gate if isinstance(concept, GatedConcept) else "offset" if references is None else "reference"
     metadata = {
-        "format": _FORMATS[concept.gate if gated else "offset", shared],
+        "format": _FORMATS[kind, shared],
         "superclass": concept.superclass,
         **({"lock": concept.lock} if gated else {}),
         "base_digest": concept.base_digest,
@@ -251,11 +285,15 @@ def read_concept(
             )
     superclass, loss = metadata.get("superclass", ""), _loss(metadata)
     its_base, its_text = metadata["base_digest"], metadata.get("text_digest", "") if shared else ""
+    references = _read_references(tensors) if kind == "reference" else None
+    tensors = {
+        name: each for name, each in tensors.items() if references is None or name not in (_LATENTS, _SCALES, _MASKS)
+    }
     tensors = _unpacked(tensors, value_width) if shared else tensors
-    if kind == "offset":
+    if kind in ("offset", "reference"):
         found = _checked(tensors, {"embedding": embedding_width, "value_offset": value_width})
         return OffsetConcept(
-            superclass, found["embedding"], found["value_offset"], its_base, metric_digest, loss, its_text
+            superclass, found["embedding"], found["value_offset"], its_base, metric_digest, loss, its_text, references
         )
     lock: Literal["local", "trained"] = "trained" if metadata.get("lock") == "trained" else "local"
     shapes = {
@@ -312,15 +350,45 @@ def _unpacked(tensors: dict[str, Tensor], width: int) -> dict[str, Tensor]:
     """The tensors, packed ones as float32."""
     found = dict(tensors)
     for name in [name for name in tensors if f"{name}_scale" in tensors]:
-        values, scales = tensors[name], found.pop(f"{name}_scale")
-        blocks = -(-width // _BLOCK)
-        if values.dtype != torch.int8 or values.shape != (width,) or scales.shape != (blocks,):
-            raise ConceptFileError(
-                f"{name} is {values.dtype} of shape {tuple(values.shape)} with {tuple(scales.shape)} scales, "
-                f"expected int8 of ({width},) with ({blocks},)"
-            )
-        found[name] = (_in_blocks(values.float()) * scales.float()[:, None]).flatten()[:width].clone()
+        found[name] = unpack(name, tensors[name], found.pop(f"{name}_scale"), width)
     return found
+
+
+def unpack(name: str, values: Tensor, scales: Tensor, width: int) -> Tensor:
+    """What `pack` was given, (width,) float32, within half a step of eight bits.
+
+    Raises:
+        ConceptFileError: one of them has another type or shape.
+    """
+    blocks = -(-width // _BLOCK)
+    if values.dtype != torch.int8 or values.shape != (width,) or scales.shape != (blocks,):
+        raise ConceptFileError(
+            f"{name} is {values.dtype} of shape {tuple(values.shape)} with {tuple(scales.shape)} scales, "
+            f"expected int8 of ({width},) with ({blocks},)"
+        )
+    return (_in_blocks(values.float()) * scales.float()[:, None]).flatten()[:width].clone()
+
+
+def _read_references(tensors: dict[str, Tensor]) -> References:
+    missing = [name for name in (_LATENTS, _SCALES, _MASKS) if name not in tensors]
+    if missing:
+        raise ConceptFileError(f"the concept file has no {missing[0]}: it is damaged")
+    latents, scales, masks = tensors[_LATENTS], tensors[_SCALES], tensors[_MASKS]
+    whole = latents.dim() == 4 and 1 <= latents.shape[0] <= _MOST_REFERENCES and min(latents.shape) >= 1
+    if not whole or max(latents.shape[2:]) > _LONGEST_SIDE:
+        raise ConceptFileError(
+            f"{_LATENTS} has the shape {tuple(latents.shape)}, expected 1 to {_MOST_REFERENCES} photos, channels, and "
+            f"sides of at most {_LONGEST_SIDE}"
+        )
+    if masks.dtype != torch.uint8 or masks.shape != (latents.shape[0], *latents.shape[2:]):
+        raise ConceptFileError(
+            f"{_MASKS} is {masks.dtype} of shape {tuple(masks.shape)}, expected uint8 of "
+            f"{(latents.shape[0], *latents.shape[2:])}"
+        )
+    values = unpack(_LATENTS, latents.flatten(), scales, latents.numel())
+    if scales.dtype != torch.float16 or not bool(torch.isfinite(values).all()):
+        raise ConceptFileError(f"{_SCALES} is {scales.dtype} or has values that are not finite, expected float16")
+    return References(values.reshape(latents.shape), masks.float() / 255)
 
 
 def _checked(tensors: dict[str, Tensor], widths: dict[str, int]) -> dict[str, Tensor]:

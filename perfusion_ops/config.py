@@ -148,7 +148,26 @@ class TrainingConfig(Frozen):
         "SD 1.x and 2.x, difference for others",
     )
 
-    not_in_old_keys: ClassVar[frozenset[str]] = frozenset({"recipe", "decay", "stratified", "store", "gate"})
+    references: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="photos of the product that the concept keeps, for recipe offset: its pictures look at them while "
+        "they are drawn, which keeps the product better and takes longer",
+    )
+
+    not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
+        {"recipe", "decay", "stratified", "store", "gate", "references"}
+    )
+
+    @model_validator(mode="after")
+    def _references_are_of_offset(self) -> "TrainingConfig":
+        if self.references and self.recipe != "offset":
+            raise ValueError(
+                f"references is {self.references} and recipe {self.recipe!r}: set recipe to 'offset', or references "
+                "to 0"
+            )
+        return self
 
     def overridden(self, values: Mapping[str, Any]) -> "TrainingConfig":
         """These settings with others in their place.
@@ -166,7 +185,7 @@ class TrainingConfig(Frozen):
 
 # Measured on the embedded base (docs/method.md); a base model's perfusion.json may say otherwise.
 RECIPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"lr_value": 0.03, "lr_embedding": 0.006, "decay": "none", "stratified": False},
+    "paper": {"lr_value": 0.03, "lr_embedding": 0.006, "decay": "none", "stratified": False, "references": 0},
     "offset": {"lr_value": 0.01, "lr_embedding": 0.006, "lock": "local", "decay": "cosine", "stratified": True},
 }
 

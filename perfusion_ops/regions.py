@@ -14,10 +14,12 @@ in which all are spelt as superclasses, and A_j V_j that to concept j's own prom
 with o_j = 0 for a concept of recipe `paper`, whose edit is in V_j. In the first steps M is zero: the prompt alone
 decides the layout.
 
-The denoiser is unmodified: hooks on the modules of its cross-attention read and add what is needed.
+The denoiser is unmodified: hooks on the modules of its cross-attention read and add what is needed. Concepts that keep
+photos of their product also have a processor on its self-attention (`attention.references`).
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,9 +29,10 @@ from torch import Tensor, nn
 
 from perfusion_ops.attention.maps import attention_to, cross_attentions, grid
 from perfusion_ops.attention.masks import density, masks
+from perfusion_ops.attention.references import ReferenceAttention, ReferenceBatch, installed
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import OffsetConcept, Spelled
-from perfusion_ops.conditioning import Conditioning, PromptRow, condition, prompt_tokens
+from perfusion_ops.concept import Concept, OffsetConcept, Spelled
+from perfusion_ops.conditioning import Conditioning, PromptRow, condition, prompt_row, prompt_tokens
 from perfusion_ops.metric import Metric
 
 _WITHOUT = 0.05  # share of the steps, at least one, in which M is zero
@@ -45,17 +48,20 @@ class Regions:
         nouns: (B, J, N): how much each position of the prompt counts as the noun of concept j; adds up to one.
         used: which slots hold a concept, (B, J) bool.
         own: keys and values of each concept's own prompt, (B, J, N, R); None if concepts share the prompt.
+        references: photos of the products that the rows look at; None if no concept has any.
     """
 
     values: Tensor
     nouns: Tensor
     used: Tensor
     own: Tensor | None = None
+    references: ReferenceBatch | None = None
 
     def rows(self, index: Tensor) -> "Regions":
         """The rows chosen by an index (P,)."""
         own = None if self.own is None else self.own[index]
-        return Regions(self.values[index], self.nouns[index], self.used[index], own)
+        references = None if self.references is None else self.references.rows(index)
+        return Regions(self.values[index], self.nouns[index], self.used[index], own, references)
 
 
 def is_regional(row: PromptRow) -> bool:
@@ -66,6 +72,11 @@ def is_regional(row: PromptRow) -> bool:
 def has_offsets(row: PromptRow) -> bool:
     """Whether a concept of the row is of recipe `offset`."""
     return any(isinstance(concept, OffsetConcept) for concept in row.concepts)
+
+
+def has_references(row: PromptRow) -> bool:
+    """Whether a concept of the row has photos to look at."""
+    return any(isinstance(concept, OffsetConcept) and concept.references for concept in row.concepts)
 
 
 def spelled(row: PromptRow, but: int | None = None) -> PromptRow:
@@ -90,9 +101,10 @@ def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> 
         PromptTooLongError, ValueError: as `conditioning.condition`.
     """
     if not is_regional(rows[0]):
-        return condition(base, metric, rows), row_regions(base, rows)
+        regions = row_regions(base, rows)
+        return condition(base, metric, rows), replace(regions, references=_references(base, metric, rows))
     plain = [spelled(row) for row in rows]
-    regions = row_regions(base, rows, plain)
+    regions = replace(row_regions(base, rows, plain), references=_references(base, metric, rows, plain))
     singles = [(b, j, spelled(row, j)) for b, row in enumerate(rows) for j in range(len(row.concepts))]
     prompts = condition(base, metric, plain)
     own = prompts.kv[:, None].repeat(1, regions.used.shape[1], 1, 1)
@@ -113,10 +125,7 @@ def row_regions(base: Base, rows: Sequence[PromptRow], plain: Sequence[PromptRow
     Raises:
         PromptTooLongError: a prompt does not fit the text encoder.
     """
-    acting = [
-        [(j, c) for j, c in enumerate(row.concepts) if plain is not None or isinstance(c, OffsetConcept)]
-        for row in rows
-    ]
+    acting = _slots(rows, plain)
     tokens = [prompt_tokens(base, row) for row in plain or rows]
     slots, width = max(map(len, acting)), base.stack.key_rows
     values = torch.zeros(len(rows), slots, width)
@@ -131,6 +140,63 @@ def row_regions(base: Base, rows: Sequence[PromptRow], plain: Sequence[PromptRow
                 if isinstance(concept, OffsetConcept):
                     values[b, slot] = rows[b].strength * concept.value_offset
     return Regions(values.to(base.device), nouns.to(base.device), used.to(base.device))
+
+
+def _slots(rows: Sequence[PromptRow], plain: Sequence[PromptRow] | None) -> list[list[tuple[int, Concept | Spelled]]]:
+    """The concepts that act in each row, with their numbers, in the order of their slots; see `row_regions`."""
+    return [
+        [(j, c) for j, c in enumerate(row.concepts) if plain is not None or isinstance(c, OffsetConcept)]
+        for row in rows
+    ]
+
+
+def _references(
+    base: Base, metric: Metric, rows: Sequence[PromptRow], plain: Sequence[PromptRow] | None = None
+) -> ReferenceBatch | None:
+    """The photos that B rows look at; None if no concept has any. See `row_regions`."""
+    acting = _slots(rows, plain)
+    kept = {id(c): (c, c.references) for row in acting for _, c in row if isinstance(c, OffsetConcept) and c.references}
+    if not kept:
+        return None
+    device, family = base.device, base.folder.family
+    counts = [len(photos.latents) for _, photos in kept.values()]
+    shapes = {photos.latents.shape[1:] for _, photos in kept.values()}
+    if len(shapes) > 1 or next(iter(shapes))[0] != base.vae.config.latent_channels:
+        raise ValueError("the photos of a concept are latents of another shape than the base model's: train it again")
+    latents = torch.cat([photos.latents for _, photos in kept.values()]).to(device)
+    # The photos are drawn as in training: the concept's word before its superclass, and its offset at every pixel.
+    text = base.folder.settings.templates[0].format("{0}")
+    prompts = [prompt_row(text, (concept,), bias=0.0, temperature=1.0, lock="local") for concept, _ in kept.values()]
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    told = everywhere(base, prompts, condition(base, metric, prompts)).rows(owner.to(device))
+    height, width = (float(side * base.latent_factor) for side in latents.shape[2:])
+    whole = torch.tensor([[height, width, 0.0, 0.0, height, width]]).expand(len(latents), -1)
+    # A photo's noise depends on its number among those of its concept alone, so that rows do not depend on their batch.
+    generators = [torch.Generator().manual_seed(number) for count in counts for number in range(count)]
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+    starts = itertools.accumulate(counts, initial=0)
+    numbers = {key: range(start, start + count) for key, start, count in zip(kept, starts, counts, strict=False)}
+    seen = [[(n, slot) for slot, (_, c) in enumerate(row) for n in numbers.get(id(c), ())] for row in acting]
+    most = max(map(len, seen))
+    shown, slots = torch.tensor([row + [(-1, 0)] * (most - len(row)) for row in seen]).unbind(2)
+    return ReferenceBatch(
+        latents=latents,
+        masks=torch.cat([photos.masks for _, photos in kept.values()]).to(device),
+        kv=told.kv,
+        noise=noise.to(latents),
+        signal=_signal(base).to(latents),
+        shown=shown.to(device),
+        slots=slots.to(device),
+        added=family.added(told.extra, whole.to(device, base.dtype) if family.time_ids else None),
+    )
+
+
+def _signal(base: Base) -> Tensor:
+    """The cumulative products of the noise schedule that the base model was trained with."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    schedule: Any = DDPMScheduler.from_config(base.scheduler.config)
+    return schedule.alphas_cumprod
 
 
 def everywhere(base: Base, rows: Sequence[PromptRow], conditioning: Conditioning) -> Conditioning:
@@ -154,8 +220,11 @@ def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
         RuntimeError: in the denoiser, when it is called more often than that.
     """
     chosen = base.folder.settings.mask_layers
-    run = _Run(regions, steps, select=not chosen)
+    references = None if regions.references is None else ReferenceAttention(base.denoiser, regions.references)
+    run = _Run(regions, steps, select=not chosen, references=references)
     with contextlib.ExitStack() as hooks:
+        if references is not None:
+            hooks.enter_context(installed(base.denoiser, references))
         hooks.enter_context(_removed(base.denoiser.register_forward_pre_hook(run.begin, with_kwargs=True)))
         for name, module in cross_attentions(base.denoiser):
             looks = name in chosen if chosen else "up_blocks" in name.split(".")
@@ -172,8 +241,8 @@ def by_default(maps: Sequence[Tensor], size: tuple[int, int]) -> Sequence[Tensor
 class _Run:
     """The state of one sampling: D so far, the masks of this step, and the maps that it collects for the next."""
 
-    def __init__(self, regions: Regions, steps: int, *, select: bool) -> None:
-        self._regions, self._select = regions, select
+    def __init__(self, regions: Regions, steps: int, *, select: bool, references: ReferenceAttention | None) -> None:
+        self._regions, self._select, self._references = regions, select, references
         self._kept = _KEPT ** (20 / steps)
         self._calls = steps + 1  # PNDM takes its second step twice
         self._without = max(1, round(_WITHOUT * steps))
@@ -199,6 +268,14 @@ class _Run:
             )
         acts = self._seen is not None and self._step >= self._without
         self._masks = masks(self._seen, self._regions.used) if acts and self._seen is not None else None
+        if self._references is not None:
+            timestep = arguments[1] if len(arguments) > 1 else named["timestep"]
+            self._references.begin(timestep, self._masks, self._size)
+
+    @property
+    def _aside(self) -> bool:
+        """Whether the denoiser runs on photos, not on the rows."""
+        return self._references is not None and self._references.at_photos
 
     def watch(self, attention: Any, *, looks: bool, key_rows: int) -> Iterator[Any]:
         """Hooks on a cross-attention: change its output in the regions, and where it `looks`, collect the maps."""
@@ -211,11 +288,13 @@ class _Run:
             queries[:] = [query]
 
         def look(_module: nn.Module, _arguments: tuple[Tensor, ...], key: Tensor) -> None:
+            if self._aside:
+                return
             found = attention_to(queries[0], key, self._regions.nouns, attention.heads, attention.scale)
             self._maps.append(found.unflatten(2, grid(queries[0].shape[1], self._size)))
 
         def act(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if self._masks is None:
+            if self._masks is None or self._aside:
                 return None
             hidden = arguments[0]
             rows, places = len(offsets), hidden.shape[1]

@@ -230,9 +230,12 @@ def _check_recipe(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) 
         (family.weights_words, "render.prompt_weights", sampling.prompt_weights, False),
         (family.weights_words, "render.prompt_chunks", sampling.prompt_chunks, 1),
         (drawing.rescales, "render.guidance_rescale", sampling.guidance_rescale, 0.0),
+        (not drawing.inpaints, "train.references", training.references, 0),
     ):
         if value != instead and not knows:
             raise BaseError(f"{name} {value!r} does not work with {drawing.title}: set it to {instead!r}")
+    if training.references and sampling.task == "video":
+        raise BaseError(f"train.references {training.references} does not work with videos: set it to 0")
 
 
 def _motion(settings: RunSettings, drawing: BaseFolder, observer: Observer) -> MotionFolder | None:

@@ -35,6 +35,7 @@ def entrants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Co
     """
     paper: dict[str, Any] = {"recipe": "paper"}
     offset: dict[str, Any] = {"recipe": "offset"}
+    references: dict[str, Any] = {"recipe": "offset", "references": 4}
     found = [
         Contestant(WORD, (NoSettings(),), train_nothing, no_numbers, trained=False),
         Contestant(
@@ -46,6 +47,14 @@ def entrants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Co
         Contestant(
             "ours-offset",
             ours_each(training, sampling, offset, {**offset, "lr_embedding": 0.002}, {**offset, "lr_value": 0.003}),
+            train_own,
+            ours_numbers,
+        ),
+        Contestant(
+            "ours-references",
+            ours_each(
+                training, sampling, references, {**references, "lr_embedding": 0.002}, {**references, "references": 1}
+            ),
             train_own,
             ours_numbers,
         ),

@@ -81,10 +81,11 @@ def train_nothing(studio: Studio, example: Example, budget: Budget, settings: No
 
 
 def ours_numbers(unet: Any, width: int, settings: OursSettings) -> int:
-    """Numbers that our own method learns of a denoiser."""
+    """Numbers that our own method learns of a denoiser, and those of the photos that its concepts keep."""
     weights = keys_and_values(unet)
     values = sum(len(weight) for weight in weights) // 2
-    return width + values * (2 if settings.training.lock == "trained" else 1)
+    photos = settings.training.references * unet.config.in_channels * unet.config.sample_size**2
+    return width + values * (2 if settings.training.lock == "trained" else 1) + photos
 
 
 def no_numbers(unet: Any, width: int, settings: NoSettings) -> int:  # noqa: ARG001

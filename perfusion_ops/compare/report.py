@@ -19,7 +19,8 @@ from perfusion_ops.compare.study import Picture, Study
 from perfusion_ops.config import Frozen, TrainingConfig
 
 RESAMPLES = 4000
-_OURS = ("ours-paper", "ours-offset")
+_PAPER = "ours-paper"
+_OURS = (_PAPER, "ours-offset", "ours-references")
 
 
 class Choice(Frozen):
@@ -145,7 +146,7 @@ def make_report(
 
     Args:
         study: where everything is measured.
-        methods: by name, with that of the plain word and both of ours.
+        methods: by name, with that of the plain word and all of ours.
         choices: what their tuning chose.
         finals: products that no choice has seen.
         tuning: number of the others.
@@ -193,10 +194,13 @@ def _recommend(
     scores: Mapping[str, Any],
     mask_layers: tuple[str, ...],
 ) -> Recommendation:
-    """The recipe as published, unless the other one is better on the final products beyond chance."""
-    paper, offset = _OURS
-    gain = paired(scores[offset], scores[paper], resamples=RESAMPLES)
-    name = offset if gain.low > 0 else paper
+    """The recipe as published, unless another of ours, the best in the tuning, is better on the final products.
+
+    Better is what is not explained by chance.
+    """
+    other = max((name for name in _OURS if name != _PAPER), key=lambda name: choices[name].score)
+    gain = paired(scores[other], scores[_PAPER], resamples=RESAMPLES)
+    name = other if gain.low > 0 else _PAPER
     settings = methods[name].settings[choices[name].place]
     assert isinstance(settings, OursSettings)
     plain, training = TrainingConfig().model_dump(), settings.training.model_dump()
@@ -207,7 +211,7 @@ def _recommend(
             "guidance": choices[name].guidance,
         },
         mask_layers=mask_layers,
-        reason=f"score of recipe offset minus paper on {len(scores[paper])} products: {gain}",
+        reason=f"score of {other} minus {_PAPER} on {len(scores[_PAPER])} products: {gain}",
     )
 
 

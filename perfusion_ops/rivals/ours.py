@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion_ops.base_model import Base, base_from_parts
-from perfusion_ops.concept import Concept, write_concept
+from perfusion_ops.concept import Concept, GatedConcept, write_concept
 from perfusion_ops.conditioning import prompt_row
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from perfusion_ops.metric import Metric
@@ -41,7 +41,9 @@ class Ours:
     def numbers(self) -> int:
         """See `Personalised`: of what is stored, all but the two running means of the text encoder."""
         means = ("target_input", "superclass_input")
-        return sum(tensor.numel() for name, tensor in self.concept.tensors().items() if name not in means)
+        kept = None if isinstance(self.concept, GatedConcept) else self.concept.references
+        photos = 0 if kept is None else kept.latents.numel()
+        return photos + sum(tensor.numel() for name, tensor in self.concept.tensors().items() if name not in means)
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perfusion_ops.base.tokenizer import words
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
+from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept, References
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import Tokens
@@ -86,6 +86,7 @@ class ConceptState:
                 metric.digest,
                 loss,
                 text_digest,
+                _kept(example),
             )
         if text_digest:
             values -= base.stack.values.to(values.dtype) @ self.superclass_input
@@ -103,6 +104,14 @@ class ConceptState:
             text_digest=text_digest,
             gate=example.config.gate,
         )
+
+
+def _kept(example: Example) -> References | None:
+    """The first photos of an example, as many as its settings keep; mirrored ones are not kept."""
+    count = example.config.references
+    photos = len(example.latents) // 2 if example.config.flip else len(example.latents)
+    count = min(count, photos)
+    return References(example.latents[:count].float().cpu(), example.masks[:count, 0].float().cpu()) if count else None
 
 
 def stores_differences(config: TrainingConfig, base: Base) -> bool:

@@ -71,6 +71,21 @@ def contestants() -> dict[str, Contestant]:
             ours_numbers,
         ),
         Contestant(
+            "ours-references",
+            ours_each(
+                TRAINING,
+                SAMPLING,
+                {"recipe": "offset", "references": 4},
+                {"recipe": "offset", "references": 4, "lr_value": 0.02},
+                {"recipe": "offset", "references": 2, "lr_value": 0.02},
+                {"recipe": "offset", "references": 4, "lr_value": 0.006},
+                {"recipe": "offset", "references": 4, "lr_embedding": 0.003},
+                {"recipe": "offset", "references": 1, "lr_value": 0.02},
+            ),
+            train_own,
+            ours_numbers,
+        ),
+        Contestant(
             "textual-inversion",
             settings_of(
                 TextualInversion,

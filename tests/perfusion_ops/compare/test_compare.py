@@ -68,7 +68,7 @@ def test_a_whole_comparison(photos, capsys):
     assert (said["tuning_products"], said["products"], said["pictures"]) == (1, 2, 4)
     whole = json.loads((photos.parent / "out" / "compare.json").read_text())
     lines = {line["method"]: line for line in whole["lines"]}
-    assert lines.keys() == {"word", "ours-paper", "ours-offset", "lora-r4"}
+    assert lines.keys() == {"word", "ours-paper", "ours-offset", "ours-references", "lora-r4"}
     assert lines["word"]["numbers"] == 0
     assert lines["lora-r4"]["numbers"] > 10 * lines["ours-offset"]["numbers"]
     assert sum(line["against"] is None for line in lines.values()) == 1
@@ -76,12 +76,12 @@ def test_a_whole_comparison(photos, capsys):
         for name in ("score", "identity", "nearest", "text"):
             assert line[name]["low"] <= line[name]["mean"] <= line[name]["high"]
     assert said["recommendation"]["sampling"]["guidance"] in (2.0, 4.0)
-    assert "score of recipe offset minus paper on 2 products" in said["recommendation"]["reason"]
+    assert " minus ours-paper on 2 products" in said["recommendation"]["reason"]
     assert whole["masks"]["scenes"] == 1, "the tuning product alone"
     assert said["recommendation"]["mask_layers"] == whole["masks"]["layers"]
-    # Three settings of three methods on one product and the word, and each chosen one on two others.
+    # Three settings of four methods on one product and the word, and each chosen one on two others.
     files = sorted((photos.parent / "out" / "rows").glob("*.parquet"))
-    assert len(files) == 3 * 3 + 1 + 4 * 2
+    assert len(files) == 4 * 3 + 1 + 5 * 2
     table = pq.read_table(files[0])
     assert table.num_rows == 4, "two prompts at two guidance scales"
     assert table["picture"][0].as_py().startswith(b"\x89PNG")
