@@ -152,22 +152,13 @@ class TrainingConfig(Frozen):
         default=0,
         ge=0,
         le=8,
-        description="photos of the product that the concept keeps, for recipe offset: its pictures look at them while "
-        "they are drawn, which keeps the product better and takes longer",
+        description="of recipe offset: how many photos of the product the concept keeps; its pictures look at them "
+        "while they are drawn, which keeps the product better and takes longer",
     )
 
     not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
         {"recipe", "decay", "stratified", "store", "gate", "references"}
     )
-
-    @model_validator(mode="after")
-    def _references_are_of_offset(self) -> "TrainingConfig":
-        if self.references and self.recipe != "offset":
-            raise ValueError(
-                f"references is {self.references} and recipe {self.recipe!r}: set recipe to 'offset', or references "
-                "to 0"
-            )
-        return self
 
     def overridden(self, values: Mapping[str, Any]) -> "TrainingConfig":
         """These settings with others in their place.

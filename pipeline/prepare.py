@@ -13,6 +13,7 @@ from pipeline.bases.captions import captions_digest
 from pipeline.bases.controls import find_controls
 from pipeline.bases.find import find_base
 from pipeline.bases.motion import check_task, find_motion
+from pipeline.bases.recipes import check_settings, train_check
 from pipeline.bases.starts import start_check
 from pipeline.bases.superclasses import superclass_check
 from pipeline.contract.errors import ManifestError
@@ -22,9 +23,11 @@ from pipeline.contract.layout import INPUTS_FOLDER
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.videos import ensure_mp4
-from pipeline.manifest.load import ManifestSummary, load_concepts, load_prompts
+from pipeline.manifest.concepts import load_concepts
 from pipeline.manifest.local_files import ensure_shared
 from pipeline.manifest.points import PointsSummary, load_points
+from pipeline.manifest.prompts import load_prompts
+from pipeline.manifest.reading import ManifestSummary
 from pipeline.observer import Observer
 from pipeline.plan.changes import Changes, find_changes
 from pipeline.plan.done import load_done
@@ -100,7 +103,8 @@ def check(
         observer.stage("base", settings.render_base)
         drawing = find_base(settings.render_base, settings.storage_options)
         _check_sibling(settings, base, drawing)
-    _check_recipe(settings, base, drawing)
+    training, sampling = settings.training(base), settings.sampling(drawing)
+    check_settings(training, sampling, base, drawing)
     motion = _motion(settings, drawing, observer)
     controls = _controls(settings, drawing, observer)
     counter = TokenCounter(load_tokenizer(base))
@@ -115,7 +119,8 @@ def check(
         cache=cache,
         storage_options=options,
         threads=settings.engine.threads,
-        superclass_check=superclass_check(counter, base.settings.templates, settings.training(base).recipe),
+        superclass_check=superclass_check(counter, base.settings.templates, training.recipe),
+        train_check=train_check(training, sampling, base, drawing),
         start_check=start_check(base),
     )
     observer.stage("validate", settings.prompts)
@@ -216,26 +221,6 @@ def _check_sibling(settings: RunSettings, base: BaseFolder, drawing: BaseFolder)
         raise BaseError(f"{names} differ, and concepts fit base alone: set train.store to 'difference' or 'int8'")
     if training.lock == "trained" and training.recipe == "paper":
         raise BaseError(f"{names} differ, and trained keys fit base alone: set train.lock to 'local'")
-
-
-def _check_recipe(settings: RunSettings, base: BaseFolder, drawing: BaseFolder) -> None:
-    """Refuse settings that the family does not know.
-
-    Some families have no attention that says where a concept is, or pipelines without `guidance_rescale`.
-    """
-    training, sampling, family = settings.training(base), settings.sampling(drawing), base.family
-    for knows, name, value, instead in (
-        (family.regional, "train.recipe", training.recipe, "paper"),
-        (family.regional, "render.combine", sampling.combine, "paper"),
-        (family.weights_words, "render.prompt_weights", sampling.prompt_weights, False),
-        (family.weights_words, "render.prompt_chunks", sampling.prompt_chunks, 1),
-        (drawing.rescales, "render.guidance_rescale", sampling.guidance_rescale, 0.0),
-        (not drawing.inpaints, "train.references", training.references, 0),
-    ):
-        if value != instead and not knows:
-            raise BaseError(f"{name} {value!r} does not work with {drawing.title}: set it to {instead!r}")
-    if training.references and sampling.task == "video":
-        raise BaseError(f"train.references {training.references} does not work with videos: set it to 0")
 
 
 def _motion(settings: RunSettings, drawing: BaseFolder, observer: Observer) -> MotionFolder | None:

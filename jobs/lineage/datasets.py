@@ -19,7 +19,7 @@ from jobs.lineage.columns import lineage_facet, schema_facet
 from jobs.lineage.naming import DatasetName, base_name, dataset_name
 from pipeline.contract.kinds import RESULTS, PerKind, ResultTable
 from pipeline.contract.layout import table_folder
-from pipeline.manifest.load import ManifestSummary
+from pipeline.manifest.reading import ManifestSummary
 from pipeline.prepare import Checked
 from pipeline.runs.record import Published, RunSpec
 from pipeline.settings import RunSettings

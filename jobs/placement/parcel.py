@@ -13,8 +13,7 @@ from pathlib import Path
 from jobs.spec import dump_spec
 from jobs.spec_file import SpecError
 from pipeline.files.batches import find_manifest
-from pipeline.manifest.load import first_local_picture
-from pipeline.manifest.local_files import is_local
+from pipeline.manifest.local_files import first_local_picture, is_local
 from pipeline.settings import RunSettings
 from pipeline.storage.scratch import scratch_folder
 

@@ -2,7 +2,7 @@
 
 Tables in the order in which they are filled:
 
-- `concepts`, `prompts` (`pipeline.manifest.load`): one row per checked manifest row. `row` counts from 1 in the order
+- `concepts`, `prompts` (`pipeline.manifest`): one row per checked manifest row. `row` counts from 1 in the order
   read. A bad row has `error_code`, `error_column` and `error_message`; in a good row they are null.
 - `concepts_extra`, `prompts_extra` (the same): `EXTRA_ROW` and the manifest's extra columns with their names and types.
 - `points` (`pipeline.manifest.points`): settings of single concepts; empty unless the spec names a file of points.

@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Callable
 
+from pipeline.files.rows import ListText
+
 _PICTURE = re.compile(r"[^?#]*\.(jpe?g|jfif|png|webp)([?#].*)?", re.IGNORECASE | re.DOTALL)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://", re.DOTALL)
 # Lists as Python, pandas and NumPy print them: single quotes, perhaps no commas.
@@ -56,3 +58,10 @@ def _brackets(text: str) -> list[object] | None:
     except (ValueError, RecursionError):
         return [one or two for one, two in _PRINTED_ITEM.findall(text)] if _PRINTED.fullmatch(text) else None
     return found if isinstance(found, list) else None
+
+
+def listed(cell: object, exists: Callable[[str], bool]) -> object:
+    """A cell of photos; text that lists photos is split into a list."""
+    if isinstance(cell, ListText):
+        return split_list(cell.text, exists, csv=True)
+    return split_list(cell, exists, csv=False) if isinstance(cell, str) else cell

@@ -3,10 +3,16 @@
 Such a path means a file on each machine's own disk, unless all of them mount the same folders.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB
+from pipeline.files.batches import ManifestFiles, local_copy, read_batches
+from pipeline.files.rows import Notices
+from pipeline.manifest import concepts
+from pipeline.manifest import prompts as prompt_rows
+from pipeline.manifest.images import picture_content
+from pipeline.manifest.list_cells import listed
 
 _SAMPLE = 20  # folders of photos that each node is asked for
 # Photos and masks of good rows of both manifests by folder, each folder with one of its files.
@@ -61,3 +67,39 @@ def ensure_shared(db: PlanDB, locations: Mapping[str, str | None], *, shared_fil
 def is_local(uri: str) -> bool:
     """Whether a path or URI is on the disk of the machine that opens it."""
     return "://" not in uri or uri.lower().startswith(("file://", "local://"))
+
+
+def first_local_picture(manifest: ManifestFiles, *, prompts: bool = False) -> tuple[int, str] | None:
+    """Row and address of the first photo or mask that a manifest names on this machine's disk; else None.
+
+    Relative paths count if the manifest itself lies there. Neither photos nor the rest of the rows are checked.
+
+    Args:
+        manifest: of concepts.
+        prompts: it is one of prompts instead, whose scenes and controls are meant.
+
+    Raises:
+        ManifestError: a file cannot be read.
+    """
+    columns, files = (prompt_rows.COLUMNS, prompt_rows.FILES) if prompts else (concepts.COLUMNS, concepts.FILES)
+    row = 0
+    relative_is_local = manifest.folder.startswith("file://")
+    for file in manifest.files:
+        with local_copy(manifest, file.name) as (path, _):
+            for batch in read_batches(path, file, columns, Notices("")):
+                for cells in batch.cells:
+                    row += 1
+                    for address in _addresses(cells, files):
+                        if address.lower().startswith(("/", "file://")) or (relative_is_local and "://" not in address):
+                            return row, address
+    return None
+
+
+def _addresses(cells: Mapping[str, object], columns: Iterable[str]) -> Iterator[str]:
+    """The photos and masks of a row that are text, blank ones left out; a struct may hold one as `path`."""
+    for column in columns:
+        cell = listed(cells.get(column), lambda _: False)
+        for item in cell if isinstance(cell, list) else [cell]:
+            content = picture_content(item)
+            if isinstance(content, str) and content.strip():
+                yield content

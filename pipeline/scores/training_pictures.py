@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
-from pipeline.manifest.load import load_concepts
+from pipeline.manifest.concepts import load_concepts
 from pipeline.runs.record import RunRecord
 from pipeline.settings import RunSettings
 from pipeline.storage.objects import Storage

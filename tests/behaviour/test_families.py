@@ -127,6 +127,13 @@ def test_a_run_on_a_transformer(shop):
         refused = perfusion(shop, "validate", "spec.yaml", "--set", setting)
         assert refused.returncode == 2
         assert message in refused.stderr
+    # What a whole run cannot have, a row cannot have either.
+    concepts = pq.read_table(shop / "concepts.parquet")
+    cells = ['{"recipe": "offset"}', *[None] * (concepts.num_rows - 1)]
+    pq.write_table(concepts.append_column("train", pa.array(cells)), shop / "offset.parquet")
+    refused = perfusion(shop, "validate", "spec.yaml", "--set", "concepts=offset.parquet", "--json")
+    assert "train.recipe 'offset' does not work with PixArt-Sigma: set it to 'paper'" in refused.stdout
+    assert "bad_train_override" in refused.stdout
     done = perfusion(shop, "run", "spec.yaml", "--json", "--set", "train.steps=3")
     assert done.returncode == 0, done.stderr
     pictures = list(shop.glob("results/images/*/*.png"))

@@ -16,7 +16,8 @@ from pipeline.database.plandb import EXTRA_ROW, PlanDB, extra_columns
 from pipeline.database.query import quoted
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits, decode, decode_mask, inspect
-from pipeline.manifest.load import load_concepts, load_prompts
+from pipeline.manifest.concepts import load_concepts
+from pipeline.manifest.prompts import load_prompts
 from pipeline.storage.objects import Storage
 
 GALLERY = Path(__file__).parent.parent / "files"

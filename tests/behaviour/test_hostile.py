@@ -21,7 +21,8 @@ from pipeline.contract.errors import Code
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
-from pipeline.manifest.load import load_concepts, load_prompts
+from pipeline.manifest.concepts import load_concepts
+from pipeline.manifest.prompts import load_prompts
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.storage.objects import Storage
 

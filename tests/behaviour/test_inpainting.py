@@ -102,6 +102,10 @@ def test_every_kind_of_row_is_trained_and_drawn_on_a_model_for_inpainting(shop):
     refused = perfusion(shop, "validate", "spec.yaml", "--set", "base=sd", "--set", "render.guidance_rescale=0.5")
     assert refused.returncode == 2
     assert "render.guidance_rescale 0.5 does not work with SD 1.x and 2.x for inpainting" in refused.stderr
+    kept = ("--set", "train.recipe=offset", "--set", "train.references=2")
+    refused = perfusion(shop, "validate", "spec.yaml", "--set", "base=sd", *kept)
+    assert refused.returncode == 2
+    assert "train.references 2 does not work with SD 1.x and 2.x for inpainting: set it to 0" in refused.stderr
 
 
 def test_concepts_of_the_plain_model_are_drawn_by_its_sibling_for_inpainting(shop):

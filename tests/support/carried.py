@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 
 
 def carried(path):

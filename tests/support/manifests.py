@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.database.plandb import EXTRA_ROW
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
-from pipeline.manifest.load import load_concepts
+from pipeline.manifest.concepts import load_concepts
 from pipeline.storage.objects import Storage
 
 LIMITS = InputLimits(max_bytes=100_000, max_images=5)

@@ -20,7 +20,7 @@ from jobs.lineage.naming import DatasetName
 from pipeline.contract import schemas
 from pipeline.contract.kinds import CONCEPTS, RENDERS, Counts, PerKind
 from pipeline.engine.figures import RunSummary
-from pipeline.manifest.load import ManifestSummary
+from pipeline.manifest.reading import ManifestSummary
 from pipeline.observer import Begun
 from pipeline.prepare import Checked, Planned
 from pipeline.run import RunResult

@@ -17,8 +17,8 @@ from jobs.spec import dump_spec, load_spec
 from jobs.spec_file import SpecError
 from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB
-from pipeline.manifest.load import load_prompts
 from pipeline.manifest.points import load_points
+from pipeline.manifest.prompts import load_prompts
 from pipeline.storage.objects import Storage
 from tests.support.manifests import concepts, picture, rows
 

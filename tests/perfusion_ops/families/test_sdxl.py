@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from perfusion_ops.base.folder import BaseError, describe
-from perfusion_ops.concept import GatedConcept, OffsetConcept, read_concept, write_concept
-from perfusion_ops.conditioning import PromptRow, condition
+from perfusion_ops.concept import GatedConcept, OffsetConcept, References, read_concept, write_concept
+from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.families.family import POOLED
 from perfusion_ops.metric import metric_from_moment
@@ -50,6 +50,25 @@ def offset(base, metric, seed, superclass="mug") -> OffsetConcept:
     g = torch.Generator().manual_seed(seed)
     embedding, values = torch.randn(WIDTH, generator=g), torch.randn(base.stack.key_rows, generator=g)
     return OffsetConcept(superclass, embedding, values, base.folder.digest, metric.digest)
+
+
+def test_rows_that_look_at_photos_equal_each_alone(base, metric):
+    g = torch.Generator().manual_seed(0)
+    plain, other = offset(base, metric, 1), offset(base, metric, 2, "teddy bear")
+    seen = replace(plain, references=References(torch.randn(2, 4, 8, 8, generator=g), torch.ones(2, 8, 8)))
+    acts = {"bias": 0.6, "temperature": 0.15, "lock": "local"}
+    rows = [
+        RenderRow(prompt_row(text, concepts, **acts), PromptRow(""), seed)
+        for seed, (text, *concepts) in enumerate(
+            (("a photo of a {0}", seen), ("a {0} next to a {1}", other, seen), ("a {0}", plain))
+        )
+    ]
+    sampler = replace(SAMPLER, steps=6)
+    together = render(base, metric, rows, sampler)
+    for row, picture in zip(rows, together, strict=True):
+        assert abs(render(base, metric, [row], sampler)[0].astype(int) - picture.astype(int)).max() <= 1
+    without = RenderRow(prompt_row("a photo of a {0}", (plain,), **acts), PromptRow(""), 0)
+    assert (render(base, metric, [without], sampler)[0] != together[0]).any()
 
 
 @pytest.mark.parametrize("zero_negative", [True, False])

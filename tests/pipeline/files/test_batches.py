@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from tests.support.manifests import (
     P,
     concepts,

@@ -6,7 +6,7 @@ from pipeline.contract.errors import ManifestError
 from pipeline.files import rows as shared
 from pipeline.files.read_csv import read_csv
 from pipeline.files.rows import Columns, ListText, Notices
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from tests.support.manifests import rows
 
 COLUMNS = Columns(

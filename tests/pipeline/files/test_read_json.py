@@ -7,7 +7,7 @@ from pipeline.files import read_json
 from pipeline.files import rows as shared
 from pipeline.files.read_json import read_json_lines
 from pipeline.files.rows import Columns, Notices
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from tests.support.manifests import rows
 
 COLUMNS = Columns(frozenset({"prompt", "seed", "images"}), frozenset({"prompt"}), frozenset({"seed"}), frozenset())

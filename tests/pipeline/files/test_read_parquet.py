@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import EXTRA_ROW
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from tests.support.manifests import rows
 
 

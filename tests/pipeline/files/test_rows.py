@@ -8,7 +8,7 @@ from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB
 from pipeline.files import rows
 from pipeline.files.rows import Columns, Notice, Notices, check_names, check_required, chunked
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 
 COLUMNS = Columns(frozenset({"prompt", "seed", "where"}), frozenset({"prompt"}), frozenset({"seed"}), frozenset())
 SKIPPED = Notice("row", "skipped", "fill it in")

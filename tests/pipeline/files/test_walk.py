@@ -9,7 +9,7 @@ import pytest
 from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import PlanDB
 from pipeline.files.batches import find_manifest
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 
 PLACES = {
     "a.csv": True,

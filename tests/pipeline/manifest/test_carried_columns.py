@@ -22,7 +22,7 @@ from pipeline.contract.errors import ManifestError
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
 from pipeline.manifest.carried_types import carry, kept, through_parquet
 from pipeline.manifest.extra_columns import ExtraColumns
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.plan.workqueue import WorkQueue

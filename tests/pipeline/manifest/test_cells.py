@@ -1,7 +1,7 @@
 """Cells of prompts: every kind of bad one has its code, its column and the limits in its message."""
 
 from pipeline.contract.errors import Code
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from tests.support.manifests import P, rows, write_jsonl
 
 BAD_PROMPTS = [

@@ -9,7 +9,8 @@ from pipeline.database.plandb import PlanDB
 from pipeline.files.batches import find_manifest
 from pipeline.inputs.cache import InputCache
 from pipeline.manifest import controls
-from pipeline.manifest.load import first_local_picture, load_prompts
+from pipeline.manifest.local_files import first_local_picture
+from pipeline.manifest.prompts import load_prompts
 from pipeline.storage.objects import Storage
 from tests.support.runs import photo
 

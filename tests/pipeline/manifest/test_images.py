@@ -15,7 +15,7 @@ from pipeline.database.plandb import PlanDB
 from pipeline.inputs import store
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
-from pipeline.manifest.load import load_concepts
+from pipeline.manifest.concepts import load_concepts
 from pipeline.plan.expand import plan_concepts
 from pipeline.storage.objects import Storage
 from tests.support import icc

@@ -9,8 +9,7 @@ import pytest
 
 from pipeline.contract.errors import ManifestError
 from pipeline.files.batches import find_manifest
-from pipeline.manifest.load import first_local_picture
-from pipeline.manifest.local_files import ensure_shared
+from pipeline.manifest.local_files import ensure_shared, first_local_picture
 from pipeline.storage.objects import Storage
 from tests.support.manifests import concepts, photo_folder, write_jsonl
 from tests.support.plans import concept, fill, picture

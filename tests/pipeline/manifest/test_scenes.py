@@ -16,7 +16,8 @@ from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
 from pipeline.inputs.store import InputStore
 from pipeline.manifest import scenes
-from pipeline.manifest.load import first_local_picture, load_prompts
+from pipeline.manifest.local_files import first_local_picture
+from pipeline.manifest.prompts import load_prompts
 from pipeline.storage.objects import Storage
 from tests.support.runs import photo
 

@@ -17,8 +17,8 @@ from pipeline.database.plandb import PlanDB, Stage
 from pipeline.files.batches import find_manifest
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
-from pipeline.manifest.load import first_local_picture, load_concepts
-from pipeline.manifest.local_files import ensure_shared
+from pipeline.manifest.concepts import load_concepts
+from pipeline.manifest.local_files import ensure_shared, first_local_picture
 from pipeline.manifest.starts import MOST_BYTES
 from pipeline.plan.expand import plan_concepts, plan_requests
 from pipeline.plan.workqueue import WorkQueue

@@ -19,7 +19,8 @@ from pipeline.contract.schemas import CONCEPTS, RENDERS, RESERVED_COLUMNS
 from pipeline.database.plandb import PlanDB
 from pipeline.inputs.cache import InputCache
 from pipeline.inputs.pictures import InputLimits
-from pipeline.manifest.load import load_concepts, load_prompts
+from pipeline.manifest.concepts import load_concepts
+from pipeline.manifest.prompts import load_prompts
 from pipeline.plan.changes import find_changes
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.expand import plan_concepts, plan_requests

@@ -43,6 +43,21 @@ def test_each_recipe_has_its_kind_of_concept(shared):
     assert float(found.value_offset.abs().max()) > 0.1
 
 
+def test_a_concept_keeps_its_photos_and_its_pictures_look_at_them(shared, tmp_path):
+    kept = replace(concept(tmp_path, "seen", superclass="teddy bear"), training=OFFSET.overridden({"references": 8}))
+    plain = replace(kept, key=key("unseen"), training=OFFSET)
+    assert [outcome.status for outcome in shared.run(trainings(kept, plain))] == [Status.OK] * 2
+    found, unseen = (shared.files.load(each.key)[0] for each in (kept, plain))
+    assert found.references.latents.shape == (len(kept.images), 8, 16, 16)
+    assert unseen.references is None
+    assert (found.value_offset == unseen.value_offset).all(), "photos that are kept change nothing of the training"
+    tasks = (picture("looks", "seen"), picture("does not", "unseen"))
+    tasks = tuple(replace(task, seed=7, shape=replace(task.shape, steps=10)) for task in tasks)
+    assert [outcome.status for outcome in shared.run(renders(*tasks))] == [Status.OK] * 2
+    first, second = (pixels(shared, task) for task in tasks)
+    assert abs(first - second).max() > 8
+
+
 def test_prompts_of_either_recipe_and_of_both(shared):
     tasks = (
         picture("one", "mug"),

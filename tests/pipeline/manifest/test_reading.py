@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.database.plandb import PlanDB
-from pipeline.manifest.load import bounded_map, load_prompts
+from pipeline.manifest.prompts import load_prompts
+from pipeline.manifest.reading import bounded_map
 from tests.support.manifests import (
     GOOD,
     concepts,
@@ -146,7 +147,7 @@ def test_a_large_manifest_streams(kind, count, tmp_path):
     program = """
 import json, sys, tracemalloc
 import pyarrow as pa
-from pipeline.manifest.load import load_prompts
+from pipeline.manifest.prompts import load_prompts
 from pipeline.database.plandb import EXTRA_ROW, PlanDB
 
 with PlanDB() as db:  # whatever is imported only when it is used
