@@ -7,7 +7,7 @@ import torch
 
 from perfusion_ops.base.folder import BaseFolder, BaseSettings, describe
 from perfusion_ops.base_model import Base, base_from_parts
-from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept
+from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept, References
 from perfusion_ops.config import Recipe
 from perfusion_ops.metric import Metric, metric_from_moment
 from perfusion_ops.mini import base_folder
@@ -47,8 +47,10 @@ def plain_metric(base: Base) -> Metric:
     return metric_from_moment(eye, ridge=0.0, base_digest=base.folder.digest).to(base.device)
 
 
-def made_up_concepts(base: Base, metric: Metric, count: int, recipe: Recipe = "paper") -> list[Concept]:
-    """Concepts with random weights; their values do not affect the times."""
+def made_up_concepts(
+    base: Base, metric: Metric, count: int, recipe: Recipe = "paper", references: int = 0
+) -> list[Concept]:
+    """Concepts with random weights, and with photos for recipe `offset`; their values do not affect the times."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int, scale: float) -> torch.Tensor:
@@ -62,6 +64,7 @@ def made_up_concepts(base: Base, metric: Metric, count: int, recipe: Recipe = "p
                 value_offset=normal(base.stack.key_rows, 0.1),
                 base_digest=base.folder.digest,
                 metric_digest=metric.digest,
+                references=_photos(base, references, generator) if references else None,
             )
             for _ in range(count)
         ]
@@ -79,6 +82,12 @@ def made_up_concepts(base: Base, metric: Metric, count: int, recipe: Recipe = "p
         )
         for _ in range(count)
     ]
+
+
+def _photos(base: Base, count: int, generator: torch.Generator) -> References:
+    side = base.resolution // base.latent_factor
+    latents = torch.randn(count, base.vae.config.latent_channels, side, side, generator=generator)
+    return References(latents, torch.ones(count, side, side))
 
 
 def _stable_diffusion_15(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
