@@ -87,7 +87,7 @@ def made_up_concepts(
 def _photos(base: Base, count: int, generator: torch.Generator) -> References:
     side = base.resolution // base.latent_factor
     latents = torch.randn(count, base.vae.config.latent_channels, side, side, generator=generator)
-    return References(latents, torch.ones(count, side, side))
+    return References(latents, torch.ones(count, side, side, dtype=torch.bool))
 
 
 def _stable_diffusion_15(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

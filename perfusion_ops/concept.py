@@ -5,7 +5,7 @@ There is a kind of concept for each recipe of training. A file holds its tensors
 - paper: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key target is
   recomputed as W_K i_super; only the ablation with trained keys stores its own.
 - offset: v* and the value offset; perhaps photos of the product at which its pictures look, as latents of eight bits a
-  number.
+  number and masks of one bit a position.
 
 Instead of o_V, a file may hold the difference o_V - W_V i_super. With it the concept also acts in siblings of its base
 model: models with the same text encoders and another denoiser (Turbo, LCM-merged, fine-tunes), whose W_V differs. A
@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,19 +132,19 @@ class References:
 
     Attributes:
         latents: (K, C, h, w) float32, scaled.
-        masks: (K, h, w) float32 in 0 to 1: where the product is.
+        masks: (K, h, w) bool: where the product is.
     """
 
     latents: Tensor
     masks: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by name: latents as int8 with scales, masks as uint8."""
+        """The stored tensors by name: latents as int8 with scales, masks as bits in the order of `numpy.packbits`."""
         if not bool(torch.isfinite(self.latents).all()):
             raise ConceptFileError("a photo of the concept has latents that are not finite")
         packed, scales = pack(self.latents.flatten())
-        masks = (self.masks.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        return {_LATENTS: packed.reshape(self.latents.shape), _SCALES: scales, _MASKS: masks}
+        bits = torch.from_numpy(np.packbits(self.masks.flatten(1).cpu().numpy(), axis=1))
+        return {_LATENTS: packed.reshape(self.latents.shape), _SCALES: scales, _MASKS: bits}
 
 
 @dataclass(frozen=True)
@@ -380,15 +381,15 @@ def _read_references(tensors: dict[str, Tensor]) -> References:
             f"{_LATENTS} has the shape {tuple(latents.shape)}, expected 1 to {_MOST_REFERENCES} photos, channels, and "
             f"sides of at most {_LONGEST_SIDE}"
         )
-    if masks.dtype != torch.uint8 or masks.shape != (latents.shape[0], *latents.shape[2:]):
-        raise ConceptFileError(
-            f"{_MASKS} is {masks.dtype} of shape {tuple(masks.shape)}, expected uint8 of "
-            f"{(latents.shape[0], *latents.shape[2:])}"
-        )
+    positions = latents.shape[2] * latents.shape[3]
+    expected = (latents.shape[0], -(-positions // 8))
+    if masks.dtype != torch.uint8 or tuple(masks.shape) != expected:
+        raise ConceptFileError(f"{_MASKS} is {masks.dtype} of shape {tuple(masks.shape)}, expected uint8 of {expected}")
     values = unpack(_LATENTS, latents.flatten(), scales, latents.numel())
     if scales.dtype != torch.float16 or not bool(torch.isfinite(values).all()):
         raise ConceptFileError(f"{_SCALES} is {scales.dtype} or has values that are not finite, expected float16")
-    return References(values.reshape(latents.shape), masks.float() / 255)
+    bits = np.unpackbits(masks.numpy(), axis=1, count=positions).astype(bool)
+    return References(values.reshape(latents.shape), torch.from_numpy(bits).reshape(masks.shape[0], *latents.shape[2:]))
 
 
 def _checked(tensors: dict[str, Tensor], widths: dict[str, int]) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ def _references(
     shown, slots = torch.tensor([row + [(-1, 0)] * (most - len(row)) for row in seen]).unbind(2)
     return ReferenceBatch(
         latents=latents,
-        masks=torch.cat([photos.masks for _, photos in kept.values()]).to(device),
+        masks=torch.cat([photos.masks for _, photos in kept.values()]).to(latents),
         kv=told.kv,
         noise=noise.to(latents),
         signal=_signal(base).to(latents),

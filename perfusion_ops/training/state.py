@@ -12,6 +12,8 @@ from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.text import Tokens
 
+_INSIDE = 0.5  # a position whose mask is above it belongs to the product
+
 
 @dataclass(frozen=True)
 class Example:
@@ -111,7 +113,9 @@ def _kept(example: Example) -> References | None:
     count = example.config.references
     photos = len(example.latents) // 2 if example.config.flip else len(example.latents)
     count = min(count, photos)
-    return References(example.latents[:count].float().cpu(), example.masks[:count, 0].float().cpu()) if count else None
+    if not count:
+        return None
+    return References(example.latents[:count].float().cpu(), (example.masks[:count, 0] > _INSIDE).cpu())
 
 
 def stores_differences(config: TrainingConfig, base: Base) -> bool:

@@ -54,6 +54,8 @@ WAYS: dict[str, Way] = {
     "ours-paper-regional": Way({}, {"combine": "regional", "bias": 0.2}),
     "ours-offset": Way({"recipe": "offset", "lr_value": 0.02}, {"combine": "paper"}),
     "ours-offset-regional": Way({"recipe": "offset", "lr_value": 0.02}, {"combine": "regional"}),
+    "ours-references": Way({"recipe": "offset", "lr_value": 0.02, "references": 4}, {"combine": "paper"}),
+    "ours-references-regional": Way({"recipe": "offset", "lr_value": 0.02, "references": 4}, {"combine": "regional"}),
 }
 
 

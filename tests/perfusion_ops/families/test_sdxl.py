@@ -55,7 +55,9 @@ def offset(base, metric, seed, superclass="mug") -> OffsetConcept:
 def test_rows_that_look_at_photos_equal_each_alone(base, metric):
     g = torch.Generator().manual_seed(0)
     plain, other = offset(base, metric, 1), offset(base, metric, 2, "teddy bear")
-    seen = replace(plain, references=References(torch.randn(2, 4, 8, 8, generator=g), torch.ones(2, 8, 8)))
+    seen = replace(
+        plain, references=References(torch.randn(2, 4, 8, 8, generator=g), torch.ones(2, 8, 8, dtype=torch.bool))
+    )
     acts = {"bias": 0.6, "temperature": 0.15, "lock": "local"}
     rows = [
         RenderRow(prompt_row(text, concepts, **acts), PromptRow(""), seed)
