@@ -98,7 +98,8 @@ def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> 
     """Conditioning of B rows that are all regional or all are not, and what acts in their regions.
 
     Raises:
-        PromptTooLongError, ValueError: as `conditioning.condition`.
+        PromptTooLongError: as `conditioning.condition`.
+        ValueError: the same; or a concept keeps photos, and the base model is for inpainting or has other latents.
     """
     if not is_regional(rows[0]):
         regions = row_regions(base, rows)
@@ -158,6 +159,8 @@ def _references(
     kept = {id(c): (c, c.references) for row in acting for _, c in row if isinstance(c, OffsetConcept) and c.references}
     if not kept:
         return None
+    if base.folder.inpaints:
+        raise ValueError("a concept keeps photos, but the base model is for inpainting: train it with references 0")
     device, family = base.device, base.folder.family
     counts = [len(photos.latents) for _, photos in kept.values()]
     shapes = {photos.latents.shape[1:] for _, photos in kept.values()}

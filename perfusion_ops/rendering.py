@@ -107,9 +107,8 @@ def _check(base: Base, rows: Sequence[RenderRow], sampler: Sampler) -> None:
         raise ValueError("a row has a control, but videos have no ControlNets: leave it out, or draw pictures")
     if base.folder.inpaints and any(row.control is not None for row in rows):
         raise ValueError("a row has a control, but the base model is for inpainting: leave it out, or use a plain one")
-    if (sampler.frames is not None or base.folder.inpaints) and any(has_references(row.positive) for row in rows):
-        what = "videos are drawn" if sampler.frames is not None else "the base model is for inpainting"
-        raise ValueError(f"a concept has reference photos, but {what}: train it with references 0")
+    if sampler.frames is not None and any(has_references(row.positive) for row in rows):
+        raise ValueError("a concept keeps photos, but videos are drawn: train it with references 0")
     if any(row.positive.chunks != row.negative.chunks for row in rows):
         raise ValueError(
             "a prompt and its negative prompt have different numbers of chunks: use the larger one for both"

@@ -239,6 +239,9 @@ def test_videos_and_other_latents_are_refused(base, metric):
     assert has_references(rows[0].positive)
     with pytest.raises(ValueError, match="videos are drawn: train it with references 0"):
         render(base, metric, rows, replace(SAMPLER, frames=2))
+    folder = replace(base.folder, drawn_by="inpaint")
+    with pytest.raises(ValueError, match="the base model is for inpainting: train it with references 0"):
+        condition_regions(replace(base, folder=folder), metric, [rows[0].positive])
     other = replace(rows[0].positive.concepts[0], references=photos(1, 2, channels=5))
     with pytest.raises(ValueError, match="another shape than the base model's: train it again"):
         render(base, metric, [row("a {0}", other)], SAMPLER)
