@@ -70,7 +70,7 @@ class ReferenceAttention:
 
     def __init__(self, denoiser: Any, references: ReferenceBatch) -> None:
         self._denoiser, self._references = denoiser, references
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}  # keys and values (N, Z, C) of the photos, by attention
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # keys and values (., Z, C) of photos, by attention
         self._masks: Tensor | None = None
         self._size = (0, 0)
         self.at_photos = False  # while the denoiser runs on the photos
@@ -90,20 +90,21 @@ class ReferenceAttention:
             return
         photos = self._references
         share = photos.signal[min(max(round(time), 0), len(photos.signal) - 1)]
-        noisy = share.sqrt() * photos.latents + (1 - share).sqrt() * photos.noise
+        noisy = (share.sqrt() * photos.latents + (1 - share).sqrt() * photos.noise).to(photos.kv.dtype)
         self.at_photos = True
         try:
-            # The hooks on the denoiser itself count the steps of the rows: `forward` passes them by.
-            self._denoiser.forward(
-                noisy.to(photos.kv.dtype), timestep=timestep, encoder_hidden_states=photos.kv, **photos.added
-            )
+            # As many rows at a time as a step with guidance has, so that photos do not decide the peak of memory.
+            for part in torch.arange(len(noisy), device=noisy.device).split(2 * self.rows):
+                added = _chosen(photos.added, part)
+                # The hooks on the denoiser itself count the steps of the rows: `forward` passes them by.
+                self._denoiser.forward(noisy[part], timestep=timestep, encoder_hidden_states=photos.kv[part], **added)
         finally:
             self.at_photos = False
         self._masks = masks
 
     def keep(self, name: str, keys: Tensor, values: Tensor) -> None:
         """Keep what an attention has of the photos."""
-        self._seen[name] = keys, values
+        self._seen.setdefault(name, []).append((keys, values))
 
     @property
     def is_open(self) -> bool:
@@ -118,7 +119,8 @@ class ReferenceAttention:
     def attend(self, name: str, attention: Any, hidden: Tensor) -> Tensor:
         """What an attention gives to the B rows `hidden` (B, Q, C) before its output projection, (B, Q, C)."""
         assert self._masks is not None
-        references, (photo_keys, photo_values) = self._references, self._seen[name]
+        references = self._references
+        photo_keys, photo_values = (torch.cat(each) for each in zip(*self._seen[name], strict=True))
         shown = references.shown.clamp(min=0)
         keys, values = photo_keys[shown].flatten(1, 2), photo_values[shown].flatten(1, 2)
         of_photos = grid(photo_keys.shape[1], (references.masks.shape[1], references.masks.shape[2]))
@@ -136,6 +138,14 @@ class ReferenceAttention:
             heads=attention.heads,
             scale=attention.scale,
         )
+
+
+def _chosen(added: Mapping[str, Any], part: Tensor) -> dict[str, Any]:
+    """The denoiser's further arguments for some of the photos; they may be nested."""
+    return {
+        name: _chosen(each, part) if isinstance(each, Mapping) else each[part] if isinstance(each, Tensor) else each
+        for name, each in added.items()
+    }
 
 
 def seeing(
