@@ -11,7 +11,8 @@ from PIL import Image
 
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import encode_pictures, load_base
-from perfusion_ops.concept import GatedConcept, OffsetConcept
+from perfusion_ops.attention.references import self_attentions
+from perfusion_ops.concept import GatedConcept, OffsetConcept, References
 from perfusion_ops.conditioning import PromptRow, condition, project_superclasses
 from perfusion_ops.controls.net import prepared
 from perfusion_ops.pipelines import make_pipeline, make_scheduler
@@ -292,6 +293,34 @@ def test_a_scene_may_have_a_control(kit, strength):
             assert np.array_equal(picture[its.stays == 1], its.pixels[its.stays == 1])
     numbers = np.stack(together).astype(int).reshape(2, 2, 3, -1)
     assert (np.abs(numbers[:, :, :2] - numbers[:, :, 2:]).max(-1) > 4).all()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_photos_to_look_at_are_seen_in_scenes_and_with_controls(kit, strength, monkeypatch):
+    for _, attention in self_attentions(kit.base.denoiser):  # random weights hardly look anywhere
+        monkeypatch.setattr(attention.to_out[0].weight, "data", attention.to_out[0].weight.data * 30)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (4, 4, 12, 16))
+    its = into_scene(picture, mask, 16, 16, factor=2, strength=strength)
+    *_, hat = concepts(kit)
+    sampler = replace(kit.sampler, steps=6)  # nothing acts in the first step that a scene leaves
+    g = torch.Generator().manual_seed(2)
+    photos = References(torch.randn(2, 4, 8, 8, generator=g), torch.rand(2, 8, 8, generator=g) < 0.5)
+    rows = [
+        RenderRow(PromptRow("a {0}", (concept,), (0.4,), (0.4,)), PromptRow(""), 7, scene, control)
+        for concept in (hat, replace(hat, references=photos))
+        for scene in (its, None)
+        for control in (shown(kit.canny), None)
+    ]
+    together = render(kit.base, kit.metric, rows, sampler)
+    for row, drawn in zip(rows, together, strict=True):
+        [alone] = render(kit.base, kit.metric, [row], sampler)
+        assert np.abs(drawn.astype(int) - alone.astype(int)).max() <= 1
+        if row.scene:
+            assert np.array_equal(drawn[its.stays == 1], its.pixels[its.stays == 1])
+    without, seeing = np.stack(together).astype(int).reshape(2, 4, -1)
+    assert (np.abs(without - seeing).max(-1) > 4).all()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
