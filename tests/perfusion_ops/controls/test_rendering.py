@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from PIL import Image
 
+from perfusion_ops.attention.references import self_attentions
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import encode_pictures, load_base
-from perfusion_ops.attention.references import self_attentions
 from perfusion_ops.concept import GatedConcept, OffsetConcept, References
 from perfusion_ops.conditioning import PromptRow, condition, project_superclasses
 from perfusion_ops.controls.net import prepared
