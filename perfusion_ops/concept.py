@@ -4,8 +4,8 @@ There is a kind of concept for each recipe of training. A file holds its tensors
 
 - paper: v* (word embedding), i* (target input), i_super (superclass encoding) and o_V (value target). The key target is
   recomputed as W_K i_super; only the ablation with trained keys stores its own.
-- offset: v* and the value offset; perhaps photos of the product at which its pictures look, as latents of eight bits a
-  number and masks of one bit a position.
+- offset: v* and the value offset; perhaps an edit of convolutions in eight bits a number, and photos of the product at
+  which its pictures look, as latents of eight bits a number and masks of one bit a position.
 
 Instead of o_V, a file may hold the difference o_V - W_V i_super. With it the concept also acts in siblings of its base
 model: models with the same text encoders and another denoiser (Turbo, LCM-merged, fine-tunes), whose W_V differs. A
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from perfusion_ops import tensor_file
+from perfusion_ops.attention.convolutions import ConvolutionEdit
 from perfusion_ops.errors import PerfusionError
 from perfusion_ops.projection import KeyValueStack
 from perfusion_ops.tensor_file import TensorFileError
@@ -31,6 +32,8 @@ DIFFERENCE_FORMAT = "perfusion-concept-2"
 SIBLING_OFFSET_FORMAT = "perfusion-offset-2"
 REFERENCE_FORMAT = "perfusion-reference-1"  # of recipe offset, with photos
 SIBLING_REFERENCE_FORMAT = "perfusion-reference-2"
+CONVOLUTION_FORMAT = "perfusion-convolution-1"  # of recipe offset, with an edit of convolutions and perhaps photos
+SIBLING_CONVOLUTION_FORMAT = "perfusion-convolution-2"
 LINEAR_FORMAT = "perfusion-linear-1"  # gated, with the linear gate
 LINEAR_DIFFERENCE_FORMAT = "perfusion-linear-2"
 _FORMATS = {  # by kind, and whether values are differences
@@ -42,11 +45,15 @@ _FORMATS = {  # by kind, and whether values are differences
     ("offset", True): SIBLING_OFFSET_FORMAT,
     ("reference", False): REFERENCE_FORMAT,
     ("reference", True): SIBLING_REFERENCE_FORMAT,
+    ("convolution", False): CONVOLUTION_FORMAT,
+    ("convolution", True): SIBLING_CONVOLUTION_FORMAT,
 }
 _KINDS = {name: kind for kind, name in _FORMATS.items()}
 _BLOCK = 128  # numbers of a packed tensor that share a scale
 _LATENTS, _SCALES, _MASKS = "reference_latents", "reference_latents_scale", "reference_masks"
 _MOST_REFERENCES, _LONGEST_SIDE = 8, 1024
+_READS, _WRITES = "conv_reads", "conv_writes"
+_MOST_RANKS = 8
 
 
 Gate = Literal["sigmoid", "linear"]
@@ -160,6 +167,7 @@ class OffsetConcept:
         loss: mean of the last training losses, if known.
         text_digest: digest of the text encoders, if the concept may act in siblings of its base model; "" otherwise.
         references: photos of the product; None if it keeps none.
+        convolutions: an edit of convolutions; None if it has none.
     """
 
     superclass: str
@@ -170,6 +178,7 @@ class OffsetConcept:
     loss: float | None = None
     text_digest: str = ""
     references: References | None = None
+    convolutions: ConvolutionEdit | None = None
 
     @property
     def noun(self) -> str:
@@ -222,11 +231,11 @@ def write_concept(
     if packed:
         name = "value_difference" if gated else "value_offset"
         stored[name], stored[f"{name}_scale"] = pack(concept.tensors()[name])
-    references = None if isinstance(concept, GatedConcept) else concept.references
-    if references is not None:
-        stored |= references.tensors()
+    if isinstance(concept, OffsetConcept):
+        stored |= concept.references.tensors() if concept.references else {}
+        stored |= _packed_edit(concept.convolutions) if concept.convolutions else {}
     shared = bool(concept.text_digest)
-    kind = concept.gate if isinstance(concept, GatedConcept) else "offset" if references is None else "reference"
+    kind = _kind(concept)
     metadata = {
         "format": _FORMATS[kind, shared],
         "superclass": concept.superclass,
@@ -286,15 +295,23 @@ def read_concept(
             )
     superclass, loss = metadata.get("superclass", ""), _loss(metadata)
     its_base, its_text = metadata["base_digest"], metadata.get("text_digest", "") if shared else ""
-    references = _read_references(tensors) if kind == "reference" else None
-    tensors = {
-        name: each for name, each in tensors.items() if references is None or name not in (_LATENTS, _SCALES, _MASKS)
-    }
+    keeps_photos = kind == "reference" or (kind == "convolution" and _LATENTS in tensors)
+    references = _read_references(tensors) if keeps_photos else None
+    edit = _read_edit(tensors) if kind == "convolution" else None
+    tensors = {name: each for name, each in tensors.items() if name not in _further(references, edit)}
     tensors = _unpacked(tensors, value_width) if shared else tensors
-    if kind in ("offset", "reference"):
+    if kind in ("offset", "reference", "convolution"):
         found = _checked(tensors, {"embedding": embedding_width, "value_offset": value_width})
         return OffsetConcept(
-            superclass, found["embedding"], found["value_offset"], its_base, metric_digest, loss, its_text, references
+            superclass=superclass,
+            embedding=found["embedding"],
+            value_offset=found["value_offset"],
+            base_digest=its_base,
+            metric_digest=metric_digest,
+            loss=loss,
+            text_digest=its_text,
+            references=references,
+            convolutions=edit,
         )
     lock: Literal["local", "trained"] = "trained" if metadata.get("lock") == "trained" else "local"
     shapes = {
@@ -319,6 +336,23 @@ def read_concept(
         loss=loss,
         text_digest=its_text,
         gate="linear" if kind == "linear" else "sigmoid",
+    )
+
+
+def _kind(concept: Concept) -> str:
+    """The first half of a key of `_FORMATS`."""
+    if isinstance(concept, GatedConcept):
+        return concept.gate
+    if concept.convolutions is not None:
+        return "convolution"
+    return "offset" if concept.references is None else "reference"
+
+
+def _further(references: References | None, edit: ConvolutionEdit | None) -> set[str]:
+    """The names of the stored tensors beside those of every concept of its recipe."""
+    photos = set() if references is None else {_LATENTS, _SCALES, _MASKS}
+    return (
+        photos if edit is None else {*photos, *(f"{name}{end}" for name in (_READS, _WRITES) for end in ("", "_scale"))}
     )
 
 
@@ -368,6 +402,35 @@ def unpack(name: str, values: Tensor, scales: Tensor, width: int) -> Tensor:
             f"expected int8 of ({width},) with ({blocks},)"
         )
     return (_in_blocks(values.float()) * scales.float()[:, None]).flatten()[:width].clone()
+
+
+def _packed_edit(edit: ConvolutionEdit) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for name, tensor in ((_READS, edit.reads), (_WRITES, edit.writes)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConceptFileError(f"{name} of the concept has values that are not finite: training diverged")
+        packed, stored[f"{name}_scale"] = pack(tensor.flatten())
+        stored[name] = packed.reshape(tensor.shape)
+    return stored
+
+
+def _read_edit(tensors: dict[str, Tensor]) -> ConvolutionEdit:
+    found: list[Tensor] = []
+    for name in (_READS, _WRITES):
+        if name not in tensors or f"{name}_scale" not in tensors:
+            raise ConceptFileError(f"the concept file has no {name} or no scales of it: it is damaged")
+        values, scales = tensors[name], tensors[f"{name}_scale"]
+        if values.dim() != 2 or not 1 <= values.shape[0] <= _MOST_RANKS:
+            raise ConceptFileError(f"{name} has the shape {tuple(values.shape)}, expected 1 to {_MOST_RANKS} ranks")
+        whole = unpack(name, values.flatten(), scales, values.numel()).reshape(values.shape)
+        if scales.dtype != torch.float16 or not bool(torch.isfinite(whole).all()):
+            raise ConceptFileError(
+                f"{name}_scale is {scales.dtype} or has values that are not finite, expected float16"
+            )
+        found.append(whole)
+    if len(found[0]) != len(found[1]):
+        raise ConceptFileError(f"{_READS} has {len(found[0])} ranks and {_WRITES} {len(found[1])}: it is damaged")
+    return ConvolutionEdit(*found)
 
 
 def _read_references(tensors: dict[str, Tensor]) -> References:

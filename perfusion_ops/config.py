@@ -156,8 +156,17 @@ class TrainingConfig(Frozen):
         "while they are drawn, which keeps the product better and takes longer",
     )
 
+    conv_rank: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="of recipe offset: rank of an edit of the denoiser's finest convolutions where the product is, "
+        "which keeps its surface better; 0: none",
+    )
+    lr_conv: float = Field(default=0.006, gt=0, le=10, description="Adam step of that edit")
+
     not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
-        {"recipe", "decay", "stratified", "store", "gate", "references"}
+        {"recipe", "decay", "stratified", "store", "gate", "references", "conv_rank", "lr_conv"}
     )
 
     def overridden(self, values: Mapping[str, Any]) -> "TrainingConfig":
@@ -176,7 +185,14 @@ class TrainingConfig(Frozen):
 
 # Measured on the embedded base (docs/method.md); a base model's perfusion.json may say otherwise.
 RECIPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"lr_value": 0.03, "lr_embedding": 0.006, "decay": "none", "stratified": False, "references": 0},
+    "paper": {
+        "lr_value": 0.03,
+        "lr_embedding": 0.006,
+        "decay": "none",
+        "stratified": False,
+        "references": 0,
+        "conv_rank": 0,
+    },
     "offset": {"lr_value": 0.01, "lr_embedding": 0.006, "lock": "local", "decay": "cosine", "stratified": True},
 }
 

@@ -15,7 +15,8 @@ with o_j = 0 for a concept of recipe `paper`, whose edit is in V_j. In the first
 decides the layout.
 
 The denoiser is unmodified: hooks on the modules of its cross-attention read and add what is needed. Concepts that keep
-photos of their product also have a processor on its self-attention (`attention.references`).
+photos of their product also have a processor on its self-attention (`attention.references`), and those with an edit of
+convolutions hooks on these (`attention.convolutions`).
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.attention.convolutions import ConvolutionBatch, edited, edited_layers, widths
 from perfusion_ops.attention.maps import attention_to, cross_attentions, grid
 from perfusion_ops.attention.masks import density, masks
 from perfusion_ops.attention.references import ReferenceAttention, ReferenceBatch, installed
@@ -49,6 +51,7 @@ class Regions:
         used: which slots hold a concept, (B, J) bool.
         own: keys and values of each concept's own prompt, (B, J, N, R); None if concepts share the prompt.
         references: photos of the products that the rows look at; None if no concept has any.
+        convolutions: edits of convolutions; None if no concept has one.
     """
 
     values: Tensor
@@ -56,12 +59,14 @@ class Regions:
     used: Tensor
     own: Tensor | None = None
     references: ReferenceBatch | None = None
+    convolutions: ConvolutionBatch | None = None
 
     def rows(self, index: Tensor) -> "Regions":
         """The rows chosen by an index (P,)."""
         own = None if self.own is None else self.own[index]
         references = None if self.references is None else self.references.rows(index)
-        return Regions(self.values[index], self.nouns[index], self.used[index], own, references)
+        edits = None if self.convolutions is None else self.convolutions.rows(index)
+        return Regions(self.values[index], self.nouns[index], self.used[index], own, references, edits)
 
 
 def is_regional(row: PromptRow) -> bool:
@@ -77,6 +82,11 @@ def has_offsets(row: PromptRow) -> bool:
 def has_references(row: PromptRow) -> bool:
     """Whether a concept of the row has photos to look at."""
     return any(isinstance(concept, OffsetConcept) and concept.references for concept in row.concepts)
+
+
+def has_convolutions(row: PromptRow) -> bool:
+    """Whether a concept of the row has an edit of convolutions."""
+    return any(isinstance(concept, OffsetConcept) and concept.convolutions for concept in row.concepts)
 
 
 def spelled(row: PromptRow, but: int | None = None) -> PromptRow:
@@ -99,13 +109,17 @@ def condition_regions(base: Base, metric: Metric, rows: Sequence[PromptRow]) -> 
 
     Raises:
         PromptTooLongError: as `conditioning.condition`.
-        ValueError: the same; or a concept keeps photos, and the base model is for inpainting or has other latents.
+        ValueError: the same; or a concept keeps photos, and the base model is for inpainting or has other latents; or
+            a concept's edit of convolutions has another shape than the base model's.
     """
-    if not is_regional(rows[0]):
-        regions = row_regions(base, rows)
-        return condition(base, metric, rows), replace(regions, references=_references(base, metric, rows))
-    plain = [spelled(row) for row in rows]
-    regions = replace(row_regions(base, rows, plain), references=_references(base, metric, rows, plain))
+    plain = [spelled(row) for row in rows] if is_regional(rows[0]) else None
+    regions = replace(
+        row_regions(base, rows, plain),
+        references=_references(base, metric, rows, plain),
+        convolutions=_convolutions(base, rows, plain),
+    )
+    if plain is None:
+        return condition(base, metric, rows), regions
     singles = [(b, j, spelled(row, j)) for b, row in enumerate(rows) for j in range(len(row.concepts))]
     prompts = condition(base, metric, plain)
     own = prompts.kv[:, None].repeat(1, regions.used.shape[1], 1, 1)
@@ -194,6 +208,30 @@ def _references(
     )
 
 
+def _convolutions(
+    base: Base, rows: Sequence[PromptRow], plain: Sequence[PromptRow] | None = None
+) -> ConvolutionBatch | None:
+    """The edits of convolutions of B rows; None if no concept has one. See `row_regions`."""
+    acting = _slots(rows, plain)
+    kept = [
+        (b, slot, rows[b].strength, concept.convolutions)
+        for b, row in enumerate(acting)
+        for slot, (_, concept) in enumerate(row)
+        if isinstance(concept, OffsetConcept) and concept.convolutions
+    ]
+    if not kept:
+        return None
+    sizes = widths(edited_layers(base.denoiser))
+    if any((edit.reads.shape[1], edit.writes.shape[1]) != sizes for *_, edit in kept):
+        raise ValueError("a concept edits convolutions of another shape than the base model's: train it again")
+    slots, rank = max(map(len, acting)), max(len(edit.reads) for *_, edit in kept)
+    reads, writes = (torch.zeros(len(rows), slots, rank, size) for size in sizes)
+    for b, slot, strength, edit in kept:
+        reads[b, slot, : len(edit.reads)] = edit.reads
+        writes[b, slot, : len(edit.writes)] = strength * edit.writes
+    return ConvolutionBatch(reads.to(base.device, base.dtype), writes.to(base.device, base.dtype))
+
+
 def _signal(base: Base) -> Tensor:
     """The cumulative products of the noise schedule that the base model was trained with."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -228,6 +266,7 @@ def acting(base: Base, regions: Regions, steps: int) -> Iterator[None]:
     with contextlib.ExitStack() as hooks:
         if references is not None:
             hooks.enter_context(installed(base.denoiser, references))
+        hooks.enter_context(edited(edited_layers(base.denoiser), regions.convolutions, run.cover))
         hooks.enter_context(_removed(base.denoiser.register_forward_pre_hook(run.begin, with_kwargs=True)))
         for name, module in cross_attentions(base.denoiser):
             looks = name in chosen if chosen else "up_blocks" in name.split(".")
@@ -274,6 +313,12 @@ class _Run:
         if self._references is not None:
             timestep = arguments[1] if len(arguments) > 1 else named["timestep"]
             self._references.begin(timestep, self._masks, self._size)
+
+    def cover(self, height: int, width: int) -> Tensor | None:
+        """M (B, J, height, width) of this step; None while no concept acts."""
+        if self._masks is None or self._aside:
+            return None
+        return nn.functional.adaptive_avg_pool2d(self._masks, (height, width))
 
     @property
     def _aside(self) -> bool:

@@ -17,7 +17,15 @@ from perfusion_ops.config import Scheduler
 from perfusion_ops.controls.net import Control, ControlNet
 from perfusion_ops.metric import Metric
 from perfusion_ops.pipelines import decoding, make_pipeline
-from perfusion_ops.regions import Regions, acting, condition_regions, has_offsets, has_references, is_regional
+from perfusion_ops.regions import (
+    Regions,
+    acting,
+    condition_regions,
+    has_convolutions,
+    has_offsets,
+    has_references,
+    is_regional,
+)
 from perfusion_ops.scenes.blending import SceneScheduler, latent_stays
 from perfusion_ops.scenes.filling import filled
 from perfusion_ops.scenes.pasting import pasted
@@ -109,6 +117,8 @@ def _check(base: Base, rows: Sequence[RenderRow], sampler: Sampler) -> None:
         raise ValueError("a row has a control, but the base model is for inpainting: leave it out, or use a plain one")
     if sampler.frames is not None and any(has_references(row.positive) for row in rows):
         raise ValueError("a concept keeps photos, but videos are drawn: train it with references 0")
+    if sampler.frames is not None and any(has_convolutions(row.positive) for row in rows):
+        raise ValueError("a concept edits convolutions, but videos are drawn: train it with conv_rank 0")
     if any(row.positive.chunks != row.negative.chunks for row in rows):
         raise ValueError(
             "a prompt and its negative prompt have different numbers of chunks: use the larger one for both"
@@ -120,6 +130,7 @@ def _kind(row: RenderRow) -> object:
     return (
         has_offsets(row.positive),
         has_references(row.positive),
+        has_convolutions(row.positive),
         is_regional(row.positive),
         row.scene.strength if row.scene else None,
         (row.control.net, row.control.strength) if row.control else None,

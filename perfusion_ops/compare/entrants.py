@@ -36,6 +36,7 @@ def entrants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Co
     paper: dict[str, Any] = {"recipe": "paper"}
     offset: dict[str, Any] = {"recipe": "offset"}
     references: dict[str, Any] = {"recipe": "offset", "references": 4}
+    edit: dict[str, Any] = {"recipe": "offset", "conv_rank": 2}
     found = [
         Contestant(WORD, (NoSettings(),), train_nothing, no_numbers, trained=False),
         Contestant(
@@ -55,6 +56,12 @@ def entrants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Co
             ours_each(
                 training, sampling, references, {**references, "lr_embedding": 0.002}, {**references, "references": 1}
             ),
+            train_own,
+            ours_numbers,
+        ),
+        Contestant(
+            "ours-convolutions",
+            ours_each(training, sampling, edit, {**edit, "lr_conv": 0.002}, {**edit, "lr_value": 0.003}),
             train_own,
             ours_numbers,
         ),

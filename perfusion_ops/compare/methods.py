@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from perfusion_ops.attention.convolutions import edited_layers, widths
 from perfusion_ops.base_model import Base
 from perfusion_ops.config import Frozen, SamplingConfig, TrainingConfig
 from perfusion_ops.metric import Metric
@@ -85,7 +86,8 @@ def ours_numbers(unet: Any, width: int, settings: OursSettings) -> int:
     weights = keys_and_values(unet)
     values = sum(len(weight) for weight in weights) // 2
     photos = settings.training.references * unet.config.in_channels * unet.config.sample_size**2
-    return width + values * (2 if settings.training.lock == "trained" else 1) + photos
+    edit = settings.training.conv_rank * sum(widths(edited_layers(unet)))
+    return width + values * (2 if settings.training.lock == "trained" else 1) + photos + edit
 
 
 def no_numbers(unet: Any, width: int, settings: NoSettings) -> int:  # noqa: ARG001

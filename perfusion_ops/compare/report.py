@@ -20,7 +20,7 @@ from perfusion_ops.config import Frozen, TrainingConfig
 
 RESAMPLES = 4000
 _PAPER = "ours-paper"
-_OURS = (_PAPER, "ours-offset", "ours-references")
+_OURS = (_PAPER, "ours-offset", "ours-references", "ours-convolutions")
 
 
 class Choice(Frozen):

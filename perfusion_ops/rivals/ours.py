@@ -41,9 +41,12 @@ class Ours:
     def numbers(self) -> int:
         """See `Personalised`: of what is stored, all but the two running means of the text encoder."""
         means = ("target_input", "superclass_input")
-        kept = None if isinstance(self.concept, GatedConcept) else self.concept.references
-        photos = 0 if kept is None else kept.latents.numel()
-        return photos + sum(tensor.numel() for name, tensor in self.concept.tensors().items() if name not in means)
+        further = 0
+        if not isinstance(self.concept, GatedConcept):
+            kept, edit = self.concept.references, self.concept.convolutions
+            further += 0 if kept is None else kept.latents.numel()
+            further += 0 if edit is None else edit.reads.numel() + edit.writes.numel()
+        return further + sum(tensor.numel() for name, tensor in self.concept.tensors().items() if name not in means)
 
     @property
     def size(self) -> int:

@@ -75,6 +75,7 @@ def read_checkpoint(data: bytes, fresh: ConceptState) -> tuple[ConceptState, dic
         generator=generator,
         step=step,
         losses=losses,
+        convolutions={name: parameters[name] for name in fresh.convolutions},
     )
     moments = {
         name: {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

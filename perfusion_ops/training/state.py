@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from perfusion_ops.attention.convolutions import ConvolutionEdit, edited_layers, fresh
 from perfusion_ops.base.tokenizer import words
 from perfusion_ops.base_model import Base
 from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept, References
@@ -52,6 +53,7 @@ class ConceptState:
         step: optimiser steps done.
         losses: the latest losses, at most 50.
         problem: the error message, if the concept has diverged.
+        convolutions: parameters of the edit of convolutions by name, if there is one: conv_reads and conv_writes.
     """
 
     embedding: nn.Parameter
@@ -63,6 +65,7 @@ class ConceptState:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     problem: str | None = None
+    convolutions: dict[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -71,7 +74,7 @@ class ConceptState:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Learned parameters by name."""
-        learned = {"embedding": self.embedding, "value_target": self.value_target}
+        learned = {"embedding": self.embedding, "value_target": self.value_target, **self.convolutions}
         return learned if self.key_target is None else {**learned, "key_target": self.key_target}
 
     def concept(self, example: Example, base: Base, metric: Metric) -> Concept:
@@ -89,6 +92,7 @@ class ConceptState:
                 loss,
                 text_digest,
                 _kept(example),
+                _edit(self.convolutions),
             )
         if text_digest:
             values -= base.stack.values.to(values.dtype) @ self.superclass_input
@@ -106,6 +110,12 @@ class ConceptState:
             text_digest=text_digest,
             gate=example.config.gate,
         )
+
+
+def _edit(learned: dict[str, nn.Parameter]) -> ConvolutionEdit | None:
+    if not learned:
+        return None
+    return ConvolutionEdit(*(learned[name].detach().float().cpu().clone() for name in ("conv_reads", "conv_writes")))
 
 
 def _kept(example: Example) -> References | None:
@@ -131,9 +141,10 @@ def start(base: Base, example: Example) -> ConceptState:
 
     v* is the mean of the superclass's sub-token embeddings; i_super is the encoding of its last sub-token, averaged
     over the training templates; i* = i_super, o_V = W_V i_super, and o_K = W_K i_super stays locked. Under recipe
-    `offset`, v* is the mean of all words' embeddings, and the offset is zero. If the example has a `start`, v* is that
-    vector. Under recipe `paper`, i* is then the encoding of this word, averaged in the same way, and o_V = W_V i*: the
-    first picture has the word's own values, and keys of the superclass. Under recipe `offset` all else is the same.
+    `offset`, v* is the mean of all words' embeddings, the offset is zero, and an edit of convolutions changes nothing.
+    If the example has a `start`, v* is that vector. Under recipe `paper`, i* is then the encoding of this word,
+    averaged in the same way, and o_V = W_V i*: the first picture has the word's own values, and keys of the superclass.
+    Under recipe `offset` all else is the same.
     """
     subtokens = words(base.tokenizer, example.superclass)
     if not subtokens:
@@ -155,6 +166,14 @@ def start(base: Base, example: Example) -> ConceptState:
         if not offset:
             target_input = _encoding_of(base, embedding)
             values = base.stack.values.to(working) @ target_input
+    convolutions = {}
+    if offset and example.config.conv_rank:
+        edit = fresh(edited_layers(base.denoiser), example.config.conv_rank, example.config.seed)
+        device = superclass_input.device
+        convolutions = {
+            "conv_reads": nn.Parameter(edit.reads.to(device, working)),
+            "conv_writes": nn.Parameter(edit.writes.to(device, working)),
+        }
     return ConceptState(
         embedding=nn.Parameter(embedding),
         value_target=nn.Parameter(torch.zeros_like(values) if offset else values),
@@ -162,6 +181,7 @@ def start(base: Base, example: Example) -> ConceptState:
         target_input=target_input,
         superclass_input=superclass_input,
         generator=torch.Generator().manual_seed(example.config.seed),
+        convolutions=convolutions,
     )
 
 

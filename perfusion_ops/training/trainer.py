@@ -1,9 +1,10 @@
 """Training of G concepts in one batch (arXiv 2305.01644, section 4.4 and algorithm 1).
 
-Learned per concept: the word embedding v* and one vector of values for every layer. Frozen: denoiser, text encoder
-and keys. Under recipe `paper` the values are the target o_V of the gated edit. The target input i* is a running mean of
-the concept's own encodings, i* <- ema i* + (1 - ema) e, once per optimiser step whatever the number of micro-batches,
-without gradient. Under recipe `offset` the values are added at every position of the prompt.
+Learned per concept: the word embedding v* and one vector of values for every layer. Frozen: denoiser, text encoder and
+keys. Under recipe `paper` the values are the target o_V of the gated edit. The target input i* is a running mean of the
+concept's own encodings, i* <- ema i* + (1 - ema) e, once per optimiser step whatever the number of micro-batches,
+without gradient. Under recipe `offset` the values are added at every position of the prompt, and an edit of
+convolutions may be learned with them (`perfusion_ops.attention.convolutions`).
 
 Concepts share only the denoiser's batch. Each has its own random stream, Adam moments and loss, so that training G
 together equals G separate trainings, and a concept that diverges does not affect the others.
@@ -14,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from perfusion_ops.attention.convolutions import ConvolutionBatch, edited, edited_layers
 from perfusion_ops.base_model import Base
 from perfusion_ops.conditioning import Conditioning
 from perfusion_ops.config import TrainingConfig
@@ -56,7 +58,8 @@ def make_optimizer(states: Sequence[ConceptState], examples: Sequence[Example]) 
 
 def _rate(config: TrainingConfig, name: str, step: int) -> float:
     """Adam's step size of a parameter in optimiser step number `step`, from 0."""
-    rate = config.lr_embedding if name == "embedding" else config.lr_value
+    rates = {"embedding": config.lr_embedding, "conv_reads": config.lr_conv, "conv_writes": config.lr_conv}
+    rate = rates.get(name, config.lr_value)
     if config.decay == "none":
         return rate
     return rate * (_LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * step / config.steps)) / 2)
@@ -103,6 +106,7 @@ class Trainer:
             for noun in dict.fromkeys(nouns)
         }
         self._nouns = tuple(nouns)
+        self._layers = edited_layers(base.denoiser)
         self._pooled = _superclass_pooled(base, [example.superclass for example in self.examples])
 
     def active(self) -> list[int]:
@@ -203,13 +207,16 @@ class Trainer:
         noisy = noisy if further is None else torch.cat([noisy, further], 1)
         told = conditioning.rows(row_pair)
         added = self.base.folder.family.added(told.extra, self._time_ids(draws))
-        predicted = self.base.denoiser(noisy, timestep=timesteps, encoder_hidden_states=told.kv, **added).sample
-        # Some denoisers also predict a variance, in further channels.
-        predicted = predicted[:, : latents.shape[1]].to(latents.dtype)
-        errors = (predicted - self._wanted(latents, noise, timesteps)).square().mean(1, keepdim=True)
-        per_row = (errors * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
-        batch = torch.tensor([self.examples[draw.concept].config.batch for draw in draws], device=device)
-        (per_row / batch).sum().backward()
+        everywhere = masks.new_ones(len(draws), 1, 1, 1)
+        # Around the backward pass as well, in which checkpointed blocks compute again.
+        with edited(self._layers, self._edits(draws), lambda _height, _width: everywhere):
+            predicted = self.base.denoiser(noisy, timestep=timesteps, encoder_hidden_states=told.kv, **added).sample
+            # Some denoisers also predict a variance, in further channels.
+            predicted = predicted[:, : latents.shape[1]].to(latents.dtype)
+            errors = (predicted - self._wanted(latents, noise, timesteps)).square().mean(1, keepdim=True)
+            per_row = (errors * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+            batch = torch.tensor([self.examples[draw.concept].config.batch for draw in draws], device=device)
+            (per_row / batch).sum().backward()
         for number, draw in enumerate(draws):
             pair = pairs[draw.concept, draw.template]
             share = per_row[number].detach() / self.examples[draw.concept].config.batch
@@ -250,6 +257,23 @@ class Trainer:
             )
         typed = {name: each.to(self.base.dtype) if each.is_floating_point() else each for name, each in extra.items()}
         return Conditioning(project(kept, gates, outputs, self.base.stack.weight), typed), own
+
+    def _edits(self, draws: Sequence[Draw]) -> ConvolutionBatch | None:
+        """The edits of convolutions of the rows; None if no concept has one. Smaller ranks are filled with zeros."""
+        learned = {draw.concept: self.states[draw.concept].convolutions for draw in draws}
+        rank = max((len(each["conv_reads"]) for each in learned.values() if each), default=0)
+        if not rank:
+            return None
+        [like, *_] = [each for each in learned.values() if each]
+        place = torch.tensor([list(learned).index(draw.concept) for draw in draws], device=self.base.device)
+
+        def stacked(name: str) -> Tensor:
+            none = like[name].new_zeros(0, like[name].shape[1])
+            rows = [each.get(name, none) for each in learned.values()]
+            full = torch.stack([nn.functional.pad(row, (0, 0, 0, rank - len(row))) for row in rows])
+            return full[place][:, None]
+
+        return ConvolutionBatch(stacked("conv_reads"), stacked("conv_writes"))
 
     def _further(self, draws: Sequence[Draw]) -> Tensor | None:
         """Further input channels (B, 1 + C, h, w) of the rows, for a denoiser that has them."""

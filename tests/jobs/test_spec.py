@@ -241,8 +241,9 @@ def test_old_names_of_settings_are_read_with_a_notice(tmp_path, capsys):
         ({"render": {"guidence": 1}}, "render.guidence is not a setting; did you mean 'guidance'?"),
         ({"metric": {"caption": 1}}, "metric.caption is not a setting; did you mean 'captions'?"),
         ({"inputs": {"max_byte": 1}}, "inputs.max_byte is not a setting; did you mean 'max_bytes'?"),
-        ({"train": {"xyz": 1}}, "train.xyz is not a setting; known here: batch, bias, decay, ema, fit, flip, gate, "
-         "lock, lr_embedding, lr_value, recipe, references, seed, steps, store, stratified, temperature"),
+        ({"train": {"xyz": 1}}, "train.xyz is not a setting; known here: batch, bias, conv_rank, decay, ema, fit, "
+         "flip, gate, lock, lr_conv, lr_embedding, lr_value, recipe, references, seed, steps, store, stratified, "
+         "temperature"),
         ({"seed": -1}, "seed is -1: input should be greater than or equal to 0"),
         ({"seed": "many"}, 'seed is "many": input should be a valid integer, unable to parse string as an integer'),
         ({"train": {"steps": 0}}, "train.steps is 0: input should be greater than or equal to 1"),

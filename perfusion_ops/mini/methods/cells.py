@@ -32,7 +32,7 @@ DISTANCE = b"frechet_distance"  # in the metadata of a recorded cell
 # Settings of training and sampling that the first recorded cells did not have.
 _LATER = frozenset(
     {
-        *("gate", "store", "references"),
+        *("gate", "store", "references", "conv_rank", "lr_conv"),
         *("task", "frames", "fps", "format", "webp_quality", "guidance_rescale", "vae_tiling"),
         *("prompt_weights", "prompt_chunks"),
     }

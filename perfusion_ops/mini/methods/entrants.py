@@ -86,6 +86,21 @@ def contestants() -> dict[str, Contestant]:
             ours_numbers,
         ),
         Contestant(
+            "ours-convolutions",
+            ours_each(
+                TRAINING,
+                SAMPLING,
+                {"recipe": "offset", "conv_rank": 2, "lr_value": 0.005},
+                {"recipe": "offset", "conv_rank": 2, "lr_value": 0.005, "lr_conv": 0.003},
+                {"recipe": "offset", "conv_rank": 1, "lr_value": 0.005},
+                {"recipe": "offset", "conv_rank": 2, "lr_value": 0.005, "references": 4},
+                {"recipe": "offset", "conv_rank": 2, "lr_value": 0.02, "lr_conv": 0.003},
+                {"recipe": "offset", "conv_rank": 4, "lr_value": 0.005, "lr_conv": 0.003},
+            ),
+            train_own,
+            ours_numbers,
+        ),
+        Contestant(
             "textual-inversion",
             settings_of(
                 TextualInversion,

@@ -48,6 +48,7 @@ class Way:
     sampling: dict[str, Any]
 
 
+_EDIT = {"recipe": "offset", "lr_value": 0.005, "conv_rank": 2}
 WAYS: dict[str, Way] = {
     "word": Way(None, {}),
     "ours-paper": Way({}, {"combine": "paper"}),
@@ -56,6 +57,8 @@ WAYS: dict[str, Way] = {
     "ours-offset-regional": Way({"recipe": "offset", "lr_value": 0.02}, {"combine": "regional"}),
     "ours-references": Way({"recipe": "offset", "lr_value": 0.02, "references": 4}, {"combine": "paper"}),
     "ours-references-regional": Way({"recipe": "offset", "lr_value": 0.02, "references": 4}, {"combine": "regional"}),
+    "ours-convolutions": Way(_EDIT, {"combine": "paper"}),
+    "ours-convolutions-regional": Way(_EDIT, {"combine": "regional"}),
 }
 
 

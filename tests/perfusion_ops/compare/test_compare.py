@@ -68,7 +68,7 @@ def test_a_whole_comparison(photos, capsys):
     assert (said["tuning_products"], said["products"], said["pictures"]) == (1, 2, 4)
     whole = json.loads((photos.parent / "out" / "compare.json").read_text())
     lines = {line["method"]: line for line in whole["lines"]}
-    assert lines.keys() == {"word", "ours-paper", "ours-offset", "ours-references", "lora-r4"}
+    assert lines.keys() == {"word", "ours-paper", "ours-offset", "ours-references", "ours-convolutions", "lora-r4"}
     assert lines["word"]["numbers"] == 0
     assert lines["lora-r4"]["numbers"] > 10 * lines["ours-offset"]["numbers"]
     assert sum(line["against"] is None for line in lines.values()) == 1

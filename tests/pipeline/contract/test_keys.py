@@ -198,6 +198,8 @@ def test_settings_that_came_later_are_in_a_key_only_if_they_are_used():
         {"gate": "linear"},
         {"store": "int8"},
         {"references": 1},
+        {"conv_rank": 1},
+        {"lr_conv": 0.01},
     ]
     assert {name for change in changes for name in change} == set(TrainingConfig.not_in_old_keys)
     texts = {keys.settings_json(TrainingConfig(**change)) for change in [{}, *changes]}

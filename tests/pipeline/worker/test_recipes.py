@@ -58,6 +58,20 @@ def test_a_concept_keeps_its_photos_and_its_pictures_look_at_them(shared, tmp_pa
     assert abs(first - second).max() > 8
 
 
+def test_a_concept_keeps_its_edit_of_convolutions_and_its_pictures_have_it(shared, tmp_path):
+    training = OFFSET.overridden({"conv_rank": 2})
+    edited = replace(concept(tmp_path, "edited", superclass="teddy bear"), training=training)
+    assert shared.run(trainings(edited))[0].status == Status.OK
+    found, _ = shared.files.load(edited.key)
+    assert found.convolutions.reads.shape[0] == 2
+    assert found.convolutions.writes.any()
+    task = replace(picture("surface", "edited"), seed=7)
+    assert shared.run(renders(task))[0].status == Status.OK
+    weaker = replace(picture("less surface", "edited"), seed=7, strength=0.3)
+    assert shared.run(renders(weaker))[0].status == Status.OK
+    assert abs(pixels(shared, task) - pixels(shared, weaker)).max() > 4
+
+
 def test_prompts_of_either_recipe_and_of_both(shared):
     tasks = (
         picture("one", "mug"),

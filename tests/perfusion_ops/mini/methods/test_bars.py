@@ -132,6 +132,7 @@ def test_numbers_at_the_width_of_stable_diffusion():
         "ours-paper": 768 + 12_480,
         "ours-offset": 768 + 12_480,
         "ours-references": 768 + 12_480 + 4 * 4 * 64 * 64,  # learned ones, and four photos' latents
+        "ours-convolutions": 768 + 12_480 + 2 * (9 + 1) * 3 * (640 + 320),
         "textual-inversion": 768,
         "custom-diffusion": 768 + 24_960 * 768,
         "lora-r4": 797_184,  # the size of every published rank-4 adapter

@@ -195,7 +195,7 @@ def test_a_whole_run_measures_every_method(smoke):
     real, lines = whole.lines[0], {each.method: each for each in whole.lines[1:]}
     assert real.figures["overall"].mean > 0.8 > lines["dreambooth"].figures["overall"].mean
     assert {name for name, each in lines.items() if each.drift == 0} == {
-        *("word", "ours-paper", "ours-offset", "ours-references", "textual-inversion")
+        *("word", "ours-paper", "ours-offset", "ours-references", "ours-convolutions", "textual-inversion")
     }
     assert all(lines[name].drift > 0 for name in ("custom-diffusion", "dreambooth"))
     assert all(0 < real.frechet_distance < each.frechet_distance for each in lines.values())
