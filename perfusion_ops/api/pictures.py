@@ -96,8 +96,8 @@ def prompt_embeds(
 ) -> Tensor:
     """What an attached diffusers pipeline takes as `prompt_embeds` and as `negative_prompt_embeds`.
 
-    A concept of recipe `offset` acts at every pixel here, without the photos that it may keep; `regional_embeds` and
-    `render` restrict it to the product, and look at its photos.
+    A concept of recipe `offset` acts at every pixel here, without the photos that it may keep and without its edit of
+    convolutions; `regional_embeds` and `render` restrict it to the product, and use both.
 
     Args:
         base: the result of `attach`.

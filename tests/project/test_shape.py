@@ -57,7 +57,7 @@ ROOMS = {
         "base": {"errors", "config", "families"},
         "controls": {"base"},
         "": {"errors", "config", "families", "attention", "scenes", "base", "controls"},
-        "training": {"errors", "", "base", "config", "families"},
+        "training": {"errors", "", "attention", "base", "config", "families"},
         "scoring": {"errors", "", "base", "config"},
         "mini.world": set(),
         "rivals": {"", "base", "config", "training"},
