@@ -27,6 +27,7 @@ def main() -> int:
     )
     parser.add_argument("--regional", action="store_true", help="render: two concepts in each row, joined by region")
     parser.add_argument("--references", type=int, default=0, help="render: photos that each concept of offset keeps")
+    parser.add_argument("--conv-rank", type=int, default=0, help="render: rank of the edits of convolutions of offset")
     parser.add_argument("--slots", type=int, default=500, help="simulated accelerators")
     parser.add_argument(
         "--rows",

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from perfusion_ops.attention.convolutions import edited_layers, fresh
 from perfusion_ops.base.folder import BaseFolder, BaseSettings, describe
 from perfusion_ops.base_model import Base, base_from_parts
 from perfusion_ops.concept import Concept, GatedConcept, OffsetConcept, References
@@ -48,9 +49,9 @@ def plain_metric(base: Base) -> Metric:
 
 
 def made_up_concepts(
-    base: Base, metric: Metric, count: int, recipe: Recipe = "paper", references: int = 0
+    base: Base, metric: Metric, count: int, recipe: Recipe = "paper", *, references: int = 0, conv_rank: int = 0
 ) -> list[Concept]:
-    """Concepts with random weights, and with photos for recipe `offset`; their values do not affect the times."""
+    """Concepts with random weights; for recipe `offset` also with photos and edits. No value affects the times."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int, scale: float) -> torch.Tensor:
@@ -65,6 +66,7 @@ def made_up_concepts(
                 base_digest=base.folder.digest,
                 metric_digest=metric.digest,
                 references=_photos(base, references, generator) if references else None,
+                convolutions=fresh(edited_layers(base.denoiser), conv_rank, 0) if conv_rank else None,
             )
             for _ in range(count)
         ]

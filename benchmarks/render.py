@@ -1,8 +1,9 @@
 """A batch with other concepts in each row, against the unmodified diffusers pipeline without concepts.
 
 Each row has one concept; with `--regional`, it has two that act where their products are; with `--references`, its
-product's pictures look at photos. Same model, prompts, steps, seeds and batch, from texts to uint8 pixels. The lower
-bound is the same pipeline with prepared conditioning: no text encoder, no edit, no projection.
+product's pictures look at photos; with `--conv-rank`, it edits convolutions. Same model, prompts, steps, seeds and
+batch, from texts to uint8 pixels. The lower bound is the same pipeline with prepared conditioning: no text encoder, no
+edit, no projection.
 """
 
 import argparse
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> bool:
         "recipe": options.recipe,
         "regional": options.regional,
         "references": options.references,
+        "conv_rank": options.conv_rank,
         "machine": machine(where),
         "dtype": str(dtype).removeprefix("torch."),
         "batch": batch,
@@ -121,7 +123,9 @@ def _ours(
     edited = base_of(name, copy.deepcopy(parts))
     metric = plain_metric(edited)
     each = 2 if options.regional else 1
-    concepts = made_up_concepts(edited, metric, batch * each, options.recipe, options.references)
+    concepts = made_up_concepts(
+        edited, metric, batch * each, options.recipe, references=options.references, conv_rank=options.conv_rank
+    )
     text = _PROMPTS[options.regional].format("{0}", "{1}")
     how: dict[str, Any] = {"bias": 0.6, "temperature": 0.15, "lock": "local"}
     how["combine"] = "regional" if options.regional else "paper"
