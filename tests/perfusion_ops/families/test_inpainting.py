@@ -355,12 +355,12 @@ def test_the_denoiser_sees_noisy_latents_mask_and_masked_latents(bases):
         assert torch.equal(row[4:], example.further[draw.hole])
 
 
-@pytest.mark.parametrize("recipe", ["paper", "offset"])
+@pytest.mark.parametrize(("recipe", "rank"), [("paper", 0), ("offset", 0), ("offset", 2)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_concepts_trained_together_equal_each_alone(bases, family, recipe):
+def test_concepts_trained_together_equal_each_alone(bases, family, recipe, rank):
     base = bases[family]
     metric = metric_of(base)
-    config = TrainingConfig(steps=3, batch=4).overridden({"recipe": recipe})
+    config = TrainingConfig(steps=3, batch=4).overridden({"recipe": recipe, "conv_rank": rank})
     examples = [
         make_example(base, name, photos(seed, seed + 10, masked=seed != 1), config.overridden({"seed": seed}))
         for seed, name in enumerate(("mug", "teddy bear", "hat"))

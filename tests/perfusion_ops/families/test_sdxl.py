@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from perfusion_ops.attention.convolutions import edited_layers, fresh
 from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.concept import GatedConcept, OffsetConcept, References, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
@@ -71,6 +72,25 @@ def test_rows_that_look_at_photos_equal_each_alone(base, metric):
         assert abs(render(base, metric, [row], sampler)[0].astype(int) - picture.astype(int)).max() <= 1
     without = RenderRow(prompt_row("a photo of a {0}", (plain,), **acts), PromptRow(""), 0)
     assert (render(base, metric, [without], sampler)[0] != together[0]).any()
+
+
+def test_rows_that_edit_convolutions_equal_each_alone(base, metric):
+    edit = fresh(edited_layers(base.denoiser), 2, 0)
+    drawn = torch.randn(edit.writes.shape, generator=torch.Generator().manual_seed(1))
+    plain, other = offset(base, metric, 1), offset(base, metric, 2, "teddy bear")
+    edited = replace(plain, convolutions=replace(edit, writes=drawn))
+    acts = {"bias": 0.6, "temperature": 0.15, "lock": "local"}
+    rows = [
+        RenderRow(prompt_row(text, concepts, **acts), PromptRow(""), seed)
+        for seed, (text, *concepts) in enumerate(
+            (("a photo of a {0}", edited), ("a {0} next to a {1}", other, edited), ("a {0}", plain))
+        )
+    ]
+    together = render(base, metric, rows, SAMPLER)
+    for row, picture in zip(rows, together, strict=True):
+        assert abs(render(base, metric, [row], SAMPLER)[0].astype(int) - picture.astype(int)).max() <= 1
+    without = RenderRow(prompt_row("a photo of a {0}", (plain,), **acts), PromptRow(""), 0)
+    assert abs(render(base, metric, [without], SAMPLER)[0].astype(int) - together[0].astype(int)).max() > 4
 
 
 @pytest.mark.parametrize("zero_negative", [True, False])
