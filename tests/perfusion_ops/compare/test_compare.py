@@ -79,9 +79,9 @@ def test_a_whole_comparison(photos, capsys):
     assert " minus ours-paper on 2 products" in said["recommendation"]["reason"]
     assert whole["masks"]["scenes"] == 1, "the tuning product alone"
     assert said["recommendation"]["mask_layers"] == whole["masks"]["layers"]
-    # Three settings of four methods on one product and the word, and each chosen one on two others.
+    # Three settings of five methods on one product and the word, and each chosen one on two others.
     files = sorted((photos.parent / "out" / "rows").glob("*.parquet"))
-    assert len(files) == 4 * 3 + 1 + 5 * 2
+    assert len(files) == 5 * 3 + 1 + 6 * 2
     table = pq.read_table(files[0])
     assert table.num_rows == 4, "two prompts at two guidance scales"
     assert table["picture"][0].as_py().startswith(b"\x89PNG")
