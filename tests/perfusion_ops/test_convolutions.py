@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from perfusion_ops import tensor_file
+from perfusion_ops import regions, tensor_file
+from perfusion_ops.attention import convolutions
 from perfusion_ops.attention.convolutions import (
     ConvolutionBatch,
     ConvolutionEdit,
@@ -165,6 +166,25 @@ def test_mixed_rows_equal_each_alone(base, metric):
         np.array_equal(one, other)
         for one, other in zip(together[4:], render(base, metric, rows[4:], SAMPLER), strict=True)
     )
+
+
+def test_renders_edit_where_the_masks_of_the_step_are(base, metric, monkeypatch):
+    """Each layer sees the step's own masks at its side, and in the first step, which has none, nothing is edited."""
+    made, seen = [], []
+    find = regions.masks
+    monkeypatch.setattr(regions, "masks", lambda *given: made.append(find(*given)) or made[-1])
+    monkeypatch.setattr(
+        convolutions, "added", lambda *given: seen.append((given[0].shape[2:], given[3])) or added(*given)
+    )
+    both = concept(base, metric, 1), concept(base, metric, 2, superclass="teddy bear")
+    render(base, metric, [row("a {0} and a {1}", *both)], SAMPLER)
+    layers = len(edited_layers(base.denoiser))
+    assert len(made) == SAMPLER.steps - 1
+    assert len(seen) == layers * len(made)
+    for number, (side, masks) in enumerate(seen):
+        step = made[number // layers]
+        assert float(step.std()) > 0, "masks that are alike everywhere would show nothing"
+        assert torch.equal(masks, torch.nn.functional.adaptive_avg_pool2d(step, side))
 
 
 def test_it_changes_the_picture_as_far_as_the_strength_says(base, metric):
