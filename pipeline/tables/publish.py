@@ -221,8 +221,8 @@ def _stage(
 
 
 def _place(storage: Storage, run_id: str, file: PublishedFile) -> None:
-    """Copy a staged file to where readers look."""
-    if storage.size(file.path) == file.bytes:
+    """Copy a staged file to where readers look; no-op if the file is there, and then its staged copy is not needed."""
+    if storage.size(file.path) == file.bytes and digest(storage.read(file.path)) == file.sha256:
         return
     staged = staged_table_path(run_id, file.sha256)
     data = storage.read(staged)

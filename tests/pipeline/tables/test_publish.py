@@ -1,5 +1,6 @@
 """Publishing accounts for every row, survives a crash between any two steps, and leaves files that anyone can read."""
 
+import hashlib
 import io
 import json
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.contract.layout import staged_table_path
 from pipeline.contract.schemas import CONCEPTS, RENDERS, SCHEMA_VERSION
 from pipeline.plan.done import list_objects, load_done
 from pipeline.plan.workqueue import WorkQueue
@@ -269,6 +271,27 @@ def test_published_files_are_never_overwritten(tmp_path):
         publish(db, storage, run_id="r1", **RUN)
     assert storage.read(path) == sink.getvalue()
     assert not storage.exists("runs/r1/published.json")
+
+
+@pytest.mark.parametrize("table", ["concepts", "renders"])
+def test_a_file_of_equal_size_and_other_content_is_no_published_file(tmp_path, table):
+    storage = Crashing(str(tmp_path))
+    with run(storage, "r1") as db:
+        storage.left, storage.after = 4, True  # columns and a staged file of each table; then the intent
+        with pytest.raises(CrashError):
+            publish(db, storage, run_id="r1", **RUN)
+        storage.left = None
+        [file] = [each for each in RunRecord(storage, "r1").decided().files if each.table == table]
+        data = bytearray(storage.read(staged_table_path("r1", file.sha256)))
+        data[len(data) // 2] ^= 1
+        storage.write(file.path, bytes(data))
+        with pytest.raises(StorageError, match="never overwritten"):
+            publish(db, storage, run_id="r1", **RUN)
+        assert storage.read(file.path) == data
+        assert not storage.exists("runs/r1/published.json")
+        storage.delete(file.path)
+        publish(db, storage, run_id="r1", **RUN)
+        assert hashlib.sha256(storage.read(file.path)).hexdigest() == file.sha256
 
 
 def test_a_run_that_is_not_over_is_not_published(tmp_path):
