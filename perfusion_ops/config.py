@@ -163,7 +163,7 @@ class TrainingConfig(Frozen):
         description="of recipe offset: rank of an edit of the denoiser's finest convolutions where the product is, "
         "which keeps its surface better; 0: none",
     )
-    lr_conv: float = Field(default=0.006, gt=0, le=10, description="Adam step of that edit")
+    lr_conv: float = Field(default=0.003, gt=0, le=10, description="Adam step of that edit")
 
     not_in_old_keys: ClassVar[frozenset[str]] = frozenset(
         {"recipe", "decay", "stratified", "store", "gate", "references", "conv_rank", "lr_conv"}

@@ -48,7 +48,9 @@ class Way:
     sampling: dict[str, Any]
 
 
-_EDIT = {"recipe": "offset", "lr_value": 0.005, "conv_rank": 2}
+_EDIT = {"recipe": "offset", "lr_value": 0.005, "lr_conv": 0.003}
+_EDIT_ALONE = {**_EDIT, "conv_rank": 2}
+_EDIT_AND_PHOTOS = {**_EDIT, "conv_rank": 1, "references": 2}
 WAYS: dict[str, Way] = {
     "word": Way(None, {}),
     "ours-paper": Way({}, {"combine": "paper"}),
@@ -57,8 +59,10 @@ WAYS: dict[str, Way] = {
     "ours-offset-regional": Way({"recipe": "offset", "lr_value": 0.02}, {"combine": "regional"}),
     "ours-references": Way({"recipe": "offset", "lr_value": 0.02, "references": 4}, {"combine": "paper"}),
     "ours-references-regional": Way({"recipe": "offset", "lr_value": 0.02, "references": 4}, {"combine": "regional"}),
-    "ours-convolutions": Way(_EDIT, {"combine": "paper"}),
-    "ours-convolutions-regional": Way(_EDIT, {"combine": "regional"}),
+    "ours-convolutions": Way(_EDIT_ALONE, {"combine": "paper", "strength": 0.7}),
+    "ours-convolutions-regional": Way(_EDIT_ALONE, {"combine": "regional", "strength": 0.7}),
+    "ours-both": Way(_EDIT_AND_PHOTOS, {"combine": "paper", "strength": 0.7}),
+    "ours-both-regional": Way(_EDIT_AND_PHOTOS, {"combine": "regional", "strength": 0.7}),
 }
 
 
