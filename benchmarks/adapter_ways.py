@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept, write_concept
+from perfusion_ops.concept import Concept
+from perfusion_ops.concept_file import write_concept
 from perfusion_ops.metric import Metric
 from perfusion_ops.rendering import Sampler
 from pipeline.contract.keys import digest

@@ -20,7 +20,8 @@ from perfusion_ops.api.concepts import load_concept
 from perfusion_ops.api.metrics import load_metric
 from perfusion_ops.base_model import Base
 from perfusion_ops.compare.intervals import bootstrap
-from perfusion_ops.concept import Concept, GatedConcept, write_concept
+from perfusion_ops.concept import Concept, GatedConcept
+from perfusion_ops.concept_file import write_concept
 from perfusion_ops.conditioning import prompt_row
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.export.errors import measure

@@ -10,7 +10,8 @@ from typing import Any
 from jobs.output import refuse
 from jobs.target import storage_of
 from perfusion_ops.base_model import Base, load_base
-from perfusion_ops.concept import Concept, ConceptFileError, read_concept
+from perfusion_ops.concept import Concept
+from perfusion_ops.concept_file import ConceptFileError, read_concept
 from perfusion_ops.config import SamplingConfig
 from perfusion_ops.export.files import export
 from perfusion_ops.export.form import Form

@@ -14,10 +14,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from perfusion_ops import tensor_file
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.errors import PerfusionError
-from perfusion_ops.tensor_file import TensorFileError
+from perfusion_ops.tensors import tensor_file
+from perfusion_ops.tensors.tensor_file import TensorFileError
 from perfusion_ops.text_models import TextModels
 
 FORMAT = "perfusion-metric-1"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from perfusion_ops.api.files import content
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import Concept, read_concept, write_concept
+from perfusion_ops.concept import Concept
+from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric
 from perfusion_ops.training.examples import make_example

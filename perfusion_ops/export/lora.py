@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perfusion_ops import tensor_file
 from perfusion_ops.base_model import Base
 from perfusion_ops.errors import UsageError
 from perfusion_ops.export.errors import EditErrors
 from perfusion_ops.export.linear import Gating, LinearEdit
 from perfusion_ops.export.names import layer_names, levels, lora_name
 from perfusion_ops.families.family import Foreign
+from perfusion_ops.tensors import tensor_file
 
 _LENGTH_BYTES = 8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

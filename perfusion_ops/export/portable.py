@@ -15,12 +15,12 @@ import json
 
 import torch
 
-from perfusion_ops import tensor_file
 from perfusion_ops.base_model import Base
 from perfusion_ops.export.linear import Gating, targets_of
 from perfusion_ops.export.lora import Origin, foreign
 from perfusion_ops.export.names import layer_names, levels, original_block
 from perfusion_ops.metric import Metric
+from perfusion_ops.tensors import tensor_file
 
 FORMAT = "perfusion-portable-1"
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfusion_ops.base_model import Base, base_from_parts
-from perfusion_ops.concept import Concept, GatedConcept, write_concept
+from perfusion_ops.concept import Concept, GatedConcept
+from perfusion_ops.concept_file import write_concept
 from perfusion_ops.conditioning import prompt_row
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from perfusion_ops.metric import Metric

@@ -5,9 +5,9 @@ import json
 import torch
 from torch import Tensor, nn
 
-from perfusion_ops import tensor_file
 from perfusion_ops.errors import PerfusionError
-from perfusion_ops.tensor_file import TensorFileError
+from perfusion_ops.tensors import tensor_file
+from perfusion_ops.tensors.tensor_file import TensorFileError
 from perfusion_ops.training.state import ConceptState
 
 _FORMAT = "perfusion-checkpoint-1"

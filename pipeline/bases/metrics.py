@@ -4,13 +4,13 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-from perfusion_ops import tensor_file
 from perfusion_ops.api.metrics import built_in_captions
 from perfusion_ops.base.captions import HELD_OUT, held_out_first
 from perfusion_ops.base_model import Base
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import FORMAT, Metric, MetricError, estimate, read_metric
 from perfusion_ops.mini import metric_file
+from perfusion_ops.tensors import tensor_file
 from pipeline.bases.captions import open_captions
 from pipeline.contract.layout import metric_path
 from pipeline.storage.objects import Storage, StorageError

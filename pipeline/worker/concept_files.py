@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 
-from perfusion_ops.concept import Concept, ConceptFileError, read_concept
+from perfusion_ops.concept import Concept
+from perfusion_ops.concept_file import ConceptFileError, read_concept
 from pipeline.contract.errors import Code, RowError, Status
 from pipeline.contract.keys import digest
 from pipeline.contract.layout import weights_path

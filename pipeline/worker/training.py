@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from perfusion_ops.concept import ConceptFileError, write_concept
+from perfusion_ops.concept_file import ConceptFileError, write_concept
 from perfusion_ops.training.checkpoint import CheckpointError, read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.training.state import ConceptState, Example, start
 from perfusion_ops.training.trainer import Trainer

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfusion_ops import tensor_file
-from perfusion_ops.concept import ConceptFileError, GatedConcept, read_concept, write_concept
+from perfusion_ops.concept import GatedConcept
+from perfusion_ops.concept_file import ConceptFileError, read_concept, write_concept
 from perfusion_ops.projection import KeyValueStack
+from perfusion_ops.tensors import tensor_file
 
 SD15 = {"embedding_width": 768, "text_width": 768, "value_width": 12_480}
 

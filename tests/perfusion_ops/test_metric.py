@@ -5,7 +5,6 @@ from functools import cache
 import pytest
 import torch
 
-from perfusion_ops import tensor_file
 from perfusion_ops.base.captions import general_captions, vocabulary_words
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base
@@ -21,6 +20,7 @@ from perfusion_ops.metric import (
 )
 from perfusion_ops.mini import base_folder
 from perfusion_ops.mini.world import grammar
+from perfusion_ops.tensors import tensor_file
 from tests.support.tiny_base import small_base
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.attention.masks import density, masks
-from perfusion_ops.concept import ConceptFileError, GatedConcept, OffsetConcept, read_concept, write_concept
+from perfusion_ops.concept import GatedConcept, OffsetConcept
+from perfusion_ops.concept_file import ConceptFileError, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import RECIPE_DEFAULTS, TrainingConfig
 from perfusion_ops.regions import Regions, acting, everywhere, has_offsets, row_regions

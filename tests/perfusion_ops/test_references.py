@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from perfusion_ops import tensor_file
 from perfusion_ops.attention.maps import grid
 from perfusion_ops.attention.references import ReferenceAttention, installed, seeing, self_attentions
-from perfusion_ops.concept import ConceptFileError, OffsetConcept, References, read_concept, write_concept
+from perfusion_ops.concept import OffsetConcept, References
+from perfusion_ops.concept_file import ConceptFileError, read_concept, write_concept
 from perfusion_ops.conditioning import prompt_row
 from perfusion_ops.config import RECIPE_DEFAULTS, TrainingConfig
 from perfusion_ops.regions import acting, condition_regions, has_references
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from perfusion_ops.tensors import tensor_file
 from perfusion_ops.training.state import Example, start
 from tests.support.tiny_base import random_metric, small_base
 
@@ -353,5 +354,5 @@ def test_a_damaged_file_is_refused(base, metric, change, message):
 def test_latents_that_are_not_finite_are_not_written(base, metric):
     made = concept(base, metric, 4, 3)
     made.references.latents[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ConceptFileError, match="latents that are not finite"):
+    with pytest.raises(ConceptFileError, match="reference_latents of the concept cannot be stored"):
         write_concept(made)

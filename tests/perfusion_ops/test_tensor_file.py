@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from perfusion_ops import tensor_file
-from perfusion_ops.concept import ConceptFileError, GatedConcept, read_concept, write_concept
+from perfusion_ops.concept import GatedConcept
+from perfusion_ops.concept_file import ConceptFileError, read_concept, write_concept
 from perfusion_ops.metric import MetricError, metric_from_moment, read_metric
-from perfusion_ops.tensor_file import TensorFileError
+from perfusion_ops.tensors import tensor_file
+from perfusion_ops.tensors.tensor_file import TensorFileError
 from perfusion_ops.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from perfusion_ops.training.state import ConceptState
 

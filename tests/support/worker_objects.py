@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from perfusion_ops.concept import read_concept
+from perfusion_ops.concept_file import read_concept
 from perfusion_ops.training.state import start
 from pipeline.contract.errors import Status
 from pipeline.contract.layout import image_path, weights_path

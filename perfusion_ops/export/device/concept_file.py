@@ -2,11 +2,12 @@
 
 import torch
 
-from perfusion_ops import tensor_file
 from perfusion_ops.base_model import Base
-from perfusion_ops.concept import GatedConcept, pack
+from perfusion_ops.concept import GatedConcept
 from perfusion_ops.edit import solve_targets
 from perfusion_ops.metric import Metric
+from perfusion_ops.tensors import tensor_file
+from perfusion_ops.tensors.packed import pack
 
 FORMAT = "perfusion-device-1"
 

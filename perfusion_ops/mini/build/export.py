@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from perfusion_ops import tensor_file
 from perfusion_ops.api.metrics import estimate_metric
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base, quiet_libraries
@@ -18,6 +17,7 @@ from perfusion_ops.mini.build import autoencoder, denoiser
 from perfusion_ops.mini.build.recipe import Recipe
 from perfusion_ops.mini.build.words import load_tokenizer
 from perfusion_ops.mini.world.scene import SIZE
+from perfusion_ops.tensors import tensor_file
 
 SETTINGS = {
     "name": "mini",

@@ -98,9 +98,7 @@ def contestants() -> dict[str, Contestant]:
                     {**_EDIT, "conv_rank": 1, "references": 2},
                     {**_EDIT, "conv_rank": 1, "references": 2, "lr_value": 0.02},
                 ),
-                *ours_each(
-                    TRAINING, SAMPLING, {**_EDIT, "conv_rank": 2}, {**_EDIT, "conv_rank": 1, "references": 2}
-                ),
+                *ours_each(TRAINING, SAMPLING, {**_EDIT, "conv_rank": 2}, {**_EDIT, "conv_rank": 1, "references": 2}),
             ),
             train_own,
             ours_numbers,

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from perfusion_ops.compare.methods import Studio
-from perfusion_ops.concept import Concept, read_concept, write_concept
+from perfusion_ops.concept import Concept
+from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, prompt_row
 from perfusion_ops.config import SamplingConfig, TrainingConfig
 from perfusion_ops.mini.methods.entrants import TRAINING

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 import perfusion_ops
 from perfusion_ops.base.folder import BaseError
-from perfusion_ops.concept import ConceptFileError
+from perfusion_ops.concept_file import ConceptFileError
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import MetricConfig
 from perfusion_ops.metric import MetricError

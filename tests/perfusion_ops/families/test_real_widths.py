@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
-from perfusion_ops.concept import GatedConcept, write_concept
+from perfusion_ops.concept import GatedConcept
+from perfusion_ops.concept_file import write_concept
 from perfusion_ops.projection import install
 
 SDXL = {

@@ -9,7 +9,8 @@ from PIL import Image
 
 from perfusion_ops.attention.convolutions import edited_layers, fresh
 from perfusion_ops.base.folder import BaseError, describe
-from perfusion_ops.concept import GatedConcept, OffsetConcept, References, read_concept, write_concept
+from perfusion_ops.concept import GatedConcept, OffsetConcept, References
+from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.families.family import POOLED

@@ -6,7 +6,7 @@ import torch
 
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import encode_pictures, load_base
-from perfusion_ops.concept import read_concept, write_concept
+from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import MetricConfig, TrainingConfig
 from perfusion_ops.metric import estimate

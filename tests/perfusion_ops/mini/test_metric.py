@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from perfusion_ops import tensor_file
 from perfusion_ops.base.captions import HELD_OUT, SEED, held_out_first
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import load_base
@@ -14,6 +13,7 @@ from perfusion_ops.metric import FORMAT, held_out_share, read_metric, second_mom
 from perfusion_ops.mini import base_folder, metric_file
 from perfusion_ops.mini.build.export import export_metric
 from perfusion_ops.mini.world import grammar
+from perfusion_ops.tensors import tensor_file
 
 CAPTIONS = 4000  # of 100,000: enough to tell another choice of tokens or captions from this one
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from perfusion_ops.concept import read_concept, write_concept
+from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.metric import Metric

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from perfusion_ops.concept import write_concept
+from perfusion_ops.concept_file import write_concept
 from pipeline.contract.errors import Code, Status
 from tests.support.runs import check_same_weights, concept, picture, ready_worker, renders, trainings
 from tests.support.worker_objects import BASES, stored, weights

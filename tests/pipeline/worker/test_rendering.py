@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from perfusion_ops.concept import write_concept
+from perfusion_ops.concept_file import write_concept
 from pipeline.contract.errors import Code, Status
 from pipeline.contract.layout import weights_path
 from pipeline.contract.units import MESSAGE_BYTES, RenderShape

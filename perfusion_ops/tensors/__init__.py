@@ -1,0 +1,1 @@
+"""Tensors in bytes: files of named tensors, and numbers of eight bits."""
