@@ -117,8 +117,6 @@ def _check(base: Base, rows: Sequence[RenderRow], sampler: Sampler) -> None:
         raise ValueError("a row has a control, but the base model is for inpainting: leave it out, or use a plain one")
     if sampler.frames is not None and any(has_references(row.positive) for row in rows):
         raise ValueError("a concept keeps photos, but videos are drawn: train it with references 0")
-    if sampler.frames is not None and any(has_convolutions(row.positive) for row in rows):
-        raise ValueError("a concept edits convolutions, but videos are drawn: train it with conv_rank 0")
     if any(row.positive.chunks != row.negative.chunks for row in rows):
         raise ValueError(
             "a prompt and its negative prompt have different numbers of chunks: use the larger one for both"

@@ -37,8 +37,6 @@ def check_settings(training: TrainingConfig, sampling: SamplingConfig, base: Bas
         what = "videos" if sampling.task == "video" else drawing.title if drawing.inpaints else ""
         if what:
             raise BaseError(f"train.references {training.references} does not work with {what}: set it to 0")
-    if training.conv_rank and training.recipe == "offset" and sampling.task == "video":
-        raise BaseError(f"train.conv_rank {training.conv_rank} does not work with videos: set it to 0")
 
 
 def train_check(

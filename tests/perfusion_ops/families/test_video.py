@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler
 from safetensors.torch import load_file, save_file
 
+from perfusion_ops.attention.convolutions import edited_layers, fresh
 from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.base_model import load_base
 from perfusion_ops.concept import GatedConcept, OffsetConcept
@@ -46,6 +49,11 @@ def concepts(base, metric):
     return gated, OffsetConcept("hat", torch.randn(24, generator=g), values, *digests)
 
 
+def edit(base):
+    made = fresh(edited_layers(base.denoiser), 2, 0)
+    return replace(made, writes=torch.randn(made.writes.shape, generator=torch.Generator().manual_seed(1)))
+
+
 def test_the_stack_is_that_of_the_base_model(base, folder):
     still = load_base(describe(folder / "base"))
     assert torch.equal(base.stack.weight, still.stack.weight)
@@ -82,11 +90,13 @@ def test_without_concepts_it_is_the_unmodified_pipeline_bit_for_bit(base, metric
 
 def test_a_mixed_batch_equals_its_rows(base, metric):
     gated, offset = concepts(base, metric)
+    edited = replace(offset, convolutions=edit(base))
     positive = [
         PromptRow("a {0} on the beach", (gated,), (0.5,), (0.15,)),
         PromptRow("a {0} in the snow", (offset,), (0.5,), (0.15,)),
         PromptRow("a mug on the beach"),
         PromptRow("a {0} on a {1}", (gated, offset), (0.5, 0.5), (0.15, 0.15), combine="regional"),
+        PromptRow("a {0} in the snow", (edited,), (0.5,), (0.15,)),
     ]
     rows = [RenderRow(row, PromptRow(""), seed) for seed, row in enumerate(positive)]
     together = render(base, metric, rows, SAMPLER)
@@ -95,6 +105,18 @@ def test_a_mixed_batch_equals_its_rows(base, metric):
         assert abs(video.astype(int) - alone.astype(int)).max() <= 1
     plain = render(base, metric, [RenderRow(PromptRow("a mug on the beach"), PromptRow(""), 0)], SAMPLER)
     assert all((together[0][frame] != plain[0][frame]).any() for frame in range(FRAMES))
+
+
+def test_an_edit_of_convolutions_acts_in_every_frame(base, metric):
+    _, offset = concepts(base, metric)
+    edited = replace(offset, convolutions=edit(base))
+    rows = [
+        RenderRow(PromptRow("a {0} in the snow", (each,), (0.5,), (0.15,)), PromptRow(""), 7)
+        for each in (offset, edited, replace(edited, convolutions=fresh(edited_layers(base.denoiser), 2, 0)))
+    ]
+    without, with_it, zero = render(base, metric, rows, SAMPLER)
+    assert all((with_it[frame] != without[frame]).any() for frame in range(FRAMES))
+    assert np.abs(zero.astype(int) - without.astype(int)).max() <= 1
 
 
 def test_an_adapter_that_does_not_fit_is_refused(folder, tmp_path):
