@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _WAITING = ("behaviour", "project")  # folders of tests that start servers and processes, and wait for them
-# Files that take minutes: `make test-long` runs them, and `make test` the others.
+# Files that take minutes: `make test-long` runs them, as it runs single tests that are marked `long`.
 _LONG = (
     "behaviour/test_chaos.py",
     "behaviour/test_deletion.py",

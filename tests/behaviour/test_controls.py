@@ -81,6 +81,7 @@ def pixels(uri):
         return np.asarray(picture).astype(int)
 
 
+@pytest.mark.long
 def test_a_whole_run_with_controlnets(shop):
     done = perfusion(shop, "run", "spec.yaml", "--json")
     assert done.returncode == 3, done.stderr  # one row is bad

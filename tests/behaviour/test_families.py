@@ -81,6 +81,7 @@ def kill_after(folder, pattern, seconds=300):
             process.wait()
 
 
+@pytest.mark.long
 def test_a_run_is_killed_resumed_scored_and_reported(shop):
     kill_after(shop, "results/weights/*/*.safetensors")
     before = {path: path.read_bytes() for path in shop.glob("results/weights/*/*.safetensors")}
@@ -115,6 +116,7 @@ def test_validate_refuses_a_base_that_cannot_be_trained(shop):
     assert "8 input channels" in done.stderr
 
 
+@pytest.mark.long
 def test_a_run_on_a_transformer(shop):
     shutil.rmtree(shop / "base")
     pixart_folder(shop / "base")
@@ -141,6 +143,7 @@ def test_a_run_on_a_transformer(shop):
     assert len({path.read_bytes() for path in pictures}) == 7
 
 
+@pytest.mark.long
 def test_a_sibling_renders_the_concepts_of_its_base(shop):
     pipe = xl_pipeline()
     with torch.no_grad():

@@ -90,6 +90,7 @@ def check_scenes(shop, pictures):
     assert (pictures[0] != pictures[1]).any()
 
 
+@pytest.mark.long
 def test_every_kind_of_row_is_trained_and_drawn_on_a_model_for_inpainting(shop):
     done = perfusion(shop, "run", "spec.yaml", "--json")
     assert done.returncode == 0, done.stderr
@@ -108,6 +109,7 @@ def test_every_kind_of_row_is_trained_and_drawn_on_a_model_for_inpainting(shop):
     assert "train.references 2 does not work with SD 1.x and 2.x for inpainting: set it to 0" in refused.stderr
 
 
+@pytest.mark.long
 def test_concepts_of_the_plain_model_are_drawn_by_its_sibling_for_inpainting(shop):
     xl_folder(shop / "plain")
     first = perfusion(shop, "run", "spec.yaml", "--set", "base=plain", "--json")

@@ -88,6 +88,7 @@ def test_no_reader_ever_sees_a_row_twice_half_a_run_or_a_row_that_is_not_final(s
     assert watch.moments > 30
 
 
+@pytest.mark.long
 def test_nor_after_a_crash_at_any_moment(shop, monkeypatch):
     before = Watch(shop / "root")
     go(shop, before, monkeypatch, 1)

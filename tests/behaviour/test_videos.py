@@ -82,6 +82,7 @@ def kill_after(folder, pattern, seconds=300):
             process.wait()
 
 
+@pytest.mark.long
 def test_videos_are_killed_resumed_scored_and_reported(shop):
     pictures = perfusion(shop, "run", "still.yaml", "--json")
     assert pictures.returncode == 0, pictures.stderr
