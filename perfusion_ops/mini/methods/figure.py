@@ -27,8 +27,13 @@ def front_figure(lines: Sequence[Line], title: str) -> Image.Image:
     size = (_LEFT + _SIDE + _LEGEND, _TOP + _SIDE + 60)
     picture = Image.new("RGB", size, "white")
     pen, font, small = ImageDraw.Draw(picture), ImageFont.load_default(15), ImageFont.load_default(12)
-    across = _range([(each.figures["obeyed"].low, each.figures["obeyed"].high) for each in lines])
-    upward = _range([(each.figures["overall"].low, each.figures["overall"].high) for each in lines])
+    points = [(overall, obeyed) for each in lines for _, overall, _, obeyed in each.front]
+    across = _range(
+        [(each.figures["obeyed"].low, each.figures["obeyed"].high) for each in lines] + [(x, x) for _, x in points]
+    )
+    upward = _range(
+        [(each.figures["overall"].low, each.figures["overall"].high) for each in lines] + [(y, y) for y, _ in points]
+    )
 
     def place(obeyed: float, overall: float) -> tuple[float, float]:
         return (

@@ -1,9 +1,12 @@
 """The bars decide by the figures, and the costs are those of the published models."""
 
+import numpy as np
+
 from perfusion_ops.compare.intervals import Interval, hypervolume
 from perfusion_ops.mini.methods.bars import Bar, comparison, stable, working
 from perfusion_ops.mini.methods.cost import numbers_at_sd15
 from perfusion_ops.mini.methods.entrants import contestants
+from perfusion_ops.mini.methods.figure import front_figure
 from perfusion_ops.mini.methods.sizes import SIZES
 from perfusion_ops.mini.methods.summary import FIGURES, FRONTS, Line
 
@@ -141,3 +144,13 @@ def test_numbers_at_the_width_of_stable_diffusion():
         "dreambooth": 859_520_964,  # the published denoiser
         "dreambooth-prior": 859_520_964,
     }
+
+
+def test_every_point_of_a_front_lies_inside_the_frame_of_the_figure():
+    far = ((3.0, 0.8, 0.8, 0.9), (4.5, 0.3, 0.8, 0.99), (7.0, 0.99, 0.8, 0.5))
+    drawn = np.asarray(front_figure([line("word"), line("ours", front=far)], "set a")).astype(int)
+    y, x = np.nonzero((drawn == (214, 39, 40)).all(2))  # the colour of the second line
+    key = x > 70 + 620  # right of the frame there is the square of the legend
+    assert (x[~key].max() - x[~key].min()) > 500
+    assert (y[~key].min() >= 40, y[~key].max() <= 40 + 620, x[~key].min() >= 70) == (True, True, True)
+    assert np.ptp(x[key]) < 15
