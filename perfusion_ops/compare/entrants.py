@@ -34,9 +34,10 @@ def entrants(training: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Co
         sampling: the same.
     """
     paper: dict[str, Any] = {"recipe": "paper"}
-    offset: dict[str, Any] = {"recipe": "offset"}
-    references: dict[str, Any] = {"recipe": "offset", "references": 4}
-    edit: dict[str, Any] = {"recipe": "offset", "conv_rank": 2}
+    # Each says what it keeps beside the offset: the base folder's own default may have both.
+    offset: dict[str, Any] = {"recipe": "offset", "references": 0, "conv_rank": 0}
+    references: dict[str, Any] = {**offset, "references": 4}
+    edit: dict[str, Any] = {**offset, "conv_rank": 2}
     found = [
         Contestant(WORD, (NoSettings(),), train_nothing, no_numbers, trained=False),
         Contestant(

@@ -36,12 +36,14 @@ SETTINGS = {
         "recipe": "offset",
         "steps": 200,
         "batch": 4,
-        "lr_value": 0.02,
+        "lr_value": 0.005,
         "lr_embedding": 0.006,
         "decay": "cosine",
         "stratified": True,
+        "conv_rank": 2,
+        "lr_conv": 0.003,
     },
-    "sampling": {"steps": 20, "guidance": 4.5, "bias": 0.7, "combine": "regional"},
+    "sampling": {"steps": 20, "guidance": 4.5, "bias": 0.7, "strength": 0.7, "combine": "regional"},
 }
 
 

@@ -94,7 +94,10 @@ class Drawing:
             RuntimeError: a picture has values that are not finite.
         """
         base = self.studio.base
-        sampling = SamplingConfig.model_validate({**base.folder.settings.sampling, **self.way.sampling})
+        # A way says itself how strongly it acts: recorded figures stay those of a way, whatever the base's default is.
+        sampling = SamplingConfig.model_validate(
+            {**base.folder.settings.sampling, "strength": 1.0, **self.way.sampling}
+        )
         if self.way.training is None:
             row = PromptRow(group.words)
         else:
