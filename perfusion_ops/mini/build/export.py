@@ -36,7 +36,7 @@ SETTINGS = {
         "recipe": "offset",
         "steps": 200,
         "batch": 4,
-        "lr_value": 0.005,
+        "lr_value": 0.02,
         "lr_embedding": 0.006,
         "decay": "cosine",
         "stratified": True,
