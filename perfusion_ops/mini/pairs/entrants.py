@@ -50,7 +50,7 @@ class Way:
 
 
 _EDIT = {"recipe": "offset", "lr_value": 0.005, "lr_conv": 0.003}
-_EDIT_ALONE = {**_EDIT, "conv_rank": 2}
+_EDIT_ALONE = {**_EDIT, "lr_value": 0.02, "conv_rank": 2}
 _EDIT_AND_PHOTOS = {**_EDIT, "conv_rank": 1, "references": 2}
 WAYS: dict[str, Way] = {
     "word": Way(None, {}),
