@@ -1,5 +1,6 @@
 """Videos with a motion adapter: the stack is the base model's own, and a concept acts in every frame."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler
 from safetensors.torch import load_file, save_file
 
-from perfusion_ops.attention.convolutions import edited_layers, fresh
+from perfusion_ops.attention.convolutions import ConvolutionBatch, edited, edited_layers, fresh
 from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.base_model import load_base
 from perfusion_ops.concept import GatedConcept, OffsetConcept
@@ -90,13 +91,13 @@ def test_without_concepts_it_is_the_unmodified_pipeline_bit_for_bit(base, metric
 
 def test_a_mixed_batch_equals_its_rows(base, metric):
     gated, offset = concepts(base, metric)
-    edited = replace(offset, convolutions=edit(base))
+    changed = replace(offset, convolutions=edit(base))
     positive = [
         PromptRow("a {0} on the beach", (gated,), (0.5,), (0.15,)),
         PromptRow("a {0} in the snow", (offset,), (0.5,), (0.15,)),
         PromptRow("a mug on the beach"),
         PromptRow("a {0} on a {1}", (gated, offset), (0.5, 0.5), (0.15, 0.15), combine="regional"),
-        PromptRow("a {0} in the snow", (edited,), (0.5,), (0.15,)),
+        PromptRow("a {0} in the snow", (changed,), (0.5,), (0.15,)),
     ]
     rows = [RenderRow(row, PromptRow(""), seed) for seed, row in enumerate(positive)]
     together = render(base, metric, rows, SAMPLER)
@@ -109,14 +110,32 @@ def test_a_mixed_batch_equals_its_rows(base, metric):
 
 def test_an_edit_of_convolutions_acts_in_every_frame(base, metric):
     _, offset = concepts(base, metric)
-    edited = replace(offset, convolutions=edit(base))
+    changed = replace(offset, convolutions=edit(base))
     rows = [
         RenderRow(PromptRow("a {0} in the snow", (each,), (0.5,), (0.15,)), PromptRow(""), 7)
-        for each in (offset, edited, replace(edited, convolutions=fresh(edited_layers(base.denoiser), 2, 0)))
+        for each in (offset, changed, replace(changed, convolutions=fresh(edited_layers(base.denoiser), 2, 0)))
     ]
     without, with_it, zero = render(base, metric, rows, SAMPLER)
     assert all((with_it[frame] != without[frame]).any() for frame in range(FRAMES))
     assert np.abs(zero.astype(int) - without.astype(int)).max() <= 1
+
+
+def test_where_it_acts_the_denoiser_of_every_frame_has_other_weights(base):
+    """Motion layers mix frames, so that pictures alone do not say in which of them the edit acted."""
+    layers, change = edited_layers(base.denoiser), edit(base)
+    batch = ConvolutionBatch(change.reads[None, None], change.writes[None, None]).rows(torch.zeros(FRAMES, dtype=int))
+    g = torch.Generator().manual_seed(3)
+    sample = torch.randn(1, 4, FRAMES, 8, 8, generator=g)
+    kv = torch.randn(FRAMES, 7, len(base.stack.weight), generator=g)
+    with torch.no_grad(), edited(layers, batch, lambda _height, _width: torch.ones(FRAMES, 1, 1, 1)):
+        got = base.denoiser(sample, 300, kv).sample
+    other = copy.deepcopy(base.denoiser)
+    for layer in edited_layers(other):
+        reads, writes = change.reads[:, layer.reads], change.writes[:, layer.writes]
+        layer.module.weight.data += (writes.T @ reads).view(layer.module.weight.shape)
+    with torch.no_grad():
+        wanted = other(sample, 300, kv).sample
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(folder, tmp_path):
