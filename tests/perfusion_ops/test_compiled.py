@@ -1,12 +1,11 @@
 """A compiled denoiser draws what the plain one draws, and never the rows whose attention has hooks."""
 
 import pytest
-import torch
 
 from perfusion_ops.base_model import with_compiled
-from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric, small_base
 
 SAMPLER = Sampler(16, 16, 3, 4.0, "ddim")
@@ -15,15 +14,7 @@ SAMPLER = Sampler(16, 16, 3, 4.0, "ddim")
 @pytest.mark.timeout(300)
 def test_a_compiled_denoiser_draws_the_same_pictures():
     base, metric = small_base(), random_metric(24)
-    g = torch.Generator().manual_seed(1)
-    mug = GatedConcept(
-        *("mug", *(torch.randn(24, generator=g) for _ in range(3)), torch.randn(base.stack.key_rows, generator=g)),
-        *(None, "local", base.folder.digest, metric.digest),
-    )
-    bear = OffsetConcept(
-        *("bear", torch.randn(24, generator=g), torch.randn(base.stack.key_rows, generator=g)),
-        *(base.folder.digest, metric.digest),
-    )
+    mug, bear = gated_concept(base, metric, 1), offset_concept(base, metric, 2, "bear")
     told = [
         PromptRow("a mug"),
         PromptRow("a {0}", (mug,), (0.3,), (0.15,)),

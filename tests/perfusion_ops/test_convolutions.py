@@ -31,6 +31,7 @@ from perfusion_ops.tensors import tensor_file
 from perfusion_ops.training.checkpoint import read_checkpoint, restore_moments, write_checkpoint
 from perfusion_ops.training.state import Example, start
 from perfusion_ops.training.trainer import Trainer
+from tests.support.concepts import offset_concept
 from tests.support.tiny_base import random_metric, small_base
 
 SAMPLER = Sampler(16, 16, 4, 4.0, "ddim")
@@ -53,11 +54,10 @@ def edit(base, seed, rank=1, scale=0.3) -> ConvolutionEdit:
 
 
 def concept(base, metric, seed, *, rank=1, superclass="mug", photos=0) -> OffsetConcept:
-    g = torch.Generator().manual_seed(seed)
-    value, embedding = 0.5 * torch.randn(base.stack.key_rows, generator=g), torch.randn(24, generator=g)
+    g = torch.Generator().manual_seed(seed + 2)
     kept = References(torch.randn(photos, 4, 8, 8, generator=g), torch.ones(photos, 8, 8) > 0) if photos else None
-    made = OffsetConcept(superclass, embedding, value, base.folder.digest, metric.digest, references=kept)
-    return replace(made, convolutions=edit(base, seed, rank) if rank else None)
+    edits = edit(base, seed, rank) if rank else None
+    return offset_concept(base, metric, seed, superclass, scale=0.5, references=kept, convolutions=edits)
 
 
 def row(text, *concepts, seed=0, combine="paper", strength=1.0) -> RenderRow:

@@ -7,11 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from perfusion_ops import rendering
-from perfusion_ops.concept import OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import Scheduler
 from perfusion_ops.pipelines import make_scheduler
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from tests.support.concepts import offset_concept
 from tests.support.tiny_base import random_metric, small_base, small_parts
 
 TEXTS = ("a mug on the beach", "a hat in the snow")
@@ -62,9 +62,7 @@ def test_every_scheduler_draws_what_the_unmodified_pipeline_draws(scheduler):
 @pytest.mark.parametrize("scheduler", get_args(Scheduler))
 def test_a_concept_of_recipe_offset_acts_with_every_scheduler(scheduler):
     base, metric = small_base(), random_metric(24)
-    g = torch.Generator().manual_seed(0)
-    values = 3 * torch.randn(base.stack.key_rows, generator=g)
-    concept = OffsetConcept("hat", torch.randn(24, generator=g), values, base.folder.digest, metric.digest)
+    concept = offset_concept(base, metric, 0, "hat", scale=3)
     sampler = Sampler(16, 16, 6, 4.0, scheduler)
     texts = [PromptRow("a {0}", (concept,), (0.4,), (0.15,), strength=strength) for strength in (1.0, 0.0)]
     acts, none = render(base, metric, [RenderRow(text, PromptRow(""), 5) for text in texts], sampler)

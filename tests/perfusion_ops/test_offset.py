@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfusion_ops.attention.masks import density, masks
-from perfusion_ops.concept import GatedConcept, OffsetConcept
+from perfusion_ops.concept import OffsetConcept
 from perfusion_ops.concept_file import ConceptFileError, read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import RECIPE_DEFAULTS, TrainingConfig
@@ -20,6 +20,7 @@ from perfusion_ops.training.checkpoint import read_checkpoint, restore_moments, 
 from perfusion_ops.training.draws import draw_rows
 from perfusion_ops.training.state import Example, start
 from perfusion_ops.training.trainer import Trainer
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.naive_regions import naive_steps
 from tests.support.tiny_base import random_metric, small_base
 
@@ -34,12 +35,6 @@ def base():
 @pytest.fixture(scope="module")
 def metric():
     return random_metric(24)
-
-
-def offset_concept(base, metric, seed, superclass="mug", scale=1.0) -> OffsetConcept:
-    g = torch.Generator().manual_seed(seed)
-    value = scale * torch.randn(base.stack.key_rows, generator=g)
-    return OffsetConcept(superclass, torch.randn(24, generator=g), value, base.folder.digest, metric.digest)
 
 
 def example(seed=0, *, superclass="mug", photos=4, **config) -> Example:
@@ -186,9 +181,7 @@ def test_a_concept_that_the_prompt_does_not_name_adds_nothing(base, metric):
 
 def small_rows(base, metric):
     a, b = offset_concept(base, metric, 1, scale=3), offset_concept(base, metric, 2, "teddy bear", scale=3)
-    g = torch.Generator().manual_seed(3)
-    vectors = [torch.randn(width, generator=g) for width in (24, 24, 24, base.stack.key_rows)]
-    gated = GatedConcept("hat", *vectors, None, "local", base.folder.digest, metric.digest)
+    gated = gated_concept(base, metric, 3, "hat")
     negative = PromptRow("")
     return [
         RenderRow(PromptRow("a {0} on the beach", (a,), (0.5,), (0.1,)), negative, 1),

@@ -20,6 +20,7 @@ from perfusion_ops.regions import acting, condition_regions, has_references
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.tensors import tensor_file
 from perfusion_ops.training.state import Example, start
+from tests.support.concepts import offset_concept
 from tests.support.tiny_base import random_metric, small_base
 
 SAMPLER = Sampler(16, 16, 6, 4.0, "ddim")
@@ -46,12 +47,8 @@ def photos(seed, count, side=8, channels=4) -> References:
 
 
 def concept(base, metric, seed, count, superclass="mug") -> OffsetConcept:
-    g = torch.Generator().manual_seed(seed)
-    value = 0.5 * torch.randn(base.stack.key_rows, generator=g)
     kept = photos(seed, count) if count else None
-    return OffsetConcept(
-        superclass, torch.randn(24, generator=g), value, base.folder.digest, metric.digest, references=kept
-    )
+    return offset_concept(base, metric, seed, superclass, scale=0.5, references=kept)
 
 
 def row(text, *concepts, seed=0, combine="paper") -> RenderRow:

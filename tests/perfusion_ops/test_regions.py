@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from perfusion_ops.concept import GatedConcept, OffsetConcept, Spelled
+from perfusion_ops.concept import Spelled
 from perfusion_ops.conditioning import PromptRow, condition, prompt_tokens
 from perfusion_ops.regions import acting, condition_regions, is_regional, prompts_of, row_regions, spelled
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import substitute, tokenize
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.naive_regions import naive_steps
 from tests.support.tiny_base import random_metric, small_base
 
@@ -26,24 +27,12 @@ def metric():
     return random_metric(24)
 
 
-def gated(base, metric, seed, superclass="mug"):
-    g = torch.Generator().manual_seed(seed)
-    vectors = [torch.randn(width, generator=g) for width in (24, 24, 24, base.stack.key_rows)]
-    return GatedConcept(superclass, *vectors, None, "local", base.folder.digest, metric.digest)
-
-
-def offset(base, metric, seed, superclass="mug"):
-    g = torch.Generator().manual_seed(seed)
-    value = 3 * torch.randn(base.stack.key_rows, generator=g)
-    return OffsetConcept(superclass, torch.randn(24, generator=g), value, base.folder.digest, metric.digest)
-
-
 def row(prompt, *concepts, combine="regional", lock="local"):
     return PromptRow(prompt, concepts, (0.3,) * len(concepts), (0.15,) * len(concepts), lock, combine)
 
 
 def test_only_rows_with_several_concepts_are_regional(base, metric):
-    one, two = gated(base, metric, 1), offset(base, metric, 2)
+    one, two = gated_concept(base, metric, 1), offset_concept(base, metric, 2, scale=3)
     assert is_regional(row("a {0} on a {1}", one, two))
     assert not is_regional(row("a {0} on a {1}", one, two, combine="paper"))
     assert not is_regional(row("a {0}", one))
@@ -52,7 +41,10 @@ def test_only_rows_with_several_concepts_are_regional(base, metric):
 
 def test_a_spelled_concept_is_its_words_and_nothing_else(base, metric):
     told = row(
-        "a {0} next to a {1} on a {2}", gated(base, metric, 1, "teddy bear"), offset(base, metric, 2), Spelled("hat")
+        "a {0} next to a {1} on a {2}",
+        gated_concept(base, metric, 1, "teddy bear"),
+        offset_concept(base, metric, 2, scale=3),
+        Spelled("hat"),
     )
     tokens = prompt_tokens(base, spelled(told))
     plain = tokenize(base.tokenizer, "a teddy bear next to a mug on a hat")
@@ -66,7 +58,7 @@ def test_a_spelled_concept_is_its_words_and_nothing_else(base, metric):
 
 
 def test_a_single_prompt_has_one_concept_and_the_words_of_the_others(base, metric):
-    one, two = gated(base, metric, 1, "teddy bear"), offset(base, metric, 2)
+    one, two = gated_concept(base, metric, 1, "teddy bear"), offset_concept(base, metric, 2, scale=3)
     told = row("a {0} next to a {1}", one, two)
     plain, first, second = prompts_of(told)
     assert [type(concept) for concept in plain.concepts] == [Spelled, Spelled]
@@ -95,9 +87,17 @@ def test_spelled_concepts_are_aligned_under_the_global_lock(base, name):
 @pytest.mark.parametrize("lock", ["local", "global"])
 def test_regions_equal_a_naive_attention(base, metric, lock):
     rows = [
-        row("a {0} next to a {1}", gated(base, metric, 1), offset(base, metric, 2, "teddy bear"), lock=lock),
         row(
-            "a {0} on a {1} and a {2}", offset(base, metric, 3), offset(base, metric, 4, "hat"), gated(base, metric, 5)
+            "a {0} next to a {1}",
+            gated_concept(base, metric, 1),
+            offset_concept(base, metric, 2, "teddy bear", scale=3),
+            lock=lock,
+        ),
+        row(
+            "a {0} on a {1} and a {2}",
+            offset_concept(base, metric, 3, scale=3),
+            offset_concept(base, metric, 4, "hat", scale=3),
+            gated_concept(base, metric, 5),
         ),
     ]
     conditioning, regions = condition_regions(base, metric, rows)
@@ -120,7 +120,7 @@ def test_regions_equal_a_naive_attention(base, metric, lock):
 
 def test_a_concept_that_covers_the_picture_is_drawn_as_alone(base, metric):
     """With one concept and M = 1, the attention to its own prompt replaces the plain one."""
-    told = row("a {0}", offset(base, metric, 1))
+    told = row("a {0}", offset_concept(base, metric, 1, scale=3))
     conditioning = condition(base, metric, [spelled(told)]).kv
     own = condition(base, metric, [told]).kv
     regions = replace(row_regions(base, [told], [spelled(told)]), own=own[:, None])
@@ -143,7 +143,11 @@ def test_a_concept_that_covers_the_picture_is_drawn_as_alone(base, metric):
 
 
 def rows_of_all_kinds(base, metric):
-    one, two, three = gated(base, metric, 1), offset(base, metric, 2, "teddy bear"), gated(base, metric, 3, "hat")
+    one, two, three = (
+        gated_concept(base, metric, 1),
+        offset_concept(base, metric, 2, "teddy bear", scale=3),
+        gated_concept(base, metric, 3, "hat"),
+    )
     prompts = [
         row("a {0} next to a {1}", one, two),
         row("a photo of a mug"),

@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from perfusion_ops.concept import GatedConcept
 from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, encode, substitute, tokenize
+from tests.support.concepts import gated_concept
 from tests.support.tiny_base import naive_edit, random_metric, small_base, small_parts
 
 SAMPLER = Sampler(16, 16, 4, 4.0, "ddim")
@@ -24,29 +24,12 @@ def metric():
     return random_metric(24)
 
 
-def concept(base, metric, seed, superclass="mug", lock="local") -> GatedConcept:
-    g = torch.Generator().manual_seed(seed)
-    width = base.stack.key_rows
-    keys = torch.randn(width, generator=g) if lock == "trained" else None
-    return GatedConcept(
-        superclass,
-        torch.randn(24, generator=g),
-        torch.randn(24, generator=g),
-        torch.randn(24, generator=g),
-        torch.randn(width, generator=g),
-        keys,
-        lock,
-        base.folder.digest,
-        metric.digest,
-    )
-
-
 @pytest.fixture(scope="module")
 def rows(base, metric):
     a, b, c = (
-        concept(base, metric, 1),
-        concept(base, metric, 2, "teddy bear"),
-        concept(base, metric, 3, "hat", "trained"),
+        gated_concept(base, metric, 1),
+        gated_concept(base, metric, 2, "teddy bear"),
+        gated_concept(base, metric, 3, "hat", lock="trained"),
     )
     return [
         PromptRow("a photo of a {0} on the beach", (a,), (0.5,), (0.15,)),
@@ -110,7 +93,7 @@ def test_global_lock_takes_the_keys_of_the_superclass_prompt_and_keeps_the_value
 
 
 def test_only_a_trained_lock_uses_trained_keys(base, metric):
-    one = concept(base, metric, 3, "hat", "trained")
+    one = gated_concept(base, metric, 3, "hat", lock="trained")
     split = base.stack.key_rows
     assert torch.equal(one.outputs(base.stack, trained_keys=True)[:split], one.key_target)
     torch.testing.assert_close(one.outputs(base.stack)[:split], base.stack.keys @ one.superclass_input)
@@ -119,16 +102,16 @@ def test_only_a_trained_lock_uses_trained_keys(base, metric):
     assert (local[:, :split] != trained[:, :split]).any()
     torch.testing.assert_close(local[:, split:], trained[:, split:], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="learned no keys"):
-        condition(base, metric, [PromptRow("a {0}", (concept(base, metric, 1),), (0.5,), (0.15,), "trained")])
+        condition(base, metric, [PromptRow("a {0}", (gated_concept(base, metric, 1),), (0.5,), (0.15,), "trained")])
 
 
 def test_a_local_lock_maps_the_concept_to_the_superclass_key(base, metric):
-    one = concept(base, metric, 1)
+    one = gated_concept(base, metric, 1)
     torch.testing.assert_close(one.outputs(base.stack)[: base.stack.key_rows], base.stack.keys @ one.superclass_input)
 
 
 def test_a_prompt_without_the_concept_drifts_less_with_a_higher_bias(base, metric):
-    one = concept(base, metric, 1)
+    one = gated_concept(base, metric, 1)
     plain = condition(base, metric, [PromptRow("a car in the city")]).kv
     drift = [
         (condition(base, metric, [PromptRow("a car in the city", (one,), (bias,), (0.1,))]).kv - plain).norm()
@@ -177,7 +160,7 @@ def test_every_scheduler_is_reproducible(base, metric, rows, scheduler):
 
 
 def test_a_concept_changes_the_picture_and_storage_does_not(base, metric):
-    one = concept(base, metric, 4)
+    one = gated_concept(base, metric, 4)
     stored = read_concept(
         write_concept(one),
         base_digest=base.folder.digest,
@@ -192,11 +175,11 @@ def test_a_concept_changes_the_picture_and_storage_does_not(base, metric):
         return render(base, metric, [RenderRow(row, PromptRow(""), 7)], SAMPLER)[0].astype(int)
 
     assert abs(picture(one) - picture(stored)).max() <= 1
-    assert abs(picture(one) - picture(concept(base, metric, 5))).max() > 2
+    assert abs(picture(one) - picture(gated_concept(base, metric, 5))).max() > 2
 
 
 def test_one_picture_that_is_not_finite_ends_alone(base, metric, rows):
-    bad = concept(base, metric, 5)
+    bad = gated_concept(base, metric, 5)
     bad.value_target.fill_(float("nan"))
     batch = [
         RenderRow(rows[0], PromptRow(""), 1),

@@ -5,16 +5,9 @@ import pytest
 import torch
 
 import perfusion_ops
-from perfusion_ops.concept import GatedConcept
+from tests.support.concepts import gated_concept
 from tests.support.tiny_base import random_metric
 from tests.support.tiny_xl import WIDTH, xl_base, xl_folder, xl_pipeline
-
-
-def gated(base, metric):
-    g = torch.Generator().manual_seed(1)
-    fields = (torch.randn(WIDTH, generator=g) for _ in range(3))
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return GatedConcept("mug", *fields, values, None, "local", base.folder.digest, metric.digest)
 
 
 @pytest.mark.parametrize("zero_negative", [True, False])
@@ -26,7 +19,7 @@ def test_sdxl_draws_what_render_draws(tmp_path, zero_negative, negative, chunks)
     pipeline = xl_pipeline(zero_negative=zero_negative)
     base, attached = xl_base(tmp_path / "own", zero_negative=zero_negative), perfusion_ops.attach(pipeline, folder)
     metric = random_metric(WIDTH, base_digest=base.folder.metric_digest)
-    concept = gated(base, metric)
+    concept = gated_concept(base, metric, 1)
     prompt = "a photo of a {0} in the snow" + " with a red hat" * (9 * (chunks - 1))
     inputs = perfusion_ops.pipeline_inputs(
         attached, metric, prompt, [concept], negative_prompt=negative, prompt_chunks=chunks

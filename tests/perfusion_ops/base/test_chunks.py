@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from perfusion_ops.base.chunks import capacity, divide
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base.tokenizer import load_tokenizer
-from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow, condition, count_chunks
 from perfusion_ops.families.family import POOLED
 from perfusion_ops.mini import base_folder
@@ -19,6 +18,7 @@ from perfusion_ops.pipelines import make_pipeline
 from perfusion_ops.regions import condition_regions, row_regions
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import PromptTooLongError, substitute, tokenize
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric, small_base
 from tests.support.tiny_pixart import pixart_base
 from tests.support.tiny_xl import WIDTH, xl_base
@@ -123,19 +123,6 @@ def metric():
     return random_metric(24)
 
 
-def gated(base, metric, seed=1, superclass="mug"):
-    g = torch.Generator().manual_seed(seed)
-    fields = (torch.randn(base.text_width, generator=g) for _ in range(3))
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return GatedConcept(superclass, *fields, values, None, "local", base.folder.digest, metric.digest)
-
-
-def offset(base, metric, seed=2, superclass="teddy bear"):
-    g = torch.Generator().manual_seed(seed)
-    embedding, values = torch.randn(base.text_width, generator=g), torch.randn(base.stack.key_rows, generator=g)
-    return OffsetConcept(superclass, embedding, values, base.folder.digest, metric.digest)
-
-
 def parts():
     """Two texts that fill a chunk each, so that their sum is divided between them."""
     first = FIRST
@@ -179,14 +166,14 @@ def test_each_chunk_is_edited_as_a_prompt_of_its_own(base, metric, lock, weighte
     """The edit acts position by position, and the text encoder never sees two chunks at once."""
     first, _ = parts()
     second = "and a (red)1.5 {0} in the snow" if weighted else "and a red {0} in the snow"
-    acting = PromptRow("", (gated(base, metric),), (0.3,), (0.15,), lock, weighted=weighted)
+    acting = PromptRow("", (gated_concept(base, metric, 1),), (0.3,), (0.15,), lock, weighted=weighted)
     both = condition(base, metric, [replace(acting, prompt=f"{first} {second}", chunks=2)]).kv[0]
     alone = condition(base, metric, [replace(acting, prompt=text) for text in (first, second)]).kv
     torch.testing.assert_close(both, alone.flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_mixed_batch_of_one_and_two_chunks_equals_its_rows(base, metric):
-    mug, bear = gated(base, metric), offset(base, metric)
+    mug, bear = gated_concept(base, metric, 1), offset_concept(base, metric, 2, "teddy bear")
     first, second = parts()
     acting = {"bias": (0.3,), "temperature": (0.15,)}
     told = [
@@ -211,7 +198,9 @@ def test_a_mixed_batch_of_one_and_two_chunks_equals_its_rows(base, metric):
 
 def test_the_noun_of_a_second_chunk_is_where_attention_is_read(base, metric):
     first, second = parts()
-    row = PromptRow(f"{first} {second} a {{0}}", (offset(base, metric),), (0.3,), (0.15,), chunks=2)
+    row = PromptRow(
+        f"{first} {second} a {{0}}", (offset_concept(base, metric, 2, "teddy bear"),), (0.3,), (0.15,), chunks=2
+    )
     regions = row_regions(base, [row])
     tokens = base.texts.tokenize(row.prompt, ["teddy bear"], chunks=2)
     [place] = regions.nouns[0, 0].nonzero().flatten().tolist()
@@ -226,7 +215,7 @@ def test_a_prompt_and_its_negative_prompt_have_equal_chunks(base, metric):
 
 
 def test_as_few_chunks_as_every_prompt_of_a_row_needs(base, metric):
-    bear = gated(base, metric, superclass="wooden teddy bear")
+    bear = gated_concept(base, metric, 1, "wooden teddy bear")
     most = "a " * (LIMIT - 3)
     local = PromptRow(most + "{0}", (bear,), (0.3,), (0.15,))
     assert count_chunks(base, [PromptRow("a mug")], 4) == 1

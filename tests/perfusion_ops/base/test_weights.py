@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
 from perfusion_ops.base.weights import fragments, texts
-from perfusion_ops.concept import GatedConcept
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.mini import base_folder
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.text import substitute, tokenize
+from tests.support.concepts import gated_concept
 from tests.support.tiny_base import random_metric, small_base
 
 TOKENIZER = load_tokenizer(describe(base_folder()))
@@ -92,17 +92,10 @@ def metric():
     return random_metric(24)
 
 
-def concept(base, metric, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    fields = (torch.randn(24, generator=g) for _ in range(3))
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return GatedConcept("mug", *fields, values, None, "local", base.folder.digest, metric.digest)
-
-
 @pytest.mark.parametrize("lock", ["local", "global"])
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.7])
 def test_keys_and_values_move_from_those_of_the_empty_prompt_after_the_edit(base, metric, lock, weight):
-    acting = ((concept(base, metric),), (0.3,), (0.15,), lock)
+    acting = ((gated_concept(base, metric, 1),), (0.3,), (0.15,), lock)
     rows = [
         PromptRow("a photo of a {0} in the snow", *acting),
         PromptRow(f"a photo of a ({{0}} in){weight} the snow", *acting, weighted=True),

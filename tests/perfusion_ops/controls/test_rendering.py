@@ -12,13 +12,14 @@ from PIL import Image
 from perfusion_ops.attention.references import self_attentions
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base_model import encode_pictures, load_base
-from perfusion_ops.concept import GatedConcept, OffsetConcept, References
+from perfusion_ops.concept import References
 from perfusion_ops.conditioning import PromptRow, condition, project_superclasses
 from perfusion_ops.controls.net import prepared
 from perfusion_ops.pipelines import make_pipeline, make_scheduler
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.scenes.blending import latent_stays
 from perfusion_ops.scenes.scene import into_scene
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric, small_parts
 from tests.support.tiny_control import control_folder, control_model, control_net, drawing, sd_folder, shown
 from tests.support.tiny_xl import xl_folder, xl_pipeline, xl_unet
@@ -92,16 +93,9 @@ def pixels_of(images):
 
 def concepts(kit):
     """One of each recipe, and another gated one."""
-    g = torch.Generator().manual_seed(1)
-    base, digests = kit.base, (kit.base.folder.digest, kit.metric.digest)
-    embedding = torch.randn(base.embedding_width, generator=g)
-    inputs = [torch.randn(base.text_width, generator=g) for _ in range(3)]
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return (
-        GatedConcept("mug", embedding, inputs[0], inputs[1], values, None, "local", *digests),
-        GatedConcept("teddy bear", embedding.flip(0), inputs[2], inputs[1], -values, None, "local", *digests),
-        OffsetConcept("hat", embedding, 3 * values, *digests),
-    )
+    base, metric = kit.base, kit.metric
+    mug, bear = gated_concept(base, metric, 1), gated_concept(base, metric, 2, "teddy bear")
+    return mug, bear, offset_concept(base, metric, 3, "hat", scale=3)
 
 
 @pytest.mark.parametrize("negative", ["", "a dark photo"])

@@ -17,7 +17,6 @@ from PIL import Image
 
 from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.base_model import encode_pictures, load_base
-from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.config import TrainingConfig
 from perfusion_ops.rendering import RenderRow, Sampler, render
@@ -29,6 +28,7 @@ from perfusion_ops.training.examples import make_example, square
 from perfusion_ops.training.holes import WHOLE, hole_inputs, latent_holes
 from perfusion_ops.training.state import start
 from perfusion_ops.training.trainer import Trainer
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric, small_parts
 from tests.support.tiny_inpaint import inpaint_folder
 from tests.support.tiny_xl import xl_base, xl_folder
@@ -68,20 +68,6 @@ def scene(seed=0, strength=1.0, keep=False):
     if keep:
         return around_product(photo(seed), block(), 16, 16, strength=strength)
     return into_scene(photo(seed), block(), 16, 16, factor=2, strength=strength)
-
-
-def gated(base, metric, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    inputs = [torch.randn(base.embedding_width, generator=g)]
-    inputs += [torch.randn(base.text_width, generator=g) for _ in range(2)]
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return GatedConcept("mug", *inputs, values, None, "local", base.folder.digest, metric.digest)
-
-
-def offset(base, metric, seed=3):
-    g = torch.Generator().manual_seed(seed)
-    embedding, values = torch.randn(base.embedding_width, generator=g), torch.randn(base.stack.key_rows, generator=g)
-    return OffsetConcept("hat", embedding, 3 * values, base.folder.digest, metric.digest)
 
 
 def unmodified(folder, scheduler=None, *, steps=4, negative="", **named):
@@ -178,7 +164,7 @@ def test_the_photo_around_the_region_changes_what_is_drawn_in_it(bases):
 def test_a_mixed_batch_equals_its_rows(bases, family):
     base = bases[family]
     metric = metric_of(base)
-    one, other = gated(base, metric), offset(base, metric)
+    one, other = gated_concept(base, metric, 1), offset_concept(base, metric, 3, "hat", scale=3)
     prompts = [
         PromptRow("a mug"),
         PromptRow("a {0}", (one,), (0.4,), (0.15,)),

@@ -8,7 +8,6 @@ from PIL import Image
 
 from perfusion_ops.base.folder import describe
 from perfusion_ops.base.tokenizer import TokenCounter, load_tokenizer
-from perfusion_ops.concept import GatedConcept
 from perfusion_ops.conditioning import PromptRow, condition
 from perfusion_ops.config import MetricConfig, TrainingConfig
 from perfusion_ops.families.family import MASK
@@ -18,8 +17,9 @@ from perfusion_ops.text import PromptTooLongError
 from perfusion_ops.training.examples import make_example
 from perfusion_ops.training.state import start
 from perfusion_ops.training.trainer import Trainer
+from tests.support.concepts import gated_concept
 from tests.support.tiny_base import naive_edit, random_metric
-from tests.support.tiny_pixart import TEXT_WIDTH, WIDTH, pixart_base, pixart_folder, pixart_pipeline
+from tests.support.tiny_pixart import WIDTH, pixart_base, pixart_folder, pixart_pipeline
 
 SAMPLER = Sampler(16, 16, 3, 4.0, "dpm++")
 
@@ -32,13 +32,6 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def metric(base):
     return random_metric(WIDTH, base_digest=base.folder.metric_digest)
-
-
-def gated(base, metric, seed, superclass="mug") -> GatedConcept:
-    g = torch.Generator().manual_seed(seed)
-    inputs = [torch.randn(width, generator=g) for width in (TEXT_WIDTH, WIDTH, WIDTH)]
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return GatedConcept(superclass, *inputs, values, None, "local", base.folder.digest, metric.digest)
 
 
 @pytest.mark.parametrize("negative", ["", "a dark photo"])
@@ -78,7 +71,7 @@ def test_encodings_are_those_behind_the_shared_projection(base):
 
 
 def test_the_edit_equals_the_naive_reference_and_biases_stay(base, metric):
-    one = gated(base, metric, 1)
+    one = gated_concept(base, metric, 1)
     row = PromptRow("a photo of a {0} on the beach", (one,), (0.5,), (0.15,))
     found = condition(base, metric, [row]).kv[0]
     tokens = base.texts.tokenize(row.prompt)
@@ -96,7 +89,7 @@ def test_the_edit_equals_the_naive_reference_and_biases_stay(base, metric):
 
 
 def test_a_mixed_batch_equals_its_rows(base, metric):
-    a, b = gated(base, metric, 1), gated(base, metric, 2, "teddy bear")
+    a, b = gated_concept(base, metric, 1), gated_concept(base, metric, 2, "teddy bear")
     positive = [
         PromptRow("a photo of a {0} on the beach", (a,), (0.5,), (0.15,)),
         PromptRow("a {1} next to a {0}", (a, b), (0.4, 0.7), (0.1, 0.3)),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from perfusion_ops.attention.convolutions import edited_layers, fresh
 from perfusion_ops.base.folder import BaseError, describe
-from perfusion_ops.concept import GatedConcept, OffsetConcept, References
+from perfusion_ops.concept import References
 from perfusion_ops.concept_file import read_concept, write_concept
 from perfusion_ops.conditioning import PromptRow, condition, prompt_row
 from perfusion_ops.config import TrainingConfig
@@ -20,6 +20,7 @@ from perfusion_ops.text_models import TextModels
 from perfusion_ops.training.examples import make_example
 from perfusion_ops.training.state import start
 from perfusion_ops.training.trainer import Trainer
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric
 from tests.support.tiny_xl import WIDTH, xl_base, xl_folder, xl_pipeline
 
@@ -41,22 +42,9 @@ def metric(base):
     return random_metric(WIDTH, base_digest=base.folder.metric_digest)
 
 
-def gated(base, metric, seed, superclass="mug") -> GatedConcept:
-    g = torch.Generator().manual_seed(seed)
-    fields = (torch.randn(WIDTH, generator=g) for _ in range(3))
-    values = torch.randn(base.stack.key_rows, generator=g)
-    return GatedConcept(superclass, *fields, values, None, "local", base.folder.digest, metric.digest)
-
-
-def offset(base, metric, seed, superclass="mug") -> OffsetConcept:
-    g = torch.Generator().manual_seed(seed)
-    embedding, values = torch.randn(WIDTH, generator=g), torch.randn(base.stack.key_rows, generator=g)
-    return OffsetConcept(superclass, embedding, values, base.folder.digest, metric.digest)
-
-
 def test_rows_that_look_at_photos_equal_each_alone(base, metric):
     g = torch.Generator().manual_seed(0)
-    plain, other = offset(base, metric, 1), offset(base, metric, 2, "teddy bear")
+    plain, other = offset_concept(base, metric, 1), offset_concept(base, metric, 2, "teddy bear")
     seen = replace(
         plain, references=References(torch.randn(2, 4, 8, 8, generator=g), torch.ones(2, 8, 8, dtype=torch.bool))
     )
@@ -78,7 +66,7 @@ def test_rows_that_look_at_photos_equal_each_alone(base, metric):
 def test_rows_that_edit_convolutions_equal_each_alone(base, metric):
     edit = fresh(edited_layers(base.denoiser), 2, 0)
     drawn = torch.randn(edit.writes.shape, generator=torch.Generator().manual_seed(1))
-    plain, other = offset(base, metric, 1), offset(base, metric, 2, "teddy bear")
+    plain, other = offset_concept(base, metric, 1), offset_concept(base, metric, 2, "teddy bear")
     edited = replace(plain, convolutions=replace(edit, writes=drawn))
     acts = {"bias": 0.6, "temperature": 0.15, "lock": "local"}
     rows = [
@@ -150,7 +138,11 @@ class _Other:
 
 
 def test_a_mixed_batch_equals_its_rows(base, metric):
-    a, b, c = gated(base, metric, 1), gated(base, metric, 2, "teddy bear"), offset(base, metric, 3, "hat")
+    a, b, c = (
+        gated_concept(base, metric, 1),
+        gated_concept(base, metric, 2, "teddy bear"),
+        offset_concept(base, metric, 3, "hat"),
+    )
     positive = [
         PromptRow("a photo of a {0} on the beach", (a,), (0.5,), (0.15,)),
         PromptRow("a {1} next to a {0}", (a, b), (0.4, 0.7), (0.1, 0.3)),
@@ -169,7 +161,7 @@ def test_a_mixed_batch_equals_its_rows(base, metric):
 
 
 def test_the_pooled_vector_is_that_of_the_superclass_prompt(base, metric):
-    one = gated(base, metric, 1)
+    one = gated_concept(base, metric, 1)
     plain = condition(base, metric, [PromptRow("a photo of a mug")])
     found = condition(base, metric, [PromptRow("a photo of a {0}", (one,), (0.5,), (0.15,))])
     torch.testing.assert_close(found.extra[POOLED], plain.extra[POOLED], rtol=1e-5, atol=1e-6)

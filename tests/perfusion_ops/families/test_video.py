@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from perfusion_ops.attention.convolutions import ConvolutionBatch, edited, edited_layers, fresh
 from perfusion_ops.base.folder import BaseError, describe
 from perfusion_ops.base_model import load_base
-from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.rendering import RenderRow, Sampler, render
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric, small_parts
 from tests.support.tiny_motion import adapter, video_folders
 from tests.support.tiny_xl import xl_folder
@@ -42,12 +42,7 @@ def metric():
 
 
 def concepts(base, metric):
-    g = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(24, generator=g) for _ in range(3)]
-    values = torch.randn(base.stack.key_rows, generator=g)
-    digests = (base.folder.digest, metric.digest)
-    gated = GatedConcept("mug", *inputs, values, None, "local", *digests)
-    return gated, OffsetConcept("hat", torch.randn(24, generator=g), values, *digests)
+    return gated_concept(base, metric, 0), offset_concept(base, metric, 1, "hat")
 
 
 def edit(base):

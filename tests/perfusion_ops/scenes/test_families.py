@@ -7,12 +7,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from perfusion_ops.base_model import encode_pictures
-from perfusion_ops.concept import GatedConcept, OffsetConcept
 from perfusion_ops.conditioning import PromptRow
 from perfusion_ops.rendering import RenderRow, Sampler, render
 from perfusion_ops.scenes.blending import latent_stays
 from perfusion_ops.scenes.scene import around_product, into_scene
 from tests.support import tiny_pixart, tiny_xl
+from tests.support.concepts import gated_concept, offset_concept
 from tests.support.tiny_base import random_metric, small_base, small_parts
 
 BOX = (4, 4, 12, 16)
@@ -38,20 +38,9 @@ def scene(seed=0, strength=1.0, keep=False):
     return into_scene(photo, mask, 16, 16, factor=2, strength=strength)
 
 
-def concepts(base, metric, width):
-    """One of each recipe."""
-    g = torch.Generator().manual_seed(1)
-    embedding = torch.randn(base.texts.embedding_width, generator=g)
-    inputs = [torch.randn(width, generator=g) for _ in range(2)]
-    values = torch.randn(base.stack.key_rows, generator=g)
-    digests = (base.folder.digest, metric.digest)
-    gated = GatedConcept("mug", embedding, *inputs, values, None, "local", *digests)
-    return gated, OffsetConcept("hat", embedding, 3 * values, *digests)
-
-
-def prompts(base, metric, width):
+def prompts(base, metric):
     """The same picture with the superclass, and with a concept of each recipe that the family has."""
-    gated, offset = concepts(base, metric, width)
+    gated, offset = gated_concept(base, metric, 1), offset_concept(base, metric, 2, "hat", scale=3)
     rows = [PromptRow("a mug"), PromptRow("a {0}", (gated,), (0.4,), (0.15,))]
     if base.folder.family.regional:
         rows.append(PromptRow("a {0}", (offset,), (0.4,), (0.15,)))
@@ -62,10 +51,9 @@ def prompts(base, metric, width):
 @pytest.mark.parametrize("name", ["sd", "sdxl", "pixart"])
 def test_every_family_and_recipe_draws_into_a_scene_and_around_a_product(bases, name):
     base, scheduler = bases[name]
-    width = base.stack.weight.shape[1]
-    metric = random_metric(width, base_digest=base.folder.metric_digest)
+    metric = random_metric(base.text_width, base_digest=base.folder.metric_digest)
     sampler = Sampler(16, 16, 4, 4.0, scheduler)
-    texts = prompts(base, metric, width)
+    texts = prompts(base, metric)
     scenes = (scene(0), scene(1, strength=0.5), scene(2, keep=True), None)
     rows = [RenderRow(text, PromptRow(""), 7, its) for text in texts for its in scenes]
     together = render(base, metric, rows, sampler)
