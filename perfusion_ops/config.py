@@ -8,7 +8,15 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Bias = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
@@ -83,12 +91,34 @@ def _plain(text: str) -> str:
 
 
 class Frozen(BaseModel):
-    """Immutable settings; an unknown key is an error."""
+    """Immutable settings; an unknown key is an error, and so is a boolean where a number is needed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Fields that content keys leave out while they have their default: they were added when keys existed already.
     not_in_old_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic reads true as 1: `steps: true` would train for one step."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if _has_boolean(value) and _names(annotation, int, float) and not _names(annotation, bool, Any, BaseModel):
+            raise ValueError("write a number, not true or false")
+        return value
+
+
+def _has_boolean(value: object) -> bool:
+    """Whether a value is a boolean, or a list or mapping that holds one."""
+    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_has_boolean, held))
+
+
+def _names(annotation: Any, *kinds: Any) -> bool:
+    """Whether one of the types is named by an annotation, also inside of unions and containers."""
+    own = any(annotation is kind for kind in kinds)
+    section = BaseModel in kinds and isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return own or section or any(_names(inner, *kinds) for inner in get_args(annotation))
 
 
 class MetricConfig(Frozen):

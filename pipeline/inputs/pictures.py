@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from perfusion_ops.config import Frozen
 from pipeline.contract.errors import Code, RowError
 from pipeline.inputs.colours import to_srgb
 from pipeline.inputs.headers import DepthError, Format, Reading, describe, picture_format, picture_size
@@ -24,10 +25,8 @@ Role = Literal["image", "mask"]
 _BOMB_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb, so no limit may be higher
 
 
-class InputLimits(BaseModel):
+class InputLimits(Frozen):
     """Limits of photos: where they may lie, and how large they may be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     allow: tuple[str, ...] = Field(
         default=(),

@@ -1,6 +1,7 @@
 """Run settings: defaults in three layers, nothing unknown, nothing secret, and only what decides a result in keys."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,34 @@ def test_unknown_settings_are_named_with_their_place(table):
         RunSettings.model_validate({**REQUIRED, table: {"unheard_of": 1}})
     [problem] = caught.value.errors()
     assert (problem["type"], problem["loc"]) == ("extra_forbidden", (table, "unheard_of"))
+
+
+NUMBERS = [
+    (table, name)
+    for table, model in {
+        "train": TrainingConfig, "render": SamplingConfig, "metric": MetricConfig, "inputs": InputLimits,
+        "engine": EngineSettings, "policy": Policy, "cluster": ClusterSettings, "lineage": LineageSettings,
+    }.items()
+    for name, field in model.model_fields.items()
+    if re.search(r"\b(int|float)\b", str(field.annotation))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(("table", "name"), NUMBERS)
+def test_a_boolean_is_no_number(table, name, value):
+    """Of a mapping of numbers, such as `cluster.resources`, no value may be one either."""
+    for setting in (value, {"fast": value}, [value]):
+        with pytest.raises(ValidationError) as caught:
+            RunSettings.model_validate({**REQUIRED, table: {name: setting}})
+        messages = [problem["msg"] for problem in caught.value.errors()]
+        assert messages == ["Value error, write a number, not true or false"]
+
+
+def test_numbers_and_booleans_are_all_found():
+    assert {("train", "steps"), ("render", "guidance"), ("cluster", "resources"), ("engine", "threads")} <= set(NUMBERS)
+    switched = RunSettings.model_validate({**REQUIRED, "engine": {"compile": True}, "inputs": {"presigned": True}})
+    assert (switched.engine.compile, switched.inputs.presigned) == (True, True)
 
 
 @pytest.mark.parametrize(
