@@ -20,7 +20,7 @@ demo: .venv/ready  ## train 6 products with the embedded model, render them, pub
 test: .venv/ready  ## every test of seconds
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not hosts and not long'
 
-test-long: .venv/ready  ## every test of minutes: kills between any two writes, a month of nights, the runbook, building a base
+test-long: .venv/ready  ## every test of minutes: kills, object stores, Ray nodes, a month of nights, the runbook, building a base
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m long
 
 test-fresh: .venv/ready  ## property tests with ten times as many, new examples: 20 minutes; a failure prints how to repeat it
@@ -41,7 +41,7 @@ cluster-test: .venv/ready  ## attach and submit on hosts of their own (network n
 	@$(BIN)/python -m pytest -m hosts tests/behaviour/test_hosts.py
 	@$(BIN)/python -m tests.hosts $(ARGS)
 
-stores: .venv/ready  ## storage on the emulators of Azure and Google, beside the S3 server of make test; needs Node
+stores: .venv/ready  ## storage on the emulators of Azure and Google, beside the S3 server of make test-long; needs Node
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[azure,gcs]' gcp-storage-emulator==2026.7.19
 	@npm install --silent --prefix .venv/azurite azurite@3.37.0
 	@$(BIN)/python -m pytest tests/behaviour/test_object_stores.py

@@ -24,16 +24,24 @@ _WAITING = ("behaviour", "project")  # folders of tests that start servers and p
 _LONG = (
     "behaviour/test_chaos.py",
     "behaviour/test_deletion.py",
+    "behaviour/test_disk_full.py",
+    "behaviour/test_end_to_end.py",
     "behaviour/test_kills.py",
     "behaviour/test_monitoring.py",
     "behaviour/test_month.py",
+    "behaviour/test_object_stores.py",
     "behaviour/test_operations.py",
+    "behaviour/test_ray_nodes.py",
+    "behaviour/test_schedules.py",
+    "jobs/commands/test_nightly.py",
     "perfusion_ops/compare/test_compare.py",
+    "perfusion_ops/export/test_device.py",
     "perfusion_ops/mini/methods/test_measurement.py",
     "perfusion_ops/mini/pairs/test_pairs.py",
     "perfusion_ops/mini/test_build.py",
     "perfusion_ops/mini/test_build_training.py",
     "perfusion_ops/mini/test_quality.py",
+    "project/test_python_page.py",
 )
 FRESH = int(os.environ.get("PERFUSION_FRESH_EXAMPLES", "0"))
 settings.register_profile("same", derandomize=True, database=None, deadline=None)

@@ -18,7 +18,7 @@ from perfusion_ops.mini.catalog import write_catalog
 from tests.support.tiny_base import small_parts
 from tests.support.tiny_control import control_folder, drawing, sd_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}

@@ -17,7 +17,7 @@ from pipeline.storage.scratch import scratch_folder
 from tests.support.night import IDS, MORE, Night, write_inputs
 from tests.support.runs import Engines, manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

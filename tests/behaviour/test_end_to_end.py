@@ -24,7 +24,7 @@ from PIL import Image
 from perfusion_ops.mini.catalog import write_catalog
 
 # A single core that other tests share takes five minutes for some of these.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 SPEC = {
@@ -272,7 +272,6 @@ def test_bad_rows_are_listed_and_kept_and_the_good_ones_are_made(tmp_path):
 # Kills and signals
 
 
-@pytest.mark.long
 def test_run_whose_driver_was_killed_resumes_without_repeating_work(catalogue):
     write_spec(catalogue, render={"steps": 15})  # slow enough to be killed in the middle on any machine
     with started(catalogue) as (process, seen):
@@ -303,7 +302,6 @@ def test_run_whose_driver_was_killed_resumes_without_repeating_work(catalogue):
     assert objects(catalogue) == after
 
 
-@pytest.mark.long
 def test_termination_drains_and_the_same_command_resumes(catalogue):
     write_spec(catalogue, render={"steps": 15})
     with started(catalogue) as (process, seen):
@@ -339,7 +337,6 @@ def test_termination_does_not_wait_for_a_training_without_end(catalogue):
     assert state(catalogue) == "interrupted"
 
 
-@pytest.mark.long
 def test_worker_that_is_killed_costs_no_row(catalogue):
     # Four groups for two workers: when the first weights are there, both are training for a while yet.
     write_spec(catalogue, train={"steps": 60, "batch": 2})

@@ -23,7 +23,7 @@ from perfusion_ops.mini.catalog import write_catalog
 from tests.support.tiny_pixart import pixart_folder
 from tests.support.tiny_xl import xl_folder, xl_pipeline
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}

@@ -20,7 +20,7 @@ from perfusion_ops.mini.catalog import write_catalog
 from tests.support.tiny_inpaint import inpaint_folder
 from tests.support.tiny_xl import xl_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}

@@ -64,7 +64,6 @@ def whole_objects(root):
     return {path: storage.read(path) for folder in ("weights", "images") for path, _ in storage.list(folder)}
 
 
-@pytest.mark.slow
 def test_kill_between_any_two_writes_loses_nothing_and_makes_nothing_twice(shop):
     for writes in range(100):
         root = troubled("killed")
@@ -74,7 +73,6 @@ def test_kill_between_any_two_writes_loses_nothing_and_makes_nothing_twice(shop)
     assert 15 < writes < 60  # the sweep met every write of a run, and ended because the run did
 
 
-@pytest.mark.slow
 def test_kill_in_the_middle_of_any_file_leaves_whole_files_alone(shop, tmp_path):
     with DyingRuns() as runs:
         for write in range(100):

@@ -12,7 +12,7 @@ import pytest
 from tests.support.command import Shop
 from tests.support.metrics import free_port, scrape
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_run_on_this_machine_is_scraped_at_its_port(tmp_path):

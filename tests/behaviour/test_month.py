@@ -253,7 +253,6 @@ SPECIAL = {
 }
 
 
-@pytest.mark.slow
 def test_month_of_nightly_rerenders_does_exactly_the_work_that_is_needed(month):
     for night in range(NIGHTS):
         month.clock.now = night * DAY_S + 7200.0

@@ -31,7 +31,7 @@ from tests.support.night import Night, write_inputs
 from tests.support.servers.s3_server import s3_server
 
 # A core that other tests share takes minutes for a run.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 HERE = Path(__file__).parents[2]
 PAGE = (HERE / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from tests.support.browser import Opened, chromium, why_not
 from tests.support.runs import Engines, keep_metric, run_settings
 from tests.support.shop import CONCEPTS, go, open_shop, stock
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 PAGES = ("report", "sweep")
 NARROW = 375  # a phone

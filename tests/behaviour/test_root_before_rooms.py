@@ -7,8 +7,6 @@ import pytest
 
 from tests.roots import recipe
 
-pytestmark = pytest.mark.slow
-
 TABLES = {"schemas", "remembered_columns"}
 ADDED = {  # by schema version 2
     *("scene", "scene_sha256", "scene_mask", "scene_box", "scene_strength", "keep"),
@@ -29,6 +27,7 @@ def described(home):
     return recipe.describe(home)
 
 
+@pytest.mark.long
 def test_the_recipe_draws_the_recorded_photos(home):
     """Keys hold the digests of photos, so other tests of this file fail with this one."""
     assert recipe.photos(home) == RECORDED["photos"]

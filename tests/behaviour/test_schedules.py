@@ -16,7 +16,7 @@ from jobs.output import CRASH, FAILED_ROWS, OK
 from tests.support.command import Shop
 
 # A core that other tests share takes minutes for a run.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 USER = pwd.getpwuid(os.geteuid()).pw_name

@@ -19,7 +19,7 @@ import yaml
 from perfusion_ops.mini.catalog import write_catalog
 from tests.support.tiny_motion import video_folders
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 PERFUSION = str(Path(sys.executable).with_name("perfusion"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1"}

@@ -11,6 +11,7 @@ from tests.support.tiny_base import random_metric, small_base
 SAMPLER = Sampler(16, 16, 3, 4.0, "ddim")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_compiled_denoiser_draws_the_same_pictures():
     base, metric = small_base(), random_metric(24)

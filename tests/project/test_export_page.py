@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from jobs.export import Chosen, write
@@ -19,7 +18,6 @@ PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_the_page_draws_the_concept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

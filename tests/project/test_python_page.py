@@ -6,7 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +21,6 @@ def run_cell(source, names):
     return last and eval(compile(ast.Expression(last.value), "docs/python.md", "eval"), names)
 
 
-@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)

@@ -1,5 +1,7 @@
 """`perfusion demo` writes a spec, runs it and scores what was rendered."""
 
+import pytest
+
 from jobs.spec import load_spec
 from tests.support.command import only_object, rows_of
 
@@ -21,6 +23,7 @@ def test_demo_writes_a_spec_that_means_the_same_later(perfusion, tmp_path, monke
     assert load_spec(str(tmp_path / "here" / "spec.yaml")) == ran[0][0]
 
 
+@pytest.mark.long
 def test_demo_scores_what_it_has_rendered(done, perfusion, tmp_path, monkeypatch):
     # The run itself is another test's; here it is one that has ended well.
     monkeypatch.setattr("jobs.run.run", lambda settings, *, json: 0)

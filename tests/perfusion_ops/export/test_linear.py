@@ -165,6 +165,7 @@ def test_a_linear_gate_is_exported_without_a_fit(base, metric, prompts):
             export(base, metric, [one], ORIGIN, form, bias=0.6, temperature=0.15)
 
 
+@pytest.mark.long
 def test_onnx_files_are_graphs_a_script_and_the_concepts(base, metric):
     concepts = [word_concept(base, metric, word, seed) for word, seed in (("mug", 1), ("bag", 2))]
     exported = export(base, metric, concepts, PAIR, Form.ONNX, bias=0.6, temperature=0.15)

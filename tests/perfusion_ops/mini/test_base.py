@@ -37,7 +37,7 @@ def test_own_settings_are_valid_and_readable_by_its_tokenizer():
         assert all(f"{word}</w>" in vocabulary for word in template.replace("{}", "mug").split())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_base_model_draws_what_a_prompt_asks_for():
     # Looser than the bars of `make quality`, by what 72 prompts in place of 1,000 leave to chance.
     reader = load_scorers(embedded_scorers()).reader

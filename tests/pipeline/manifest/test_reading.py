@@ -132,7 +132,9 @@ def test_csv_concepts_list_pictures_with_semicolons(db, photos, tmp_path):
     assert [row["season"] for row in rows(db, "concepts_extra")] == ["SS26", None]
 
 
-@pytest.mark.parametrize(("kind", "count"), [("parquet", 200_000), ("jsonl", 40_000)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [pytest.param("parquet", 200_000, marks=pytest.mark.long), ("jsonl", 40_000)]
+)
 def test_a_large_manifest_streams(kind, count, tmp_path):
     """What Python and Arrow hold at any moment stays far below the file, even where it is a single row group."""
     path = tmp_path / f"p.{kind}"

@@ -118,7 +118,6 @@ def test_seconds_of_all_columns_are_the_accelerator_seconds(storage, lanes):
     assert line.busy_of_all == pytest.approx(min(1, whole))
 
 
-@pytest.mark.slow
 def test_units_of_a_real_run_are_rebuilt(root, shop):
     result, engines = go(root, shop, Engines(slots=2), train={"steps": 4, "batch": 1})
     line, counted = timeline_of(Storage(root), result.run_id)

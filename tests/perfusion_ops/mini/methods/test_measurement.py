@@ -35,8 +35,6 @@ from perfusion_ops.mini.methods.tuning import Plan, by_product, choose, rule
 from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.scoring.models import load_scorers
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def judges():
