@@ -1,7 +1,7 @@
 """From prompts with concepts to the pre-projected conditioning of the denoiser: the edit of a mixed batch.
 
 Each row has its own concepts, biases, temperatures and lock. A row without concepts gets exactly the projections of the
-unmodified model. A concept of recipe `offset` acts here through its word alone; `perfusion_ops.offset` adds the rest.
+unmodified model. A concept of recipe `offset` acts here through its word alone; `perfusion_ops.regions` adds the rest.
 """
 
 from collections.abc import Mapping, Sequence
