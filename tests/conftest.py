@@ -74,12 +74,15 @@ def pytest_collection_modifyitems(items):
 
 
 def spread(items):
-    """Files of tests that wait for servers and processes between the first half of those that compute."""
+    """Files of tests that wait for servers and processes between the first half of those that compute.
+
+    Small files come last, so that no process is left with a long one: those of `perfusion_ops`.
+    """
     files = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
     waiting = [path for path in files if path.parent.name in _WAITING]
-    order = [path for path in files if path not in waiting]
+    order = sorted((path for path in files if path not in waiting), key=lambda path: "perfusion_ops" in path.parts)
     step = max(1, len(order) // (2 * len(waiting))) if waiting else 1
     for number, path in enumerate(waiting):
         order.insert(number * (step + 1), path)

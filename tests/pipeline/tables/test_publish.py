@@ -181,6 +181,7 @@ def test_a_failed_concept_takes_its_renders_along_and_a_later_attempt_mends_it(t
     assert ("r1", "a", "rendered", 1.5) in mine
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_between_any_two_steps_changes_nothing(tmp_path, after):
     clean = Storage(str(tmp_path / "clean"))
