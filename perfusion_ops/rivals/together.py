@@ -71,8 +71,8 @@ def joined(products: Sequence[Tuned]) -> Together:
     )
 
 
-def merged(products: Sequence[Tuned]) -> Together:
-    """Products with LoRA adapters; each adapter's change of the weights is added to the base's denoiser."""
+def merged(products: Sequence[Tuned], scale: float = 1.0) -> Together:
+    """Products with LoRA adapters; each one's change of the weights times `scale` is added to the base's denoiser."""
     parts = products[0].parts
     unet = copy.deepcopy(parts.unet)
     layers = dict(unet.named_modules())
@@ -80,5 +80,5 @@ def merged(products: Sequence[Tuned]) -> Together:
         for each in products:
             for name, module in each.unet.named_modules():
                 if hasattr(module, "lora_A"):
-                    layers[name].weight += module.get_delta_weight("default")
+                    layers[name].weight += scale * module.get_delta_weight("default")
     return Together(parts, unet, tuple(each.phrase for each in products), tuple(each.embedding for each in products))

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +16,7 @@ from perfusion_ops.compare.methods import Studio
 from perfusion_ops.mini import base_folder, metric_file
 from perfusion_ops.mini.methods.scores import Judges
 from perfusion_ops.mini.pairs.entrants import RIVALS, WAYS, Drawing, Rivals, real
-from perfusion_ops.mini.pairs.measure import Row, measure
+from perfusion_ops.mini.pairs.measure import Draw, Row, measure
 from perfusion_ops.mini.pairs.sets import KINDS, SetName, groups
 from perfusion_ops.mini.quality.sheet import contact_sheet
 from perfusion_ops.rivals.objective import Budget
@@ -71,12 +73,26 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _drawings(studio: Studio, name: str, given: argparse.Namespace) -> Iterator[tuple[float | None, Draw]]:
+    """Each guidance scale and what draws at it; real renders have no scale."""
+    if name == "real":
+        yield None, real
+        return
+    if name in WAYS:
+        draw = Drawing(studio, WAYS[name], 1.0, given.steps, given.training_steps, given.out / "concepts")
+    else:
+        draw = Rivals(studio, *RIVALS[name], 1.0, given.steps, Budget(steps=given.training_steps, batch=4))
+    # Copies share what was learned.
+    yield from ((scale, replace(draw, guidance=scale)) for scale in given.guidance)
+
+
 def _line(found: dict[str, Any]) -> str:
     success = found["success"]
     parts = " ".join(f"{name} {share:.2f}" for name, share in found["by_relation"].items())
     return (
-        f"{found['kind']:6} {found['method']:22} success {success['mean']:.3f} [{success['low']:.3f}, "
-        f"{success['high']:.3f}]  classes {found['classes']:.3f}  own {found['own']:.3f}  "
+        f"{found['kind']:6} {found['method']:22} guidance {found['guidance'] or '-'}  "
+        f"success {success['mean']:.3f} [{success['low']:.3f}, {success['high']:.3f}]  "
+        f"classes {found['classes']:.3f}  own {found['own']:.3f}  "
         f"judge {found['overall']:.3f}  context {found['context']:.3f}  "
         f"relation {'-' if found['related'] is None else format(found['related'], '.3f')}  ({parts})"
     )
@@ -92,35 +108,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method", action="append", choices=METHODS, default=[], help="default: all")
     parser.add_argument("--groups", type=int, default=20, help="prompts of each kind")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
-    parser.add_argument("--guidance", type=float, default=4.5)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[4.5], help="scales; each has lines of its own")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--training-steps", type=int, default=200)
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     studio, judges = open_studio(given.base)
     lines = []
-    budget = Budget(steps=given.training_steps, batch=4)
     for name in given.method or METHODS:
-        if name == "real":
-            draw = real
-        elif name in WAYS:
-            draw = Drawing(
-                studio, WAYS[name], given.guidance, given.steps, given.training_steps, given.out / "concepts"
-            )
-        else:
-            draw = Rivals(studio, *RIVALS[name], given.guidance, given.steps, budget)
-        for kind in given.kind or ("two",):
+        for (guidance, draw), kind in product(_drawings(studio, name, given), given.kind or ("two",)):
             if name == "real" and kind != "two":
                 continue  # the world draws at most two products
             asked = groups(given.set, kind, given.groups)
             rows, pictures = measure(judges, name, draw, asked, given.seeds)
-            lines.append(figures(rows))
+            lines.append({**figures(rows), "guidance": guidance})
             sys.stdout.write(_line(lines[-1]) + "\n")
             sys.stdout.flush()
+            file = f"{given.set}-{kind}-{name}" + ("" if guidance is None else f"-guidance{guidance:g}")
             captions = [f"{'+' if row.success else '-'} {asked[n // given.seeds].words}" for n, row in enumerate(rows)]
-            contact_sheet(pictures, captions).save(given.out / f"{given.set}-{kind}-{name}.png")
-            stored = "".join(row.model_dump_json() + "\n" for row in rows)
-            (given.out / f"{given.set}-{kind}-{name}.jsonl").write_text(stored)
+            contact_sheet(pictures, captions).save(given.out / f"{file}.png")
+            (given.out / f"{file}.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
     sys.stdout.write(json.dumps({"lines": lines}) + "\n")
     return 0
 

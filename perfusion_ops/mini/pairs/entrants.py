@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -22,7 +23,7 @@ from perfusion_ops.mini.world.products import Product
 from perfusion_ops.mini.world.scene import render as render_scene
 from perfusion_ops.mini.world.vocabulary import superclass
 from perfusion_ops.rendering import RenderRow, Sampler, render
-from perfusion_ops.rivals.lora import Lora, train_lora
+from perfusion_ops.rivals.lora import Lora, PivotalTuning, train_lora, train_pivotal_tuning
 from perfusion_ops.rivals.objective import Budget
 from perfusion_ops.rivals.ours import train_ours
 from perfusion_ops.rivals.parts import Parts
@@ -33,6 +34,8 @@ from perfusion_ops.training.examples import make_example
 from perfusion_ops.training.state import Example
 
 PHOTOS = 4
+_Join = Callable[[Sequence[Tuned]], Together]
+_Train = Callable[[Parts, Example, Budget, str], Tuned]
 _ROWS = 8  # rendered at once
 
 
@@ -156,8 +159,8 @@ class Rivals:
     """
 
     studio: Studio
-    together: Callable[[Sequence[Tuned]], Together]
-    train: Callable[[Parts, Example, Budget, str], Tuned]
+    together: _Join
+    train: _Train
     guidance: float
     steps: int
     budget: Budget
@@ -183,12 +186,31 @@ class Rivals:
         return self._learned[item]
 
 
-def _tokens(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:  # noqa: ARG001 - learns its own
-    return train_textual_inversion(parts, example, budget, TextualInversion())
+def _tokens(**settings: Any) -> _Train:
+    def train(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:  # noqa: ARG001 - learns its own
+        return train_textual_inversion(parts, example, budget, TextualInversion(**settings))
+
+    return train
 
 
-def _lora(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:
-    return train_lora(parts, example, budget, Lora(rank=4, identifier=word))
+def _loras(**settings: Any) -> _Train:
+    def train(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:
+        return train_lora(parts, example, budget, Lora(rank=4, identifier=word, **settings))
+
+    return train
 
 
-RIVALS = {"tokens": (joined, _tokens), "loras": (merged, _lora)}
+def _loras_with_tokens(parts: Parts, example: Example, budget: Budget, word: str) -> Tuned:
+    return train_pivotal_tuning(parts, example, budget, PivotalTuning(rank=4, identifier=word))
+
+
+# `fast`: at the rate that the tuning of single products chose.
+RIVALS: dict[str, tuple[_Join, _Train]] = {
+    "tokens": (joined, _tokens()),
+    "tokens-fast": (joined, _tokens(lr=1.2e-2)),
+    "tokens-noun": (joined, _tokens(lr=1.2e-2, noun=True)),
+    "loras": (merged, _loras()),
+    "loras-fast": (merged, _loras(lr=1e-3)),
+    "loras-fast-half": (partial(merged, scale=0.5), _loras(lr=1e-3)),
+    "loras-tokens": (merged, _loras_with_tokens),
+}

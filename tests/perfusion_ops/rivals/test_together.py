@@ -50,6 +50,12 @@ def test_merged_adapters_change_the_weights_by_their_sum(parts, adapters):
     assert changed == sum(name.endswith("lora_A.default.weight") for name in adapters[0].unet.state_dict())
 
 
+def test_a_scale_shrinks_every_adapters_change(parts, adapters):
+    base, whole = parts.unet.state_dict(), merged(adapters).unet.state_dict()
+    for name, weight in merged(adapters, scale=0.25).unet.state_dict().items():
+        torch.testing.assert_close(weight - base[name], 0.25 * (whole[name] - base[name]), rtol=1e-4, atol=1e-6)
+
+
 def test_joined_tokens_each_have_their_own_embedding(parts):
     first, second = (
         train_textual_inversion(parts, replace(example(seed), superclass=noun), BUDGET, TextualInversion(lr=0.1))

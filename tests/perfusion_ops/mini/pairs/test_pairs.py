@@ -95,5 +95,17 @@ def test_the_command_prints_lines_and_leaves_rows_and_sheets(tmp_path, capsys):
     assert [line["method"] for line in lines] == list(pairs.METHODS)
     assert lines[0]["success"]["mean"] == 1.0
     for name in pairs.METHODS:
-        assert (out / f"tuning-two-{name}.png").stat().st_size > 0
-        assert len((out / f"tuning-two-{name}.jsonl").read_text().splitlines()) == 1
+        file = "tuning-two-real" if name == "real" else f"tuning-two-{name}-guidance4.5"
+        assert (out / f"{file}.png").stat().st_size > 0
+        assert len((out / f"{file}.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.timeout(300)
+def test_each_guidance_scale_draws_pictures_of_its_own(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--groups", "1", "--seeds", "1", "--steps", "2", "--training-steps", "1"]
+    assert pairs.main([*arguments, "--method", "word", "--method", "loras", "--guidance", "1", "4.5"]) == 0
+    lines = json.loads(capsys.readouterr().out.splitlines()[-1])["lines"]
+    asked = [("word", 1.0), ("word", 4.5), ("loras", 1.0), ("loras", 4.5)]
+    assert [(line["method"], line["guidance"]) for line in lines] == asked
+    drawn = {(tmp_path / f"final-two-{name}-guidance{scale:g}.png").read_bytes() for name, scale in asked}
+    assert len(drawn) == 4
