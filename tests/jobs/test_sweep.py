@@ -148,6 +148,7 @@ def test_a_later_run_uses_the_points_unless_a_row_says_otherwise(swept, capsys):
     assert go(swept.root, swept.shop, train=OFFSET, points=found["points_file"])[0].repeated
 
 
+@pytest.mark.long
 def test_a_stopped_sweep_resumes(tmp_path, capsys):
     fresh = Swept(tmp_path)
     assert fresh.sweep(Engines(stop_after=2)) == STOPPED
@@ -158,6 +159,7 @@ def test_a_stopped_sweep_resumes(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["concepts"] == 3
 
 
+@pytest.mark.long
 def test_concepts_that_no_run_has_trained_are_trained_once(tmp_path, capsys):
     shop = open_shop(tmp_path)
     stock(shop, CONCEPTS, PROMPTS[:1])

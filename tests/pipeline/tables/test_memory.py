@@ -185,6 +185,7 @@ def test_published_within_little_memory(tmp_path, shape, origin):
             ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [Shape(1000, 100), Shape(1, 100_000)], ids=["catalogue", "one-concept"])
 def test_a_resumed_run_of_a_hundred_thousand(tmp_path, shape):
     storage = Storage(str(tmp_path))
