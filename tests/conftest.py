@@ -32,6 +32,7 @@ _LONG = (
     "behaviour/test_object_stores.py",
     "behaviour/test_operations.py",
     "behaviour/test_ray_nodes.py",
+    "behaviour/test_root_before_rooms.py",
     "behaviour/test_schedules.py",
     "jobs/commands/test_nightly.py",
     "perfusion_ops/compare/test_compare.py",

@@ -27,7 +27,6 @@ def described(home):
     return recipe.describe(home)
 
 
-@pytest.mark.long
 def test_the_recipe_draws_the_recorded_photos(home):
     """Keys hold the digests of photos, so other tests of this file fail with this one."""
     assert recipe.photos(home) == RECORDED["photos"]

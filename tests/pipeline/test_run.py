@@ -290,6 +290,7 @@ def test_manifests_without_a_good_row_are_published_without_an_engine(shop, root
     assert {row["error_code"] for row in found["concepts"]} == {"image_missing"}
 
 
+@pytest.mark.long
 def test_storage_that_is_busy_for_a_moment_does_not_end_a_run(shop):
     stock(shop, CONCEPTS[:1], PROMPTS[:1])
     for where in ("/spec.json", "/parts/", "/publish/", "/tables/", "/published.json", "/report/"):

@@ -59,7 +59,7 @@ def alone(row, concept_id):
     return row[1] == [concept_id] and not (row[0] == 5 and others[concept_id])
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     points=st.dictionaries(st.sampled_from(["mug-1", "bag-1", "lamp-1"]), POINT),
     combine=st.sampled_from(["paper", "regional"]),

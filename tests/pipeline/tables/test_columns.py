@@ -94,7 +94,7 @@ BACKWARD = {
 }
 
 
-@pytest.mark.parametrize("products", [2, 2000])
+@pytest.mark.parametrize("products", [2, pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("nights", "expected"), [(NIGHTS, FORWARD), (NIGHTS[::-1], BACKWARD)], ids=["forward", "back"])
 def test_three_nights_read_alike_by_four_readers(shop, nights, expected, products):
     storage = Storage(str(shop / "root"))
@@ -262,6 +262,7 @@ def sql_words():
 VIRTUAL = ["rowid", "filename", "file_row_number", "file_index", "column", "select", 'quo"te', "sp ace", "x.y"]
 
 
+@pytest.mark.long
 def test_columns_may_bear_any_word_of_our_own_statements(tmp_path):
     words = [*sql_words(), *(word for word in VIRTUAL if word not in sql_words())]
     assert {"row", "error_code", "error_message", "age", "place", "uri"} - {*words} <= RESERVED_COLUMNS

@@ -161,8 +161,15 @@ def expected(db, made, table):
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("origin", ORIGINS)
-@pytest.mark.parametrize("shape", SHAPES)
+# Every shape and every origin once in `make test`, all pairs of them in `make test-long`.
+@pytest.mark.parametrize(
+    ("shape", "origin"),
+    [
+        pytest.param(shape, origin, marks=[] if shape == "one-concept" or origin == "mixed" else [pytest.mark.long])
+        for shape in SHAPES
+        for origin in ORIGINS
+    ],
+)
 def test_published_within_little_memory(tmp_path, shape, origin):
     storage = Storage(str(tmp_path))
     with PlanDB(memory_limit="1GB", threads=2) as db:
