@@ -204,7 +204,8 @@ def _loras_with_tokens(parts: Parts, example: Example, budget: Budget, word: str
     return train_pivotal_tuning(parts, example, budget, PivotalTuning(rank=4, identifier=word))
 
 
-# `fast`: at the rate that the tuning of single products chose.
+# `fast`: at the rate that the tuning of single products chose. `half`: merged at half scale. `noun`: the token stands
+# before its superclass.
 RIVALS: dict[str, tuple[_Join, _Train]] = {
     "tokens": (joined, _tokens()),
     "tokens-fast": (joined, _tokens(lr=1.2e-2)),

@@ -144,7 +144,7 @@ ROWS = st.lists(
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=15)
 @given(ROWS, st.sampled_from([" ", ""]), st.sampled_from(["paper", "regional"]))
 def test_the_plan_refuses_what_the_renderer_would(name, rows, glue, combine):
     prompts = [
@@ -229,7 +229,7 @@ LONG = st.lists(
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(LONG, min_size=4, max_size=8), st.sampled_from(["local", "global"]), st.integers(2, 3))
 def test_what_the_plan_accepts_fits_into_its_chunks(name, rows, lock, chunks):
     prompts = [{"prompt": " ".join([*row, "{product}"]), "lock": lock} for row in rows]

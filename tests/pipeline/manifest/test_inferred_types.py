@@ -81,7 +81,7 @@ COLUMNS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=150)
 @given(COLUMNS)
 @example(["47583311587E590003", "10E12"])
 def test_any_column_of_text_prints_as_the_file_has_it(texts):

@@ -1,5 +1,7 @@
 """The reasons for which a run makes objects again."""
 
+import pytest
+
 from pipeline.run import execute
 from pipeline.storage.objects import Storage
 from tests.support.runs import Engines, Silent, photo, run_settings
@@ -16,6 +18,7 @@ def why(root, shop, **changes):
     return result.planned.changes.concepts, result.planned.changes.renders
 
 
+@pytest.mark.long
 def test_each_reason_to_make_something_again_is_told(shop, root):
     assert why(root, shop) == ({"new": 3}, {"new": 4})
     assert why(root, shop) == ({}, {})

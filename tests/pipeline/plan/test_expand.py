@@ -167,7 +167,7 @@ TEXTS = st.text(alphabet="ab ü,'\"\\$%", max_size=8)
 
 
 # `{product}` alone has SQL of its own, because millions of rows go through it; every name in full goes the other way.
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
 @given(
     texts=st.lists(TEXTS, min_size=2, max_size=4),
     negative=st.lists(TEXTS, min_size=1, max_size=3),
@@ -304,7 +304,7 @@ SAFE_PROMPTS = st.lists(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=15)
 @given(prompts=SAFE_PROMPTS, extra=SAFE_PROMPTS, order=st.randoms(use_true_random=False))
 def test_order_and_company_do_not_change_keys(prompts, extra, order):
     concepts = [*CONCEPTS, concept("broken", error_code="no_images", error_message="none")]

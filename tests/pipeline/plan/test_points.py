@@ -1,5 +1,6 @@
 """Points in a plan: each concept alone is planned as if its point were in the spec; a row's own cells come first."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +60,8 @@ def alone(row, concept_id):
     return row[1] == [concept_id] and not (row[0] == 5 and others[concept_id])
 
 
-@settings(max_examples=6)
+@pytest.mark.long
+@settings(max_examples=10)
 @given(
     points=st.dictionaries(st.sampled_from(["mug-1", "bag-1", "lamp-1"]), POINT),
     combine=st.sampled_from(["paper", "regional"]),

@@ -191,7 +191,7 @@ def words_of(value):
 
 
 # A template is planned as if each product had a row of its own in which its words are written out.
-@settings(max_examples=10, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
 @given(
     parts=st.lists(st.tuples(st.text(alphabet="ab ,'é", max_size=5), NAMES), max_size=5),
     negative=st.lists(st.tuples(st.text(alphabet="ab ,'é", max_size=5), NAMES), max_size=3),

@@ -161,7 +161,7 @@ def expected(db, made, table):
         }  # fmt: skip
 
 
-# Every shape and every origin once in `make test`, all pairs of them in `make test-long`.
+# `make test` has every shape and every origin, and `make test-long` the other pairs.
 @pytest.mark.parametrize(
     ("shape", "origin"),
     [

@@ -101,7 +101,15 @@ def test_the_command_prints_lines_and_leaves_rows_and_sheets(tmp_path, capsys):
 
 
 @pytest.mark.timeout(300)
-def test_each_guidance_scale_draws_pictures_of_its_own(tmp_path, capsys):
+def test_each_guidance_scale_draws_pictures_of_its_own_from_one_training(tmp_path, capsys, monkeypatch):
+    together, train = pairs.RIVALS["loras"]
+    trained = []
+
+    def counted(parts, example, budget, word):
+        trained.append(word)
+        return train(parts, example, budget, word)
+
+    monkeypatch.setitem(pairs.RIVALS, "loras", (together, counted))
     arguments = ["--out", str(tmp_path), "--groups", "1", "--seeds", "1", "--steps", "2", "--training-steps", "1"]
     assert pairs.main([*arguments, "--method", "word", "--method", "loras", "--guidance", "1", "4.5"]) == 0
     lines = json.loads(capsys.readouterr().out.splitlines()[-1])["lines"]
@@ -109,3 +117,4 @@ def test_each_guidance_scale_draws_pictures_of_its_own(tmp_path, capsys):
     assert [(line["method"], line["guidance"]) for line in lines] == asked
     drawn = {(tmp_path / f"final-two-{name}-guidance{scale:g}.png").read_bytes() for name, scale in asked}
     assert len(drawn) == 4
+    assert len(trained) == len(set(trained)) == 2, "one training for each product"
